@@ -1,0 +1,1 @@
+//! A Hyper-V host to run guests against.

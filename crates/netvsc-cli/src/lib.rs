@@ -1,0 +1,1 @@
+//! The program `netvsc`, as a library.

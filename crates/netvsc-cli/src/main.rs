@@ -1,0 +1,2 @@
+//! The program `netvsc`.
+fn main() {}

@@ -1,0 +1,3 @@
+//! The Hyper-V network card, as a guest sees it.
+#![no_std]
+extern crate alloc;

@@ -1,0 +1,12 @@
+//! Hyper-V's VMBus as a guest sees it.
+#![no_std]
+extern crate alloc;
+
+pub mod id;
+#[expect(unsafe_code, reason = "pages become atomics here and nowhere else")]
+pub mod memory;
+pub mod time;
+
+pub use id::{ChannelId, ConnectionId, GpadlId, Pfn, Serial};
+pub use time::Instant;
+pub use uuid::Uuid as Guid;
