@@ -114,17 +114,11 @@ mod tests {
 
     #[test]
     fn open_enum_prints_name_or_number() {
-        assert_eq!(
-            format!("{:?} {:?}", Colour::RED, Colour(0x20)),
-            "RED Colour(0x20)"
-        );
+        assert_eq!(format!("{:?} {:?}", Colour::RED, Colour(0x20)), "RED Colour(0x20)");
     }
 
     #[test]
     fn ids_print_as_people_write_them() {
-        assert_eq!(
-            format!("{} {:?}", Serial(7), GpadlId(0xe1e10)),
-            "7 GpadlId(0xe1e10)"
-        );
+        assert_eq!(format!("{} {:?}", Serial(7), GpadlId(0xe1e10)), "7 GpadlId(0xe1e10)");
     }
 }

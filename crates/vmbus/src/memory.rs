@@ -111,10 +111,7 @@ impl SharedPages {
         frames: &[Pfn],
         backing: Arc<dyn Backing>,
     ) -> Self {
-        assert!(
-            frames.is_empty() || frames.len() == pages,
-            "one page frame number per page"
-        );
+        assert!(frames.is_empty() || frames.len() == pages, "one page frame number per page");
         Self {
             base: base.cast(),
             size: pages * PAGE_SIZE,
@@ -245,8 +242,7 @@ impl SharedMemory for SharedPages {
         for chunk in words {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(chunk);
-            self.word(at / 8)
-                .store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+            self.word(at / 8).store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
             at += 8;
         }
         for byte in tail {
@@ -260,11 +256,7 @@ impl SharedMemory for SharedPages {
     fn atomic_u32(&self, offset: usize) -> Result<&AtomicU32, OutOfRange> {
         check(offset, 4, self.size)?;
         if !offset.is_multiple_of(4) {
-            return Err(OutOfRange {
-                offset,
-                len: 4,
-                size: self.size,
-            });
+            return Err(OutOfRange { offset, len: 4, size: self.size });
         }
         // SAFETY: inside and aligned by the checks above.
         Ok(unsafe { self.base.add(offset).cast::<AtomicU32>().as_ref() })
@@ -273,9 +265,7 @@ impl SharedMemory for SharedPages {
 
 impl fmt::Debug for SharedPages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedPages")
-            .field("size", &self.size)
-            .finish_non_exhaustive()
+        f.debug_struct("SharedPages").field("size", &self.size).finish_non_exhaustive()
     }
 }
 
@@ -310,9 +300,7 @@ impl WeakPages {
 
 impl fmt::Debug for WeakPages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WeakPages")
-            .field("size", &self.size)
-            .finish_non_exhaustive()
+        f.debug_struct("WeakPages").field("size", &self.size).finish_non_exhaustive()
     }
 }
 
@@ -363,9 +351,7 @@ impl PageList {
         for run in runs {
             pages.extend((0..run.pages()).filter_map(|page| run.slice(page, 1)));
         }
-        Self {
-            pages: pages.into(),
-        }
+        Self { pages: pages.into() }
     }
 
     /// Number of pages.
@@ -378,9 +364,7 @@ impl PageList {
     #[must_use]
     pub fn slice(&self, first: usize, pages: usize) -> Option<Self> {
         let end = first.checked_add(pages)?;
-        Some(Self {
-            pages: self.pages.get(first..end)?.into(),
-        })
+        Some(Self { pages: self.pages.get(first..end)?.into() })
     }
 
     /// Calls `part(page, offset in page, range of the caller's buffer)` for each page that the bytes touch.
@@ -412,16 +396,12 @@ impl SharedMemory for PageList {
 
     #[inline]
     fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
-        self.split(offset, out.len(), |page, at, range| {
-            page.read(at, &mut out[range])
-        })
+        self.split(offset, out.len(), |page, at, range| page.read(at, &mut out[range]))
     }
 
     #[inline]
     fn write(&self, offset: usize, data: &[u8]) -> Result<(), OutOfRange> {
-        self.split(offset, data.len(), |page, at, range| {
-            page.write(at, &data[range])
-        })
+        self.split(offset, data.len(), |page, at, range| page.write(at, &data[range]))
     }
 
     #[inline]
@@ -452,17 +432,9 @@ mod tests {
                 let mut back = vec![0; len + 2];
                 memory.read(offset.saturating_sub(1), &mut back).unwrap();
                 let lead = usize::from(offset > 0);
-                assert_eq!(
-                    &back[lead..lead + len],
-                    &data[..],
-                    "offset {offset} len {len}"
-                );
+                assert_eq!(&back[lead..lead + len], &data[..], "offset {offset} len {len}");
                 if lead == 1 {
-                    assert_eq!(
-                        (back[0], back[len + 1]),
-                        (0xee, 0xee),
-                        "neighbours untouched"
-                    );
+                    assert_eq!((back[0], back[len + 1]), (0xee, 0xee), "neighbours untouched");
                 }
             }
         }
@@ -514,9 +486,7 @@ mod tests {
         whole.read(0, &mut direct).unwrap();
         assert_eq!(&direct, b"cd");
         assert!(list.write(2 * PAGE_SIZE - 1, b"ab").is_err());
-        list.atomic_u32(PAGE_SIZE)
-            .unwrap()
-            .store(5, Ordering::Relaxed);
+        list.atomic_u32(PAGE_SIZE).unwrap().store(5, Ordering::Relaxed);
         whole.read(0, &mut direct).unwrap();
         assert_eq!(direct, [5, 0]);
     }

@@ -149,9 +149,9 @@ impl Outgoing<'_> {
     pub(crate) fn header_len(&self) -> usize {
         match self {
             Self::InBand { .. } | Self::Completion { .. } => DESCRIPTOR_SIZE,
-            Self::GpaDirect { ranges, .. } => ranges
-                .iter()
-                .fold(RANGES_OFFSET, |len, range| len + 8 + 8 * range.frames.len()),
+            Self::GpaDirect { ranges, .. } => {
+                ranges.iter().fold(RANGES_OFFSET, |len, range| len + 8 + 8 * range.frames.len())
+            }
             Self::TransferPages { ranges, .. } => RANGES_OFFSET + 8 * ranges.len(),
         }
     }
@@ -178,22 +178,16 @@ impl Outgoing<'_> {
     #[inline]
     pub(crate) fn descriptor(&self, header: usize, len: usize) -> [u64; 2] {
         let (kind, flags, id) = match *self {
-            Self::InBand {
-                transaction_id,
-                completion,
-                ..
-            } => (PacketType::IN_BAND, u16::from(completion), transaction_id),
+            Self::InBand { transaction_id, completion, .. } => {
+                (PacketType::IN_BAND, u16::from(completion), transaction_id)
+            }
             Self::Completion { transaction_id, .. } => (PacketType::COMPLETION, 0, transaction_id),
-            Self::GpaDirect { transaction_id, .. } => (
-                PacketType::GPA_DIRECT,
-                FLAG_COMPLETION_REQUESTED,
-                transaction_id,
-            ),
-            Self::TransferPages { transaction_id, .. } => (
-                PacketType::TRANSFER_PAGES,
-                FLAG_COMPLETION_REQUESTED,
-                transaction_id,
-            ),
+            Self::GpaDirect { transaction_id, .. } => {
+                (PacketType::GPA_DIRECT, FLAG_COMPLETION_REQUESTED, transaction_id)
+            }
+            Self::TransferPages { transaction_id, .. } => {
+                (PacketType::TRANSFER_PAGES, FLAG_COMPLETION_REQUESTED, transaction_id)
+            }
         };
         let word = u64::from(kind.0)
             | (header as u64 / 8) << 16
@@ -237,27 +231,19 @@ pub enum PacketKind<'b> {
 /// Little-endian u16 at `at`; zero beyond the end (callers have checked the length).
 #[inline]
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes
-        .get(at..at + 2)
-        .map_or(0, |b| u16::from_le_bytes([b[0], b[1]]))
+    bytes.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]))
 }
 
 /// Little-endian u32 at `at`; zero beyond the end.
 #[inline]
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map_or(0, |b| u32::from_le_bytes(*b))
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
 }
 
 /// Little-endian u64 at `at`; zero beyond the end.
 #[inline]
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map_or(0, |b| u64::from_le_bytes(*b))
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
 }
 
 /// The fields of a descriptor, as they stand there.
@@ -298,18 +284,12 @@ impl<'b> Packet<'b> {
     #[inline]
     pub fn parse(bytes: &'b [u8]) -> Result<Self, PacketError> {
         let Some(head) = bytes.first_chunk::<DESCRIPTOR_SIZE>() else {
-            return Err(PacketError::HeaderLength {
-                header: DESCRIPTOR_SIZE,
-                packet: bytes.len(),
-            });
+            return Err(PacketError::HeaderLength { header: DESCRIPTOR_SIZE, packet: bytes.len() });
         };
         let descriptor = Descriptor::decode(head);
         let header_len = descriptor.header_len;
         if header_len < DESCRIPTOR_SIZE || header_len > bytes.len() {
-            return Err(PacketError::HeaderLength {
-                header: header_len,
-                packet: bytes.len(),
-            });
+            return Err(PacketError::HeaderLength { header: header_len, packet: bytes.len() });
         }
         if descriptor.flags & !FLAG_COMPLETION_REQUESTED != 0 {
             return Err(PacketError::Flags(descriptor.flags));
@@ -341,10 +321,7 @@ fn range_list(header: &[u8]) -> Result<(u32, &[u8]), PacketError> {
     };
     let count = u32_at(header, 20);
     if count == 0 {
-        return Err(PacketError::Ranges {
-            count,
-            room: list.len(),
-        });
+        return Err(PacketError::Ranges { count, room: list.len() });
     }
     Ok((count, list))
 }
@@ -358,15 +335,10 @@ pub struct TransferRanges<'b> {
 impl<'b> TransferRanges<'b> {
     fn parse(header: &'b [u8]) -> Result<Self, PacketError> {
         let (count, list) = range_list(header)?;
-        let bytes = usize::try_from(count)
-            .ok()
-            .and_then(|count| count.checked_mul(8));
+        let bytes = usize::try_from(count).ok().and_then(|count| count.checked_mul(8));
         match bytes.and_then(|bytes| list.get(..bytes)) {
             Some(list) => Ok(Self { list }),
-            None => Err(PacketError::Ranges {
-                count,
-                room: list.len(),
-            }),
+            None => Err(PacketError::Ranges { count, room: list.len() }),
         }
     }
 
@@ -416,31 +388,20 @@ pub struct GpaRangeRef<'b> {
 impl<'b> GpaRangeRef<'b> {
     /// The pages of the range, in order.
     pub fn frames(&self) -> impl ExactSizeIterator<Item = Pfn> + Clone + 'b {
-        self.frames
-            .chunks_exact(8)
-            .map(|frame| Pfn(u64_at(frame, 0)))
+        self.frames.chunks_exact(8).map(|frame| Pfn(u64_at(frame, 0)))
     }
 }
 
 impl fmt::Debug for GpaRangeRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}+{} over {} pages",
-            self.byte_offset,
-            self.byte_count,
-            self.frames.len() / 8
-        )
+        write!(f, "{}+{} over {} pages", self.byte_offset, self.byte_count, self.frames.len() / 8)
     }
 }
 
 impl<'b> GpaRanges<'b> {
     fn parse(header: &'b [u8]) -> Result<Self, PacketError> {
         let (count, list) = range_list(header)?;
-        let error = PacketError::Ranges {
-            count,
-            room: list.len(),
-        };
+        let error = PacketError::Ranges { count, room: list.len() };
         let mut rest = list;
         for _ in 0..count {
             (_, rest) = split_gpa_range(rest).ok_or(error)?;
@@ -480,14 +441,7 @@ fn split_gpa_range(list: &[u8]) -> Option<(GpaRangeRef<'_>, &[u8])> {
     }
     let pages = (u64::from(byte_count) + u64::from(byte_offset)).div_ceil(PAGE_SIZE as u64);
     let (frames, rest) = rest.split_at_checked(usize::try_from(pages * 8).ok()?)?;
-    Some((
-        GpaRangeRef {
-            byte_count,
-            byte_offset,
-            frames,
-        },
-        rest,
-    ))
+    Some((GpaRangeRef { byte_count, byte_offset, frames }, rest))
 }
 
 #[cfg(test)]
@@ -547,17 +501,13 @@ mod tests {
     fn gpa_ranges_of_one_and_of_many_pages() {
         let whole = ranges(1, &[9000, 8, 1, 0, 2, 0, 3, 0]);
         let packet = bytes(9, 1, &whole, &[]);
-        let PacketKind::GpaDirect(list) = Packet::parse(&packet).unwrap().kind else {
-            panic!()
-        };
+        let PacketKind::GpaDirect(list) = Packet::parse(&packet).unwrap().kind else { panic!() };
         let range = list.iter().next().unwrap();
         assert_eq!(range.frames().collect::<Vec<_>>(), [Pfn(1), Pfn(2), Pfn(3)]);
 
         let split = ranges(3, &[4088, 8, 1, 0, 4096, 0, 2, 0, 816, 0, 3, 0]);
         let packet = bytes(9, 1, &split, &[]);
-        let PacketKind::GpaDirect(list) = Packet::parse(&packet).unwrap().kind else {
-            panic!()
-        };
+        let PacketKind::GpaDirect(list) = Packet::parse(&packet).unwrap().kind else { panic!() };
         assert_eq!(list.iter().map(|range| range.byte_count).sum::<u32>(), 9000);
         assert_eq!((list.count(), list.iter().count()), (3, 3));
     }
@@ -574,10 +524,7 @@ mod tests {
             let mut extra = ranges(1, entries);
             extra.resize(extra.len().next_multiple_of(8), 0);
             let packet = bytes(9, 1, &extra, &[]);
-            assert!(matches!(
-                Packet::parse(&packet),
-                Err(PacketError::Ranges { count: 1, .. })
-            ));
+            assert!(matches!(Packet::parse(&packet), Err(PacketError::Ranges { count: 1, .. })));
         }
     }
 
@@ -585,33 +532,21 @@ mod tests {
     fn contradictions_are_refused() {
         assert_eq!(
             Packet::parse(&[0; 8]).unwrap_err(),
-            PacketError::HeaderLength {
-                header: 16,
-                packet: 8
-            }
+            PacketError::HeaderLength { header: 16, packet: 8 }
         );
         let mut packet = bytes(6, 0, &[], &[0; 8]);
         packet[2] = 1;
         assert_eq!(
             Packet::parse(&packet).unwrap_err(),
-            PacketError::HeaderLength {
-                header: 8,
-                packet: 24
-            }
+            PacketError::HeaderLength { header: 8, packet: 24 }
         );
         packet[2] = 4;
-        assert!(matches!(
-            Packet::parse(&packet),
-            Err(PacketError::HeaderLength { .. })
-        ));
+        assert!(matches!(Packet::parse(&packet), Err(PacketError::HeaderLength { .. })));
         assert_eq!(
             Packet::parse(&bytes(8, 0, &[], &[])).unwrap_err(),
             PacketError::UnknownType(PacketType(8))
         );
-        assert_eq!(
-            Packet::parse(&bytes(6, 2, &[], &[])).unwrap_err(),
-            PacketError::Flags(2)
-        );
+        assert_eq!(Packet::parse(&bytes(6, 2, &[], &[])).unwrap_err(), PacketError::Flags(2));
     }
 
     proptest::proptest! {

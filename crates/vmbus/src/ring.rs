@@ -126,10 +126,7 @@ impl<M: SharedMemory> Ring<M> {
             return Err(error);
         }
         // Two pages below 4 GiB, so that index plus length never overflows.
-        let size = u32::try_from(data)
-            .ok()
-            .filter(|size| *size <= u32::MAX - 8191)
-            .ok_or(error)?;
+        let size = u32::try_from(data).ok().filter(|size| *size <= u32::MAX - 8191).ok_or(error)?;
         Ok(Self { memory, size })
     }
 
@@ -140,9 +137,7 @@ impl<M: SharedMemory> Ring<M> {
 
     #[inline]
     fn store(&self, field: usize, value: u32) -> Result<(), RingError> {
-        self.memory
-            .atomic_u32(field)?
-            .store(value, Ordering::Release);
+        self.memory.atomic_u32(field)?.store(value, Ordering::Release);
         Ok(())
     }
 
@@ -151,11 +146,7 @@ impl<M: SharedMemory> Ring<M> {
     fn load_index(&self, field: usize, which: &'static str) -> Result<u32, RingError> {
         let value = self.load(field)?;
         if value >= self.size || !value.is_multiple_of(8) {
-            return Err(RingError::Index {
-                which,
-                value,
-                size: self.size,
-            });
+            return Err(RingError::Index { which, value, size: self.size });
         }
         Ok(value)
     }
@@ -163,21 +154,13 @@ impl<M: SharedMemory> Ring<M> {
     /// Bytes from `from` forward to `to`.
     #[inline]
     fn distance(&self, from: u32, to: u32) -> u32 {
-        if to >= from {
-            to - from
-        } else {
-            self.size - from + to
-        }
+        if to >= from { to - from } else { self.size - from + to }
     }
 
     #[inline]
     fn advance(&self, index: u32, by: u32) -> u32 {
         let next = index + by;
-        if next >= self.size {
-            next - self.size
-        } else {
-            next
-        }
+        if next >= self.size { next - self.size } else { next }
     }
 
     #[inline]
@@ -229,13 +212,7 @@ impl<M: SharedMemory> RingWriter<M> {
         ring.store(PENDING_SEND_SIZE, 0)?;
         let features = ring.load(FEATURE_BITS)?;
         ring.store(FEATURE_BITS, features | FEATURE_PENDING_SEND_SIZE)?;
-        Ok(Self {
-            ring,
-            write,
-            published: write,
-            read,
-            waiting: false,
-        })
+        Ok(Self { ring, write, published: write, read, waiting: false })
     }
 
     /// Largest packet that fits into the empty ring, in bytes with trailer.
@@ -290,10 +267,7 @@ impl<M: SharedMemory> RingWriter<M> {
         let len = header + payload.len().next_multiple_of(8);
         let total = len + TRAILER_SIZE;
         if total > self.capacity() || len > LONGEST_PACKET {
-            return Err(SendError::TooLarge {
-                len: total,
-                most: self.capacity(),
-            });
+            return Err(SendError::TooLarge { len: total, most: self.capacity() });
         }
         if !self.has_room(total)? {
             return Err(SendError::Full { need: total });
@@ -333,9 +307,7 @@ impl<M: SharedMemory> RingWriter<M> {
                     }
                 }
             }
-            Outgoing::TransferPages {
-                ranges, pageset, ..
-            } => {
+            Outgoing::TransferPages { ranges, pageset, .. } => {
                 word(&self.ring, u64::from(pageset) | (ranges.len() as u64) << 32)?;
                 for range in ranges {
                     word(
@@ -355,8 +327,7 @@ impl<M: SharedMemory> RingWriter<M> {
             self.ring.write(at, &last)?;
             at = self.ring.advance(at, 8);
         }
-        self.ring
-            .write(at, &(u64::from(start) << 32).to_le_bytes())?;
+        self.ring.write(at, &(u64::from(start) << 32).to_le_bytes())?;
         self.write = self.ring.advance(at, TRAILER_SIZE as u32);
         Ok(())
     }
@@ -388,11 +359,8 @@ impl<M: SharedMemory> RingWriter<M> {
     /// If the reader's index is impossible.
     pub fn request_space(&mut self, need: usize) -> Result<bool, RingError> {
         // A quarter of the ring at least: to be woken for every single packet would cost more than it brings.
-        let wanted = u32::try_from(need)
-            .unwrap_or(u32::MAX)
-            .max(self.ring.size / 4);
-        self.ring
-            .store(PENDING_SEND_SIZE, wanted.min(self.ring.size - 8))?;
+        let wanted = u32::try_from(need).unwrap_or(u32::MAX).max(self.ring.size / 4);
+        self.ring.store(PENDING_SEND_SIZE, wanted.min(self.ring.size - 8))?;
         self.waiting = true;
         fence(Ordering::SeqCst);
         self.refresh()?;
@@ -428,13 +396,7 @@ impl<M: SharedMemory> RingReader<M> {
         let ring = Ring::new(memory)?;
         let read = ring.load_index(READ_INDEX, "read")?;
         let write = ring.load_index(WRITE_INDEX, "write")?;
-        Ok(Self {
-            ring,
-            read,
-            published: read,
-            write,
-            strict: false,
-        })
+        Ok(Self { ring, read, published: read, write, strict: false })
     }
 
     /// Whether the trailer of every packet is compared with the packet's start. No known driver does; a host that holds its
@@ -487,12 +449,7 @@ impl<M: SharedMemory> RingReader<M> {
             Descriptor::decode(&head).packet_len
         };
         if len < DESCRIPTOR_SIZE || len + TRAILER_SIZE > available {
-            return Err(RingError::PacketLength {
-                packet: len,
-                available,
-                at: start,
-            }
-            .into());
+            return Err(RingError::PacketLength { packet: len, available, at: start }.into());
         }
         self.read = self.ring.advance(start, (len + TRAILER_SIZE) as u32);
         if self.strict {
@@ -506,11 +463,7 @@ impl<M: SharedMemory> RingReader<M> {
         }
         let size = buffer.len();
         let Some(bytes) = buffer.get_mut(..len) else {
-            return Err(PacketError::TooLarge {
-                packet: len,
-                buffer: size,
-            }
-            .into());
+            return Err(PacketError::TooLarge { packet: len, buffer: size }.into());
         };
         // The descriptor is taken from the copy already made: a second read could see another one.
         let (first, rest) = bytes.split_at_mut(DESCRIPTOR_SIZE);

@@ -13,13 +13,7 @@ fn memory(data_pages: u64) -> SharedPages {
     SharedPages::from_heap(&(0..=data_pages).map(Pfn).collect::<Vec<_>>())
 }
 
-fn both(
-    data_pages: u64,
-) -> (
-    RingWriter<SharedPages>,
-    RingReader<SharedPages>,
-    SharedPages,
-) {
+fn both(data_pages: u64) -> (RingWriter<SharedPages>, RingReader<SharedPages>, SharedPages) {
     let memory = memory(data_pages);
     let writer = RingWriter::attach(memory.clone()).unwrap();
     let mut reader = RingReader::attach(memory.clone()).unwrap();
@@ -28,18 +22,11 @@ fn both(
 }
 
 fn in_band(payload: &[u8]) -> Outgoing<'_> {
-    Outgoing::InBand {
-        transaction_id: 1,
-        completion: true,
-        payload,
-    }
+    Outgoing::InBand { transaction_id: 1, completion: true, payload }
 }
 
 fn poke(memory: &SharedPages, field: usize, value: u32) {
-    memory
-        .atomic_u32(field)
-        .unwrap()
-        .store(value, Ordering::Relaxed);
+    memory.atomic_u32(field).unwrap().store(value, Ordering::Relaxed);
 }
 
 // PROTOCOL Appendix D, first example.
@@ -56,46 +43,20 @@ fn worked_bytes_of_an_in_band_packet() {
     expected[..16].copy_from_slice(&[6, 0, 2, 0, 7, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     expected[16..28].copy_from_slice(&init[..12]);
     assert_eq!(bytes, expected);
-    assert_eq!(
-        memory
-            .atomic_u32(WRITE_INDEX)
-            .unwrap()
-            .load(Ordering::Relaxed),
-        64
-    );
-    assert_eq!(
-        memory
-            .atomic_u32(FEATURE_BITS)
-            .unwrap()
-            .load(Ordering::Relaxed),
-        1
-    );
+    assert_eq!(memory.atomic_u32(WRITE_INDEX).unwrap().load(Ordering::Relaxed), 64);
+    assert_eq!(memory.atomic_u32(FEATURE_BITS).unwrap().load(Ordering::Relaxed), 1);
 }
 
 #[test]
 fn every_type_survives_the_ring() {
     let (mut writer, mut reader, _) = both(1);
     let frames = [Pfn(5), Pfn(9)];
-    let gpa = [GpaRange {
-        byte_count: 5000,
-        byte_offset: 100,
-        frames: &frames,
-    }];
-    let transfer = [TransferRange {
-        byte_count: 60,
-        byte_offset: 1806,
-    }];
+    let gpa = [GpaRange { byte_count: 5000, byte_offset: 100, frames: &frames }];
+    let transfer = [TransferRange { byte_count: 60, byte_offset: 1806 }];
     for packet in [
         in_band(b"in band"),
-        Outgoing::Completion {
-            transaction_id: 1,
-            payload: b"",
-        },
-        Outgoing::GpaDirect {
-            transaction_id: 1,
-            ranges: &gpa,
-            payload: b"gpa",
-        },
+        Outgoing::Completion { transaction_id: 1, payload: b"" },
+        Outgoing::GpaDirect { transaction_id: 1, ranges: &gpa, payload: b"gpa" },
         Outgoing::TransferPages {
             transaction_id: 1,
             pageset: 3,
@@ -107,10 +68,7 @@ fn every_type_survives_the_ring() {
     }
     writer.commit().unwrap();
     let mut buffer = [0; 256];
-    assert_eq!(
-        reader.receive(&mut buffer).unwrap().unwrap().payload,
-        b"in band\0"
-    );
+    assert_eq!(reader.receive(&mut buffer).unwrap().unwrap().payload, b"in band\0");
     let done = reader.receive(&mut buffer).unwrap().unwrap();
     assert!(matches!(done.kind, PacketKind::Completion) && done.payload.is_empty());
     let PacketKind::GpaDirect(ranges) = reader.receive(&mut buffer).unwrap().unwrap().kind else {
@@ -137,21 +95,12 @@ fn a_ring_is_never_filled_completely() {
     too_long.push(1);
     assert_eq!(
         writer.stage(&in_band(&too_long)).unwrap_err(),
-        SendError::TooLarge {
-            len: 4096,
-            most: 4088
-        }
+        SendError::TooLarge { len: 4096, most: 4088 }
     );
     writer.stage(&in_band(&longest)).unwrap();
-    assert_eq!(
-        writer.stage(&in_band(b"")).unwrap_err(),
-        SendError::Full { need: 24 }
-    );
+    assert_eq!(writer.stage(&in_band(b"")).unwrap_err(), SendError::Full { need: 24 });
     writer.commit().unwrap();
-    assert_eq!(
-        reader.receive(&mut vec![0; 4096]).unwrap().unwrap().payload,
-        longest
-    );
+    assert_eq!(reader.receive(&mut vec![0; 4096]).unwrap().unwrap().payload, longest);
     assert_eq!(
         writer.stage(&in_band(b"")).unwrap_err(),
         SendError::Full { need: 24 },
@@ -167,25 +116,14 @@ fn impossible_indices_break_the_ring_and_nothing_else() {
     for value in [4096, 3, u32::MAX, 4100] {
         let (_, mut reader, memory) = both(1);
         poke(&memory, WRITE_INDEX, value);
-        let expected = RingError::Index {
-            which: "write",
-            value,
-            size: 4096,
-        };
+        let expected = RingError::Index { which: "write", value, size: 4096 };
         assert_eq!(reader.receive(&mut [0; 64]).unwrap_err(), expected.into());
 
         let (mut writer, _, memory) = both(1);
         writer.stage(&in_band(&[0; 4000])).unwrap();
         poke(&memory, READ_INDEX, value);
-        let expected = RingError::Index {
-            which: "read",
-            value,
-            size: 4096,
-        };
-        assert_eq!(
-            writer.stage(&in_band(&[0; 100])).unwrap_err(),
-            expected.into()
-        );
+        let expected = RingError::Index { which: "read", value, size: 4096 };
+        assert_eq!(writer.stage(&in_band(&[0; 100])).unwrap_err(), expected.into());
     }
 }
 
@@ -195,10 +133,7 @@ fn indices_that_pass_our_own_break_the_ring() {
     writer.stage(&in_band(&[0; 1000])).unwrap();
     writer.commit().unwrap();
     poke(&memory, READ_INDEX, 2048);
-    assert!(matches!(
-        writer.request_space(4000),
-        Err(RingError::IndexJump { which: "read", .. })
-    ));
+    assert!(matches!(writer.request_space(4000), Err(RingError::IndexJump { which: "read", .. })));
 
     reader.receive(&mut [0; 2000]).unwrap().unwrap();
     reader.commit().unwrap();
@@ -209,10 +144,7 @@ fn indices_that_pass_our_own_break_the_ring() {
         ReceiveError::Ring(RingError::PacketLength { packet: 0, .. })
     ));
     poke(&memory, WRITE_INDEX, 1032);
-    assert!(matches!(
-        reader.unmask(),
-        Err(RingError::IndexJump { which: "write", .. })
-    ));
+    assert!(matches!(reader.unmask(), Err(RingError::IndexJump { which: "write", .. })));
 }
 
 #[test]
@@ -237,14 +169,8 @@ fn a_bad_packet_costs_that_packet() {
     writer.commit().unwrap();
     memory.write(PAGE_SIZE, &[8]).unwrap();
     let error = reader.receive(&mut [0; 64]).unwrap_err();
-    assert!(matches!(
-        error,
-        ReceiveError::Packet(PacketError::UnknownType(_))
-    ));
-    assert_eq!(
-        reader.receive(&mut [0; 64]).unwrap().unwrap().payload,
-        b"next one"
-    );
+    assert!(matches!(error, ReceiveError::Packet(PacketError::UnknownType(_))));
+    assert_eq!(reader.receive(&mut [0; 64]).unwrap().unwrap().payload, b"next one");
 }
 
 #[test]
@@ -256,27 +182,10 @@ fn a_wrong_trailer_and_a_small_buffer_cost_the_packet() {
     writer.commit().unwrap();
     memory.write(PAGE_SIZE + 24, &[1]).unwrap();
     let error = reader.receive(&mut [0; 64]).unwrap_err();
-    assert_eq!(
-        error,
-        PacketError::Trailer {
-            expected: 0,
-            found: 1
-        }
-        .into()
-    );
+    assert_eq!(error, PacketError::Trailer { expected: 0, found: 1 }.into());
     let error = reader.receive(&mut [0; 64]).unwrap_err();
-    assert_eq!(
-        error,
-        PacketError::TooLarge {
-            packet: 80,
-            buffer: 64
-        }
-        .into()
-    );
-    assert_eq!(
-        reader.receive(&mut [0; 64]).unwrap().unwrap().payload,
-        b"next one"
-    );
+    assert_eq!(error, PacketError::TooLarge { packet: 80, buffer: 64 }.into());
+    assert_eq!(reader.receive(&mut [0; 64]).unwrap().unwrap().payload, b"next one");
 }
 
 #[test]
