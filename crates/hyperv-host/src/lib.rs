@@ -1,1 +1,3 @@
 //! A Hyper-V host to run guests against.
+
+pub mod switch;

@@ -1,0 +1,465 @@
+//! One port of the switch: a NIC's two sides on one end, the wire to its peer on the other.
+
+use std::collections::VecDeque;
+
+use super::Path;
+use vmbus::Instant;
+use vmbus::time::earliest;
+
+use super::counters::{DropCause, PortCounters, SideCounters};
+use super::frame::{self, ETHERNET_HEADER};
+use super::wire::{Wire, WireConfig};
+
+/// Frame buffers kept for reuse per port.
+const SPARE_BUFFERS: usize = 1024;
+
+/// When the host forwards what a VF sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VfTransmit {
+    /// Always.
+    Always,
+    /// From the first switch of the data path to this VF on: a guest that sends on a VF it has not switched to loses
+    /// its frames, one that drains the VF after switching back does not.
+    #[default]
+    AfterFirstSwitch,
+    /// Only while the data path is on the VF.
+    WhileSwitched,
+}
+
+/// How a port behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortConfig {
+    /// The wire from the guest to the peer.
+    pub to_peer: WireConfig,
+    /// The wire from the peer to the guest.
+    pub from_peer: WireConfig,
+    /// Bytes that may wait for the guest on each side. Frames beyond that wait on the wire.
+    pub side_capacity: usize,
+    /// Longest frame, Ethernet header included. Large sends travel in one piece, so this is not the MTU.
+    pub max_frame: usize,
+    /// When the host forwards what the VF sends.
+    pub vf_transmit: VfTransmit,
+}
+
+impl Default for PortConfig {
+    fn default() -> Self {
+        Self {
+            to_peer: WireConfig::default(),
+            from_peer: WireConfig::default(),
+            side_capacity: 1 << 20,
+            max_frame: 65_550,
+            vf_transmit: VfTransmit::default(),
+        }
+    }
+}
+
+/// Whether frames can be delivered on a side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SideState {
+    /// There is no such side: a VF that is not attached. Frames for it go to the synthetic side.
+    Absent,
+    /// The side is there and nobody receives: frames for it are dropped and counted.
+    Down,
+    /// Frames are queued for the guest.
+    Up,
+}
+
+/// What became of a frame handed to the switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a busy switch has not taken the frame"]
+pub enum Offered {
+    /// It is on its way.
+    Accepted,
+    /// No room. Nothing was taken; [`SwitchPort::take_wake`] tells when to try again.
+    Busy,
+    /// Taken, dropped and counted.
+    Dropped(DropCause),
+}
+
+#[derive(Debug)]
+struct Side {
+    state: SideState,
+    queue: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Something changed that this side's service should look at.
+    wake: bool,
+    /// A frame of this side was turned away.
+    turned_away: bool,
+    counters: SideCounters,
+}
+
+impl Side {
+    const fn new(state: SideState) -> Self {
+        Self {
+            state,
+            queue: VecDeque::new(),
+            bytes: 0,
+            wake: false,
+            turned_away: false,
+            counters: SideCounters {
+                from_guest: 0,
+                from_guest_bytes: 0,
+                to_guest: 0,
+                to_guest_bytes: 0,
+                busy: 0,
+                queued: 0,
+            },
+        }
+    }
+
+    fn push(&mut self, frame: Vec<u8>) {
+        self.bytes += frame.len();
+        self.queue.push_back(frame);
+        self.wake = true;
+    }
+
+    fn pop(&mut self) -> Option<Vec<u8>> {
+        let frame = self.queue.pop_front()?;
+        self.bytes -= frame.len();
+        Some(frame)
+    }
+}
+
+/// One port: what the NIC service and the VF device of one NIC share.
+///
+/// Both feed it through [`Self::accept_from_guest`] and take frames with [`Self::next_for_guest`], each for its own
+/// path. The peer's end is [`Self::peer_transmit`] and [`Self::peer_receive`].
+#[derive(Debug)]
+pub struct SwitchPort {
+    config: PortConfig,
+    to_peer: Wire,
+    from_peer: Wire,
+    synthetic: Side,
+    vf: Side,
+    data_path: Path,
+    /// The data path has been on the VF since it was attached.
+    vf_was_active: bool,
+    /// NDIS packet filter of the NIC, as far as groups are concerned.
+    filter: u32,
+    spare: Vec<Vec<u8>>,
+    counters: PortCounters,
+    /// Latest moment at which somebody looked.
+    seen: Instant,
+}
+
+/// NDIS packet filter bits.
+mod filter {
+    pub(super) const MULTICAST: u32 = 0x2;
+    pub(super) const ALL_MULTICAST: u32 = 0x4;
+    pub(super) const BROADCAST: u32 = 0x8;
+    pub(super) const PROMISCUOUS: u32 = 0x20;
+}
+
+impl SwitchPort {
+    /// A port with nothing attached: the synthetic side is down, there is no VF, the data path is synthetic.
+    #[must_use]
+    pub fn new(config: PortConfig) -> Self {
+        Self {
+            config,
+            to_peer: Wire::new(config.to_peer),
+            from_peer: Wire::new(config.from_peer),
+            synthetic: Side::new(SideState::Down),
+            vf: Side::new(SideState::Absent),
+            data_path: Path::Synthetic,
+            vf_was_active: false,
+            filter: 0,
+            spare: Vec::new(),
+            counters: PortCounters::default(),
+            seen: Instant::ZERO,
+        }
+    }
+
+    /// Whether the wire to the peer takes a frame of `len` bytes now.
+    #[must_use]
+    pub fn has_room(&self, len: usize) -> bool {
+        self.to_peer.has_room(len)
+    }
+
+    /// A frame sent by the guest on `path`.
+    pub fn accept_from_guest(&mut self, path: Path, frame: &[u8], now: Instant) -> Offered {
+        self.seen = self.seen.max(now);
+        let cause = self.refusal(path, frame);
+        let room = self.to_peer.has_room(frame.len());
+        let side = self.side_mut(path);
+        if cause.is_none() && !room {
+            side.turned_away = true;
+            side.counters.busy += 1;
+            return Offered::Busy;
+        }
+        side.counters.from_guest += 1;
+        side.counters.from_guest_bytes += frame.len() as u64;
+        if let Some(cause) = cause {
+            self.counters.dropped_from_guest.count(cause);
+            return Offered::Dropped(cause);
+        }
+        let copy = self.copy(frame);
+        self.to_peer.push(copy, now);
+        Offered::Accepted
+    }
+
+    fn refusal(&self, path: Path, frame: &[u8]) -> Option<DropCause> {
+        let forwards = path == Path::Synthetic
+            || match self.config.vf_transmit {
+                VfTransmit::Always => true,
+                VfTransmit::AfterFirstSwitch => self.vf_was_active,
+                VfTransmit::WhileSwitched => self.data_path == Path::Vf,
+            };
+        if !forwards {
+            return Some(DropCause::NotSwitched);
+        }
+        self.wrong_size(frame)
+    }
+
+    fn wrong_size(&self, frame: &[u8]) -> Option<DropCause> {
+        match frame.len() {
+            0..ETHERNET_HEADER => Some(DropCause::Runt),
+            len if len > self.config.max_frame => Some(DropCause::Oversize),
+            _ => None,
+        }
+    }
+
+    /// The next frame for the guest on `path`, left in place.
+    #[must_use]
+    pub fn peek_for_guest(&mut self, path: Path, now: Instant) -> Option<&[u8]> {
+        self.poll(now);
+        self.side_mut(path).queue.front().map(Vec::as_slice)
+    }
+
+    /// Takes the next frame for the guest on `path`. From here on it is the caller's.
+    #[must_use]
+    pub fn next_for_guest(&mut self, path: Path, now: Instant) -> Option<Vec<u8>> {
+        self.poll(now);
+        let side = self.side_mut(path);
+        let frame = side.pop()?;
+        side.counters.to_guest += 1;
+        side.counters.to_guest_bytes += frame.len() as u64;
+        Some(frame)
+    }
+
+    /// Frames that wait for the guest on `path`.
+    #[must_use]
+    pub fn waiting(&self, path: Path) -> usize {
+        self.side(path).queue.len()
+    }
+
+    /// Gives a frame's buffer back, to be used for another frame. Optional.
+    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < SPARE_BUFFERS {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+
+    /// Whether something happened since the last call that the service of this side should look at: a frame arrived
+    /// for it, or there is room again for a frame that was turned away.
+    ///
+    /// Told once. A service that cannot take a frame now comes back by itself when it can.
+    pub fn take_wake(&mut self, path: Path, now: Instant) -> bool {
+        self.poll(now);
+        std::mem::take(&mut self.side_mut(path).wake)
+    }
+
+    /// Says whether the guest receives on a side. [`SideState::Absent`] is for a VF that is not attached; the
+    /// synthetic side can only be down.
+    pub fn set_side(&mut self, path: Path, state: SideState) {
+        let state = match (path, state) {
+            (Path::Synthetic, SideState::Absent) => SideState::Down,
+            _ => state,
+        };
+        if path == Path::Vf && state == SideState::Absent {
+            self.vf_was_active = false;
+        }
+        if path == Path::Vf && state != SideState::Absent && self.data_path == Path::Vf {
+            self.vf_was_active = true;
+        }
+        self.side_mut(path).state = state;
+        self.settle();
+    }
+
+    /// Whether the guest receives on a side.
+    #[must_use]
+    pub fn side_state(&self, path: Path) -> SideState {
+        self.side(path).state
+    }
+
+    /// Sets the NDIS packet filter of the NIC. It decides which group frames are delivered; whether anything is
+    /// delivered at all is [`Self::set_side`].
+    pub fn set_filter(&mut self, filter: u32) {
+        self.filter = filter;
+    }
+
+    /// Sets the data path as the host knows it. Frames that wait for the VF when the path leaves it are delivered on
+    /// the synthetic side, ahead of everything that arrives later.
+    pub fn set_data_path(&mut self, path: Path) {
+        self.data_path = path;
+        if path == Path::Vf && self.vf.state != SideState::Absent {
+            self.vf_was_active = true;
+        }
+        self.settle();
+    }
+
+    /// The data path as the host knows it.
+    #[must_use]
+    pub const fn data_path(&self) -> Path {
+        self.data_path
+    }
+
+    /// Looks again at frames that wait on a side which no longer gets them.
+    fn settle(&mut self) {
+        if self.data_path != Path::Vf || self.vf.state == SideState::Absent {
+            while let Some(frame) = self.vf.pop() {
+                self.counters.resteered += 1;
+                self.deliver(Path::Synthetic, frame);
+            }
+        }
+        for path in [Path::Synthetic, Path::Vf] {
+            if self.side(path).state != SideState::Up {
+                while let Some(frame) = self.side_mut(path).pop() {
+                    self.deliver(path, frame);
+                }
+            }
+        }
+    }
+
+    /// Queues a frame on a side, or drops it if nobody receives there.
+    fn deliver(&mut self, path: Path, frame: Vec<u8>) {
+        let cause = match (self.side(path).state, path) {
+            (SideState::Up, _) => {
+                self.side_mut(path).push(frame);
+                return;
+            }
+            (_, Path::Synthetic) => DropCause::SyntheticDown,
+            (_, Path::Vf) => DropCause::VfDown,
+        };
+        self.counters.dropped_from_peer.count(cause);
+        self.recycle(frame);
+    }
+
+    /// Moves what has arrived to the sides. Other methods that take `now` do it as well.
+    pub fn poll(&mut self, now: Instant) {
+        self.seen = self.seen.max(now);
+        while let Some(frame) = self.from_peer.arrived(now) {
+            let path = self.route(frame);
+            let filtered = self.filtered(frame);
+            let len = frame.len();
+            let side = self.side(path);
+            let full = !side.queue.is_empty() && side.bytes + len > self.config.side_capacity;
+            if side.state == SideState::Up && full {
+                return;
+            }
+            let Some(frame) = self.from_peer.take(now) else {
+                return;
+            };
+            if filtered && self.side(path).state == SideState::Up {
+                self.counters.dropped_from_peer.count(DropCause::Filtered);
+                self.recycle(frame);
+            } else {
+                self.deliver(path, frame);
+            }
+        }
+    }
+
+    fn route(&self, frame: &[u8]) -> Path {
+        let vf = self.data_path == Path::Vf && self.vf.state != SideState::Absent;
+        if vf && !frame::always_synthetic(frame) { Path::Vf } else { Path::Synthetic }
+    }
+
+    fn filtered(&self, frame: &[u8]) -> bool {
+        if !frame::is_group(frame) {
+            return false;
+        }
+        let wanted = if frame::destination(frame) == Some([0xff; 6]) {
+            filter::BROADCAST
+        } else {
+            filter::MULTICAST | filter::ALL_MULTICAST
+        };
+        self.filter & (wanted | filter::PROMISCUOUS) == 0
+    }
+
+    /// A frame sent by the peer.
+    pub fn peer_transmit(&mut self, frame: &[u8], now: Instant) -> Offered {
+        self.poll(now);
+        let cause = self.wrong_size(frame);
+        if cause.is_none() && !self.from_peer.has_room(frame.len()) {
+            self.counters.peer_busy += 1;
+            return Offered::Busy;
+        }
+        self.counters.from_peer += 1;
+        self.counters.from_peer_bytes += frame.len() as u64;
+        if let Some(cause) = cause {
+            self.counters.dropped_from_peer.count(cause);
+            return Offered::Dropped(cause);
+        }
+        let copy = self.copy(frame);
+        self.from_peer.push(copy, now);
+        self.poll(now);
+        Offered::Accepted
+    }
+
+    /// Whether the wire from the peer takes a frame of `len` bytes now.
+    #[must_use]
+    pub fn peer_has_room(&self, len: usize) -> bool {
+        self.from_peer.has_room(len)
+    }
+
+    /// Takes the next frame that has reached the peer.
+    #[must_use]
+    pub fn peer_receive(&mut self, now: Instant) -> Option<Vec<u8>> {
+        self.seen = self.seen.max(now);
+        let frame = self.to_peer.take(now)?;
+        self.counters.to_peer += 1;
+        self.counters.to_peer_bytes += frame.len() as u64;
+        for side in [&mut self.synthetic, &mut self.vf] {
+            side.wake |= std::mem::take(&mut side.turned_away);
+        }
+        Some(frame)
+    }
+
+    /// When the next frame arrives at either end; `None` while nothing is on its way. A frame that already waits to
+    /// be taken causes no deadline.
+    #[must_use]
+    pub fn poll_deadline(&self) -> Option<Instant> {
+        earliest(self.to_peer.next_arrival(self.seen), self.from_peer.next_arrival(self.seen))
+    }
+
+    /// Changes how the wires behave from the next frame on.
+    pub fn set_wires(&mut self, to_peer: WireConfig, from_peer: WireConfig) {
+        self.config.to_peer = to_peer;
+        self.config.from_peer = from_peer;
+        self.to_peer.configure(to_peer);
+        self.from_peer.configure(from_peer);
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counters(&self) -> PortCounters {
+        let side = |side: &Side| SideCounters { queued: side.queue.len() as u64, ..side.counters };
+        PortCounters {
+            synthetic: side(&self.synthetic),
+            vf: side(&self.vf),
+            wire_to_peer: self.to_peer.len() as u64,
+            wire_from_peer: self.from_peer.len() as u64,
+            ..self.counters
+        }
+    }
+
+    fn copy(&mut self, frame: &[u8]) -> Vec<u8> {
+        let mut copy = self.spare.pop().unwrap_or_default();
+        copy.extend_from_slice(frame);
+        copy
+    }
+
+    const fn side(&self, path: Path) -> &Side {
+        match path {
+            Path::Synthetic => &self.synthetic,
+            Path::Vf => &self.vf,
+        }
+    }
+
+    const fn side_mut(&mut self, path: Path) -> &mut Side {
+        match path {
+            Path::Synthetic => &mut self.synthetic,
+            Path::Vf => &mut self.vf,
+        }
+    }
+}
