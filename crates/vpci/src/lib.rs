@@ -1,3 +1,14 @@
-//! PCI over VMBus, as a guest sees it.
+//! PCI over VMBus, as a guest sees it: functions with slot and serial number.
+//!
+//! One VMBus channel of class "virtual PCI bus" carries one bus, in practice with one function on it. [`PciBus`] speaks
+//! the protocol and says which functions came, left, or shall be given up; it never looks at network devices. Whoever
+//! wants to know which NIC a function belongs to joins the events of this crate with those of the NIC by
+//! [`Serial`](vmbus::Serial).
 #![no_std]
+#![forbid(unsafe_code)]
 extern crate alloc;
+
+pub mod message;
+pub mod slot;
+
+pub use slot::{BadSlot, DevFn, Slot};
