@@ -13,6 +13,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::ptr::NonNull;
+use core::slice;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::Pfn;
@@ -57,6 +58,129 @@ pub trait SharedMemory {
     /// # Errors
     /// [`OutOfRange`] if it does not lie inside or `offset` is not a multiple of 4.
     fn atomic_u32(&self, offset: usize) -> Result<&AtomicU32, OutOfRange>;
+
+    /// `len` bytes at `offset` as 64-bit words, if they lie in one piece and both numbers are multiples of 8.
+    ///
+    /// `None` says nothing about the range: memory in several pieces may refuse any of them. [`copy_in`] and
+    /// [`copy_out`] copy through such words with one check for the whole.
+    fn words(&self, offset: usize, len: usize) -> Option<&[AtomicU64]>;
+}
+
+/// Copies `data` into shared words. What does not fill a whole word, or finds none, is left out.
+///
+/// The peer may see the words in any order, and each of them whole.
+#[inline]
+pub fn copy_in(words: &[AtomicU64], data: &[u8]) {
+    let len = (words.len() * 8).min(data.len()) & !7;
+    if len >= BULK {
+        // SAFETY: both are valid for `len` bytes, a multiple of 8; atomics may be written through a shared reference.
+        return unsafe { bulk::copy(data.as_ptr(), words.as_ptr().cast_mut().cast(), len) };
+    }
+    for (word, bytes) in words.iter().zip(data.chunks_exact(8)) {
+        let Some(bytes) = bytes.first_chunk() else { return };
+        word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+    }
+}
+
+/// Copies shared words out into `out`. Bytes of `out` that do not fill a whole word, or find none, stay as they are.
+#[inline]
+pub fn copy_out(words: &[AtomicU64], out: &mut [u8]) {
+    let len = (words.len() * 8).min(out.len()) & !7;
+    if len >= BULK {
+        // SAFETY: both are valid for `len` bytes, a multiple of 8; `out` is ours alone.
+        return unsafe { bulk::copy(words.as_ptr().cast(), out.as_mut_ptr(), len) };
+    }
+    for (word, bytes) in words.iter().zip(out.chunks_exact_mut(8)) {
+        bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+    }
+}
+
+/// From this many bytes on, a copy goes through the widest moves there are.
+const BULK: usize = 128;
+
+/// Copies of many bytes. Rust has no atomic access wider than a word, and the compiler may not join atomic accesses; the
+/// moves below are invisible to it, so that memory which a peer changes meanwhile is no data race of the language.
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(miri)))]
+mod bulk {
+    use core::arch::asm;
+
+    /// Copies `len` bytes, a multiple of 8, 64 at a time.
+    ///
+    /// # Safety
+    /// `from` is valid for reads and `to` for writes of `len` bytes, and they do not overlap.
+    #[inline]
+    pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+        // SAFETY: every access lies within the `len` bytes: whole blocks of 64 first, single words behind them. Only the
+        // registers named are changed.
+        unsafe {
+            asm!(
+                "2:",
+                "movups {a}, [{from}]",
+                "movups {b}, [{from} + 16]",
+                "movups {c}, [{from} + 32]",
+                "movups {d}, [{from} + 48]",
+                "movups [{to}], {a}",
+                "movups [{to} + 16], {b}",
+                "movups [{to} + 32], {c}",
+                "movups [{to} + 48], {d}",
+                "add {from}, 64",
+                "add {to}, 64",
+                "dec {blocks}",
+                "jnz 2b",
+                "test {words}, {words}",
+                "jz 4f",
+                "3:",
+                "mov {t}, [{from}]",
+                "mov [{to}], {t}",
+                "add {from}, 8",
+                "add {to}, 8",
+                "dec {words}",
+                "jnz 3b",
+                "4:",
+                from = inout(reg) from => _,
+                to = inout(reg) to => _,
+                blocks = inout(reg) len / 64 => _,
+                words = inout(reg) len % 64 / 8 => _,
+                a = out(xmm_reg) _,
+                b = out(xmm_reg) _,
+                c = out(xmm_reg) _,
+                d = out(xmm_reg) _,
+                t = out(reg) _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+/// Copies of many bytes, word by word.
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2", not(miri))))]
+mod bulk {
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    /// Copies `len` bytes, a multiple of 8.
+    ///
+    /// # Safety
+    /// `from` is valid for reads and `to` for writes of `len` bytes, and they do not overlap. The one that is shared is
+    /// aligned to 8.
+    #[inline]
+    pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+        for at in (0..len).step_by(8) {
+            // SAFETY: inside by the loop. The private side may be unaligned, the shared side is a word of its own.
+            unsafe {
+                let (from, to) = (from.add(at), to.add(at));
+                let value = if from.cast::<u64>().is_aligned() {
+                    (*from.cast::<AtomicU64>()).load(Ordering::Relaxed)
+                } else {
+                    from.cast::<u64>().read_unaligned()
+                };
+                if to.cast::<u64>().is_aligned() {
+                    (*to.cast::<AtomicU64>()).store(value, Ordering::Relaxed);
+                } else {
+                    to.cast::<u64>().write_unaligned(value);
+                }
+            }
+        }
+    }
 }
 
 fn check(offset: usize, len: usize, size: usize) -> Result<(), OutOfRange> {
@@ -178,18 +302,21 @@ impl SharedPages {
 
     /// Fills the memory with `byte`.
     pub fn fill(&self, byte: u8) {
-        let word = u64::from_ne_bytes([byte; 8]);
-        for index in 0..self.size / 8 {
-            self.word(index).store(word, Ordering::Relaxed);
+        for word in self.words_unchecked(0, self.size) {
+            word.store(u64::from_ne_bytes([byte; 8]), Ordering::Relaxed);
         }
     }
 
-    /// The 64-bit word number `index`. The caller has checked that it lies inside.
+    /// `len` bytes at `offset` as words. The caller has checked that they lie inside; both numbers are multiples of 8,
+    /// or `len` is 0.
     #[inline]
-    fn word(&self, index: usize) -> &AtomicU64 {
-        debug_assert!(index * 8 + 8 <= self.size);
-        // SAFETY: inside by the caller's check, aligned since `base` is aligned to 8.
-        unsafe { self.base.cast::<AtomicU64>().add(index).as_ref() }
+    fn words_unchecked(&self, offset: usize, len: usize) -> &[AtomicU64] {
+        if len == 0 {
+            return &[];
+        }
+        debug_assert!(offset.is_multiple_of(8) && offset + len <= self.size);
+        // SAFETY: inside by the caller's check, aligned since `base` and `offset` are; atomics may alias.
+        unsafe { slice::from_raw_parts(self.base.add(offset).cast().as_ptr(), len / 8) }
     }
 
     /// The byte at `offset`. The caller has checked that it lies inside.
@@ -210,20 +337,17 @@ impl SharedMemory for SharedPages {
     #[inline]
     fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
         check(offset, out.len(), self.size)?;
+        // Single bytes up to a word, words, single bytes behind the last.
         let head = (offset.wrapping_neg() % 8).min(out.len());
         let (first, rest) = out.split_at_mut(head);
+        let (middle, last) = rest.split_at_mut(rest.len() & !7);
         for (at, byte) in first.iter_mut().enumerate() {
             *byte = self.byte(offset + at).load(Ordering::Relaxed);
         }
-        let mut at = offset + head;
-        let mut words = rest.chunks_exact_mut(8);
-        for chunk in &mut words {
-            chunk.copy_from_slice(&self.word(at / 8).load(Ordering::Relaxed).to_ne_bytes());
-            at += 8;
-        }
-        for byte in words.into_remainder() {
-            *byte = self.byte(at).load(Ordering::Relaxed);
-            at += 1;
+        copy_out(self.words_unchecked(offset + head, middle.len()), middle);
+        let tail = offset + head + middle.len();
+        for (at, byte) in last.iter_mut().enumerate() {
+            *byte = self.byte(tail + at).load(Ordering::Relaxed);
         }
         Ok(())
     }
@@ -233,23 +357,24 @@ impl SharedMemory for SharedPages {
         check(offset, data.len(), self.size)?;
         let head = (offset.wrapping_neg() % 8).min(data.len());
         let (first, rest) = data.split_at(head);
+        let (middle, last) = rest.split_at(rest.len() & !7);
         for (at, byte) in first.iter().enumerate() {
             self.byte(offset + at).store(*byte, Ordering::Relaxed);
         }
-        let mut at = offset + head;
-        let words = rest.chunks_exact(8);
-        let tail = words.remainder();
-        for chunk in words {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(chunk);
-            self.word(at / 8).store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
-            at += 8;
-        }
-        for byte in tail {
-            self.byte(at).store(*byte, Ordering::Relaxed);
-            at += 1;
+        copy_in(self.words_unchecked(offset + head, middle.len()), middle);
+        let tail = offset + head + middle.len();
+        for (at, byte) in last.iter().enumerate() {
+            self.byte(tail + at).store(*byte, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    #[inline]
+    fn words(&self, offset: usize, len: usize) -> Option<&[AtomicU64]> {
+        if !(offset | len).is_multiple_of(8) || check(offset, len, self.size).is_err() {
+            return None;
+        }
+        Some(self.words_unchecked(offset, len))
     }
 
     #[inline]
@@ -405,6 +530,11 @@ impl SharedMemory for PageList {
     }
 
     #[inline]
+    fn words(&self, offset: usize, len: usize) -> Option<&[AtomicU64]> {
+        self.pages.get(offset / PAGE_SIZE)?.words(offset % PAGE_SIZE, len)
+    }
+
+    #[inline]
     fn atomic_u32(&self, offset: usize) -> Result<&AtomicU32, OutOfRange> {
         check(offset, 4, self.size())?;
         self.pages[offset / PAGE_SIZE].atomic_u32(offset % PAGE_SIZE)
@@ -425,9 +555,9 @@ mod tests {
     fn copies_of_every_alignment_and_length_come_back() {
         let memory = pages(1);
         for offset in 0..17 {
-            for len in 0..40 {
+            for len in (0..40).chain(120..350) {
                 memory.fill(0xee);
-                let data: Vec<u8> = (0..len).map(|byte| byte as u8 + 1).collect();
+                let data: Vec<u8> = (0..len).map(|byte| byte as u8 | 1).collect();
                 memory.write(offset, &data).unwrap();
                 let mut back = vec![0; len + 2];
                 memory.read(offset.saturating_sub(1), &mut back).unwrap();

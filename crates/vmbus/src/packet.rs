@@ -266,12 +266,19 @@ impl Descriptor {
     #[inline]
     #[must_use]
     pub fn decode(bytes: &[u8; DESCRIPTOR_SIZE]) -> Self {
+        Self::from_words([u64_at(bytes, 0), u64_at(bytes, 8)])
+    }
+
+    /// The same from the two words, as numbers.
+    #[inline]
+    pub(crate) fn from_words([word, transaction_id]: [u64; 2]) -> Self {
+        let field = |shift: u32| (word >> shift) as u16;
         Self {
-            kind: PacketType(u16_at(bytes, 0)),
-            header_len: usize::from(u16_at(bytes, 2)) * 8,
-            packet_len: usize::from(u16_at(bytes, 4)) * 8,
-            flags: u16_at(bytes, 6),
-            transaction_id: u64_at(bytes, 8),
+            kind: PacketType(field(0)),
+            header_len: usize::from(field(16)) * 8,
+            packet_len: usize::from(field(32)) * 8,
+            flags: field(48),
+            transaction_id,
         }
     }
 }
@@ -287,20 +294,28 @@ impl<'b> Packet<'b> {
             return Err(PacketError::HeaderLength { header: DESCRIPTOR_SIZE, packet: bytes.len() });
         };
         let descriptor = Descriptor::decode(head);
+        Self::assemble(&descriptor, bytes.get(DESCRIPTOR_SIZE..).unwrap_or_default())
+    }
+
+    /// Joins a descriptor with what stands behind it.
+    #[inline]
+    pub(crate) fn assemble(descriptor: &Descriptor, rest: &'b [u8]) -> Result<Self, PacketError> {
         let header_len = descriptor.header_len;
-        if header_len < DESCRIPTOR_SIZE || header_len > bytes.len() {
-            return Err(PacketError::HeaderLength { header: header_len, packet: bytes.len() });
-        }
+        let error = PacketError::HeaderLength {
+            header: header_len,
+            packet: rest.len().saturating_add(DESCRIPTOR_SIZE),
+        };
+        let extra = header_len.checked_sub(DESCRIPTOR_SIZE).ok_or(error)?;
+        let (header, payload) = rest.split_at_checked(extra).ok_or(error)?;
         if descriptor.flags & !FLAG_COMPLETION_REQUESTED != 0 {
             return Err(PacketError::Flags(descriptor.flags));
         }
-        let (header, payload) = bytes.split_at(header_len);
         let kind = match descriptor.kind {
             PacketType::IN_BAND => PacketKind::InBand,
             PacketType::COMPLETION => PacketKind::Completion,
             PacketType::GPA_DIRECT => PacketKind::GpaDirect(GpaRanges::parse(header)?),
             PacketType::TRANSFER_PAGES => PacketKind::TransferPages {
-                pageset: u16_at(header, 16),
+                pageset: u16_at(header, 0),
                 ranges: TransferRanges::parse(header)?,
             },
             other => return Err(PacketError::UnknownType(other)),
@@ -314,12 +329,12 @@ impl<'b> Packet<'b> {
     }
 }
 
-/// Count of ranges and the bytes that hold them.
+/// Count of ranges and the bytes that hold them; `header` is the extra header, behind the descriptor.
 fn range_list(header: &[u8]) -> Result<(u32, &[u8]), PacketError> {
-    let Some(list) = header.get(RANGES_OFFSET..) else {
+    let Some(list) = header.get(RANGES_OFFSET - DESCRIPTOR_SIZE..) else {
         return Err(PacketError::Ranges { count: 0, room: 0 });
     };
-    let count = u32_at(header, 20);
+    let count = u32_at(header, 4);
     if count == 0 {
         return Err(PacketError::Ranges { count, room: list.len() });
     }

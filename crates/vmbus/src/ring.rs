@@ -11,7 +11,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use crate::memory::{OutOfRange, PAGE_SIZE, SharedMemory};
+use crate::memory::{OutOfRange, PAGE_SIZE, SharedMemory, copy_in, copy_out};
 use crate::packet::{
     DESCRIPTOR_SIZE, Descriptor, Outgoing, Packet, PacketError, RANGES_OFFSET, TRAILER_SIZE,
 };
@@ -163,7 +163,42 @@ impl<M: SharedMemory> Ring<M> {
         if next >= self.size { next - self.size } else { next }
     }
 
+    /// The descriptor at `at`, read once.
     #[inline]
+    fn descriptor(&self, at: u32) -> Result<Descriptor, RingError> {
+        if let Some([first, second]) = self.memory.words(PAGE_SIZE + at as usize, DESCRIPTOR_SIZE) {
+            let words = [first.load(Ordering::Relaxed), second.load(Ordering::Relaxed)];
+            return Ok(Descriptor::from_words(words.map(u64::from_le)));
+        }
+        let mut head = [0; DESCRIPTOR_SIZE];
+        self.read(at, &mut head)?;
+        Ok(Descriptor::decode(&head))
+    }
+
+    /// Compares the trailer of the packet at `start`, `len` bytes long, with what it has to be.
+    fn check_trailer(&self, start: u32, len: usize) -> Result<(), ReceiveError> {
+        let mut trailer = [0; TRAILER_SIZE];
+        let at = self.advance(start, len as u32);
+        self.read(at, &mut trailer).map_err(RingError::from)?;
+        let (found, expected) = (u64::from_le_bytes(trailer), u64::from(start) << 32);
+        if found != expected {
+            return Err(PacketError::Trailer { expected, found }.into());
+        }
+        Ok(())
+    }
+
+    /// [`Ring::read`] of whole words.
+    #[inline]
+    fn read_words(&self, at: u32, bytes: &mut [u8]) -> Result<(), OutOfRange> {
+        if at as usize + bytes.len() <= self.size as usize
+            && let Some(words) = self.memory.words(PAGE_SIZE + at as usize, bytes.len())
+        {
+            copy_out(words, bytes);
+            return Ok(());
+        }
+        self.read(at, bytes)
+    }
+
     fn write(&self, at: u32, bytes: &[u8]) -> Result<(), OutOfRange> {
         let room = (self.size - at) as usize;
         if let Some((first, rest)) = bytes.split_at_checked(room) {
@@ -174,7 +209,6 @@ impl<M: SharedMemory> Ring<M> {
         }
     }
 
-    #[inline]
     fn read(&self, at: u32, bytes: &mut [u8]) -> Result<(), OutOfRange> {
         let room = (self.size - at) as usize;
         if bytes.len() <= room {
@@ -184,6 +218,16 @@ impl<M: SharedMemory> Ring<M> {
         self.memory.read(PAGE_SIZE + at as usize, first)?;
         self.memory.read(PAGE_SIZE, rest)
     }
+}
+
+/// Up to seven bytes as a word in memory order, zeros behind them.
+#[inline]
+fn padded(tail: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    for (to, from) in word.iter_mut().zip(tail) {
+        *to = *from;
+    }
+    u64::from_ne_bytes(word)
 }
 
 /// The writing end of a ring.
@@ -272,7 +316,7 @@ impl<M: SharedMemory> RingWriter<M> {
         if !self.has_room(total)? {
             return Err(SendError::Full { need: total });
         }
-        self.put(packet, header, len).map_err(RingError::from)?;
+        self.put(packet, header, len)?;
         if self.waiting {
             self.waiting = false;
             self.ring.store(PENDING_SEND_SIZE, 0)?;
@@ -282,13 +326,47 @@ impl<M: SharedMemory> RingWriter<M> {
 
     /// Writes header, body, padding and trailer; room has been checked.
     #[inline]
-    fn put(&mut self, packet: &Outgoing<'_>, header: usize, len: usize) -> Result<(), OutOfRange> {
+    fn put(&mut self, packet: &Outgoing<'_>, header: usize, len: usize) -> Result<(), RingError> {
+        let start = self.write;
+        let total = len + TRAILER_SIZE;
+        let simple = header == DESCRIPTOR_SIZE;
+        let next = start as usize + total;
+        if simple
+            && next < self.ring.size as usize
+            && let Some(words) = self.ring.memory.words(PAGE_SIZE + start as usize, total)
+            && let [first, second, body @ .., trailer] = words
+        {
+            let [descriptor, id] = packet.descriptor(header, len);
+            first.store(descriptor.to_le(), Ordering::Relaxed);
+            second.store(id.to_le(), Ordering::Relaxed);
+            let payload = packet.payload();
+            copy_in(body, payload);
+            let tail = payload.len() & 7;
+            if tail != 0
+                && let Some(last) = body.last()
+            {
+                last.store(padded(&payload[payload.len() - tail..]), Ordering::Relaxed);
+            }
+            trailer.store((u64::from(start) << 32).to_le(), Ordering::Relaxed);
+            self.write = next as u32;
+            return Ok(());
+        }
+        self.put_in_pieces(packet, header, len)
+    }
+
+    /// The same for packets with ranges, packets that wrap around the end, and memory in pieces.
+    fn put_in_pieces(
+        &mut self,
+        packet: &Outgoing<'_>,
+        header: usize,
+        len: usize,
+    ) -> Result<(), RingError> {
         let start = self.write;
         let mut at = start;
         let mut word = |ring: &Ring<M>, value: u64| {
             ring.write(at, &value.to_le_bytes())?;
             at = ring.advance(at, 8);
-            Ok(())
+            Ok::<_, OutOfRange>(())
         };
         for value in packet.descriptor(header, len) {
             word(&self.ring, value)?;
@@ -322,9 +400,7 @@ impl<M: SharedMemory> RingWriter<M> {
         self.ring.write(at, words)?;
         at = self.ring.advance(at, words.len() as u32);
         if !tail.is_empty() {
-            let mut last = [0; 8];
-            last[..tail.len()].copy_from_slice(tail);
-            self.ring.write(at, &last)?;
+            self.ring.write(at, &padded(tail).to_ne_bytes())?;
             at = self.ring.advance(at, 8);
         }
         self.ring.write(at, &(u64::from(start) << 32).to_le_bytes())?;
@@ -441,36 +517,26 @@ impl<M: SharedMemory> RingReader<M> {
             }
         }
         let start = self.read;
-        let mut head = [0; DESCRIPTOR_SIZE];
-        let len = if available < DESCRIPTOR_SIZE + TRAILER_SIZE {
-            0
-        } else {
-            self.ring.read(start, &mut head).map_err(RingError::from)?;
-            Descriptor::decode(&head).packet_len
-        };
+        if available < DESCRIPTOR_SIZE + TRAILER_SIZE {
+            return Err(RingError::PacketLength { packet: 0, available, at: start }.into());
+        }
+        let descriptor = self.ring.descriptor(start)?;
+        let len = descriptor.packet_len;
         if len < DESCRIPTOR_SIZE || len + TRAILER_SIZE > available {
             return Err(RingError::PacketLength { packet: len, available, at: start }.into());
         }
         self.read = self.ring.advance(start, (len + TRAILER_SIZE) as u32);
         if self.strict {
-            let mut trailer = [0; TRAILER_SIZE];
-            let at = self.ring.advance(start, len as u32);
-            self.ring.read(at, &mut trailer).map_err(RingError::from)?;
-            let (found, expected) = (u64::from_le_bytes(trailer), u64::from(start) << 32);
-            if found != expected {
-                return Err(PacketError::Trailer { expected, found }.into());
-            }
+            self.ring.check_trailer(start, len)?;
         }
         let size = buffer.len();
-        let Some(bytes) = buffer.get_mut(..len) else {
+        let Some(rest) = buffer.get_mut(..len - DESCRIPTOR_SIZE) else {
             return Err(PacketError::TooLarge { packet: len, buffer: size }.into());
         };
-        // The descriptor is taken from the copy already made: a second read could see another one.
-        let (first, rest) = bytes.split_at_mut(DESCRIPTOR_SIZE);
-        first.copy_from_slice(&head);
+        // Only what stands behind the descriptor: a second read of that could see another one.
         let at = self.ring.advance(start, DESCRIPTOR_SIZE as u32);
-        self.ring.read(at, rest).map_err(RingError::from)?;
-        Ok(Some(Packet::parse(bytes)?))
+        self.ring.read_words(at, rest).map_err(RingError::from)?;
+        Ok(Some(Packet::assemble(&descriptor, rest)?))
     }
 
     /// Shows the writer what has been read. True if it waits for space and has to be signalled.
