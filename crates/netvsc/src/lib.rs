@@ -1,3 +1,7 @@
 //! The Hyper-V network card, as a guest sees it.
 #![no_std]
 extern crate alloc;
+
+pub mod mac;
+
+pub use mac::{MacAddress, MacAddressError};
