@@ -1,0 +1,438 @@
+//! TAP devices: Ethernet frames to and from the kernel's own network stack.
+//!
+//! A [`Tap`] is one end of an interface: what the kernel sends out of the interface is read here, what is written
+//! here arrives there. Nothing blocks. A TAP that this module created vanishes with the [`Tap`] (also when the
+//! process is killed); one that was there before gets back the MAC, MTU and state that it had.
+//!
+//! The interface may be moved into another network namespace while it is open: frames keep flowing and the MAC
+//! stays reachable, because both go through the queue. MTU and up/down are reached by name from the namespace in
+//! which the TAP was opened, and are refused with [`TapError::Moved`] from then on.
+
+mod name;
+#[expect(unsafe_code, reason = "ioctl takes pointers; this is the one room for it")]
+mod request;
+
+use std::ffi::c_int;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use netvsc::MacAddress;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+pub use name::{NAME_MAX, TapName, TapNameError};
+use request::{InterfaceRequest, Request, call};
+
+/// The device through which the kernel hands out TAPs.
+const DEVICE: &str = "/dev/net/tun";
+
+/// `IFF_TAP`: Ethernet frames, not IP packets.
+const TAP: u16 = 0x0002;
+/// `IFF_NO_PI`: no four bytes of packet information before each frame.
+const NO_PACKET_INFORMATION: u16 = 0x1000;
+/// `IFF_TUN_EXCL`: create, never attach.
+const CREATE_ONLY: u16 = 0x8000;
+/// `IFF_UP` among an interface's flags.
+const UP: u16 = 0x0001;
+
+/// What went wrong with a TAP.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TapError {
+    /// The kernel has no TUN/TAP driver here.
+    #[error(
+        "{DEVICE} cannot be opened ({cause}): load the driver with `modprobe tun`, or pass the device into the container"
+    )]
+    NoDriver {
+        /// What the kernel said.
+        cause: Errno,
+    },
+    /// The caller may not do this.
+    #[error(
+        "not allowed to {doing} for TAP {name} ({cause}): run as root or with the capability CAP_NET_ADMIN"
+    )]
+    NotPermitted {
+        /// The interface.
+        name: TapName,
+        /// What was tried.
+        doing: &'static str,
+        /// What the kernel said.
+        cause: Errno,
+    },
+    /// Someone else holds this TAP.
+    #[error(
+        "TAP {name} is in use by another program ({}): stop that one, or choose another name",
+        Errno::BUSY
+    )]
+    Busy {
+        /// The interface.
+        name: TapName,
+    },
+    /// The name belongs to something else.
+    #[error(
+        "an interface {name} exists and is not a TAP with a single queue ({}): choose another name",
+        Errno::INVAL
+    )]
+    NotATap {
+        /// The interface.
+        name: TapName,
+    },
+    /// The interface is down, so that the kernel takes no frames.
+    #[error("TAP {name} is down and takes no frames: bring it up with `ip link set {name} up`")]
+    Down {
+        /// The interface.
+        name: TapName,
+    },
+    /// The interface was deleted under us.
+    #[error("TAP {name} was deleted while it was in use: start again")]
+    Gone {
+        /// The interface.
+        name: TapName,
+    },
+    /// The interface is no longer in the namespace in which it was opened.
+    #[error(
+        "TAP {name} is no longer in the network namespace in which it was opened: {doing} there, with `ip netns exec`"
+    )]
+    Moved {
+        /// The interface.
+        name: TapName,
+        /// What was tried.
+        doing: &'static str,
+    },
+    /// A frame of the kernel did not fit.
+    #[error(
+        "a frame of TAP {name} filled the whole buffer of {buffer} bytes and may have been cut: give a buffer of more than MTU + 18 bytes"
+    )]
+    FrameTooLong {
+        /// The interface.
+        name: TapName,
+        /// Size of the buffer.
+        buffer: usize,
+    },
+    /// A frame that no Ethernet interface takes.
+    #[error("TAP {name} takes frames of 14 to 65535 bytes, this one has {len}")]
+    FrameLength {
+        /// The interface.
+        name: TapName,
+        /// Length of the frame.
+        len: usize,
+    },
+    /// The kernel does not want this address.
+    #[error("TAP {name} cannot have the address {mac}: expected a unicast address other than zero")]
+    Mac {
+        /// The interface.
+        name: TapName,
+        /// The address that was refused.
+        mac: MacAddress,
+    },
+    /// The kernel does not want this MTU.
+    #[error("TAP {name} cannot have an MTU of {mtu}: expected 68 to 65521")]
+    Mtu {
+        /// The interface.
+        name: TapName,
+        /// The MTU that was refused.
+        mtu: u32,
+    },
+    /// Anything else.
+    #[error("could not {doing} for TAP {name}: {cause}")]
+    Other {
+        /// The interface.
+        name: TapName,
+        /// What was tried.
+        doing: &'static str,
+        /// What the kernel said.
+        cause: Errno,
+    },
+}
+
+/// What an interface that was there before looked like.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    mac: MacAddress,
+    mtu: u32,
+    up: bool,
+}
+
+/// An open TAP. See the [module](self).
+#[derive(Debug)]
+pub struct Tap {
+    /// The queue: frames, and the requests that follow the interface wherever it goes.
+    queue: OwnedFd,
+    /// A socket of the namespace in which the TAP was opened, for requests by name.
+    control: OwnedFd,
+    name: TapName,
+    /// `None` if this value created the interface, which then goes with the queue.
+    before: Option<Before>,
+}
+
+impl Tap {
+    /// Creates the TAP `name`, or attaches to it if it exists and nobody else holds it.
+    ///
+    /// # Errors
+    /// [`TapError::NoDriver`], [`TapError::NotPermitted`], [`TapError::Busy`], [`TapError::NotATap`]; nothing is
+    /// left behind then.
+    pub fn open(name: &TapName) -> Result<Self, TapError> {
+        let queue = open_device(name)?;
+        let created = attach(&queue, name)?;
+        let control = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|cause| failure(name, "open a control socket", cause))?;
+        let mut tap = Self { queue, control, name: name.clone(), before: None };
+        if !created {
+            tap.before = Some(Before { mac: tap.mac()?, mtu: tap.mtu()?, up: tap.is_up()? });
+        }
+        tracing::debug!(%name, created, "TAP open");
+        Ok(tap)
+    }
+
+    /// The name under which it was opened.
+    #[must_use]
+    pub fn name(&self) -> &TapName {
+        &self.name
+    }
+
+    /// Whether this value created the interface (and so takes it away again).
+    #[must_use]
+    pub fn created(&self) -> bool {
+        self.before.is_none()
+    }
+
+    /// Takes the next frame that the kernel sent out of the interface; `None` if there is none.
+    ///
+    /// `buffer` must be larger than the largest frame: MTU + 18 bytes (header and VLAN tag) and one more.
+    ///
+    /// # Errors
+    /// [`TapError::FrameTooLong`] if the frame filled the buffer (it is then lost), [`TapError::Gone`].
+    pub fn read_frame(&self, buffer: &mut [u8]) -> Result<Option<usize>, TapError> {
+        loop {
+            return match rustix::io::read(&self.queue, &mut *buffer) {
+                Ok(len) if len < buffer.len() => Ok(Some(len)),
+                Ok(_) => {
+                    Err(TapError::FrameTooLong { name: self.name.clone(), buffer: buffer.len() })
+                }
+                Err(Errno::INTR) => continue,
+                // A queue whose interface is down has nothing to say either.
+                Err(Errno::WOULDBLOCK) => Ok(None),
+                Err(cause) => Err(failure(&self.name, "read a frame", cause)),
+            };
+        }
+    }
+
+    /// Hands `frame` to the kernel as if it had arrived at the interface. `false`: the kernel has no room now, try
+    /// again when the TAP polls writable.
+    ///
+    /// # Errors
+    /// [`TapError::Down`] while the interface is down, [`TapError::FrameLength`], [`TapError::Gone`].
+    pub fn write_frame(&self, frame: &[u8]) -> Result<bool, TapError> {
+        loop {
+            return match rustix::io::write(&self.queue, frame) {
+                Ok(_) => Ok(true),
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK | Errno::NOBUFS | Errno::NOMEM) => Ok(false),
+                Err(Errno::IO) => Err(TapError::Down { name: self.name.clone() }),
+                Err(Errno::INVAL) => {
+                    Err(TapError::FrameLength { name: self.name.clone(), len: frame.len() })
+                }
+                Err(cause) => Err(failure(&self.name, "write a frame", cause)),
+            };
+        }
+    }
+
+    /// The interface's current MAC address.
+    ///
+    /// # Errors
+    /// [`TapError::Gone`].
+    pub fn mac(&self) -> Result<MacAddress, TapError> {
+        let mut request = InterfaceRequest::new(self.name.field());
+        call(&self.queue, Request::Mac, &mut request)
+            .map_err(|cause| failure(&self.name, "read the MAC address", cause))?;
+        Ok(MacAddress(request.mac()))
+    }
+
+    /// Gives the interface a MAC address.
+    ///
+    /// # Errors
+    /// [`TapError::Mac`] if the kernel refuses the address (multicast, zero), [`TapError::NotPermitted`].
+    pub fn set_mac(&self, mac: MacAddress) -> Result<(), TapError> {
+        let mut request = InterfaceRequest::new(self.name.field()).with_mac(mac.0);
+        match call(&self.queue, Request::SetMac, &mut request) {
+            Err(Errno::ADDRNOTAVAIL) => Err(TapError::Mac { name: self.name.clone(), mac }),
+            other => other.map_err(|cause| failure(&self.name, "set the MAC address", cause)),
+        }
+    }
+
+    /// The interface's MTU in bytes.
+    ///
+    /// # Errors
+    /// [`TapError::Moved`] if the interface left the namespace.
+    pub fn mtu(&self) -> Result<u32, TapError> {
+        let request = self.by_name(Request::Mtu, "read the MTU", |r| r)?;
+        Ok(u32::try_from(request.mtu()).unwrap_or(0))
+    }
+
+    /// Sets the interface's MTU in bytes.
+    ///
+    /// # Errors
+    /// [`TapError::Mtu`] if the kernel refuses the number, [`TapError::Moved`], [`TapError::NotPermitted`].
+    pub fn set_mtu(&self, mtu: u32) -> Result<(), TapError> {
+        let refused = || TapError::Mtu { name: self.name.clone(), mtu };
+        let value = c_int::try_from(mtu).map_err(|_| refused())?;
+        match self.by_name(Request::SetMtu, "set the MTU", |r| r.with_mtu(value)) {
+            Err(TapError::Other { cause: Errno::INVAL, .. }) => Err(refused()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Whether the interface is up.
+    ///
+    /// # Errors
+    /// [`TapError::Moved`] if the interface left the namespace.
+    pub fn is_up(&self) -> Result<bool, TapError> {
+        let request = self.by_name(Request::Flags, "read the state", |r| r)?;
+        Ok(request.flags() & UP != 0)
+    }
+
+    /// Brings the interface up or takes it down.
+    ///
+    /// # Errors
+    /// [`TapError::Moved`] if the interface left the namespace, [`TapError::NotPermitted`].
+    pub fn set_up(&self, up: bool) -> Result<(), TapError> {
+        let doing = if up { "bring it up" } else { "take it down" };
+        let old = self.by_name(Request::Flags, doing, |r| r)?.flags();
+        let new = if up { old | UP } else { old & !UP };
+        if new != old {
+            self.by_name(Request::SetFlags, doing, |r| r.with_flags(new))?;
+        }
+        Ok(())
+    }
+
+    /// A request by name, made only if the name still means this interface.
+    fn by_name(
+        &self,
+        kind: Request,
+        doing: &'static str,
+        fill: impl FnOnce(InterfaceRequest) -> InterfaceRequest,
+    ) -> Result<InterfaceRequest, TapError> {
+        let name = &self.name;
+        let moved = || TapError::Moved { name: name.clone(), doing };
+        // The interface may have been renamed; the queue knows.
+        let mut own = InterfaceRequest::new(name.field());
+        call(&self.queue, Request::Attached, &mut own)
+            .map_err(|cause| failure(name, doing, cause))?;
+        // It may also have been moved away, and another may have taken the name: compare the addresses.
+        let mut there = own;
+        match call(&self.control, Request::Mac, &mut there) {
+            Ok(()) if there.mac() == self.mac()?.0 => {}
+            Ok(()) | Err(Errno::NODEV) => return Err(moved()),
+            Err(cause) => return Err(failure(name, doing, cause)),
+        }
+        let mut field = [0; name::NAME_FIELD];
+        for (to, from) in field.iter_mut().zip(own.name()) {
+            *to = *from;
+        }
+        let mut request = fill(InterfaceRequest::new(field));
+        match call(&self.control, kind, &mut request) {
+            Ok(()) => Ok(request),
+            Err(Errno::NODEV) => Err(moved()),
+            Err(cause) => Err(failure(name, doing, cause)),
+        }
+    }
+
+    /// Gives an interface that was there before its old looks, touching only what differs.
+    fn restore(&self, before: Before) -> Result<(), TapError> {
+        if self.is_up()? && !before.up {
+            self.set_up(false)?;
+        }
+        if self.mtu()? != before.mtu {
+            self.set_mtu(before.mtu)?;
+        }
+        if before.up {
+            self.set_up(true)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let Some(before) = self.before else {
+            return; // created here: closing the queue removes it
+        };
+        // The MAC first: it is reachable even where the rest no longer is.
+        let mac = match self.mac() {
+            Ok(now) if now != before.mac => self.set_mac(before.mac),
+            other => other.map(drop),
+        };
+        if let Err(error) = mac.and_then(|()| self.restore(before)) {
+            tracing::debug!(name = %self.name, %error, "could not restore the TAP");
+        }
+    }
+}
+
+impl AsFd for Tap {
+    /// For polling; readable means a frame waits.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
+/// Opens the kernel's TAP device.
+fn open_device(name: &TapName) -> Result<OwnedFd, TapError> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(|cause| match cause {
+        Errno::NOENT | Errno::NODEV | Errno::NXIO => TapError::NoDriver { cause },
+        cause => failure(name, "open /dev/net/tun", cause),
+    })
+}
+
+/// Makes `queue` the queue of the TAP `name`. `true`: the interface was created by this call.
+///
+/// Creating is tried first, so that it is known for certain whose interface it is; two programs that start at the
+/// same time get one interface and one [`TapError::Busy`].
+fn attach(queue: &OwnedFd, name: &TapName) -> Result<bool, TapError> {
+    const DOING: &str = "create or attach to the interface";
+    let flags = TAP | NO_PACKET_INFORMATION;
+    let base = InterfaceRequest::new(name.field());
+    let mut request = base.with_flags(flags | CREATE_ONLY);
+    match call(queue, Request::Attach, &mut request) {
+        Ok(()) => return Ok(true),
+        Err(Errno::BUSY) => {}
+        Err(cause) => return Err(failure(name, DOING, cause)),
+    }
+    let mut request = base.with_flags(flags);
+    match call(queue, Request::Attach, &mut request) {
+        Ok(()) => Ok(false),
+        Err(Errno::BUSY) => Err(TapError::Busy { name: name.clone() }),
+        Err(Errno::INVAL) => Err(TapError::NotATap { name: name.clone() }),
+        Err(cause) => Err(failure(name, DOING, cause)),
+    }
+}
+
+/// The error for `cause` where nothing more special is known.
+fn failure(name: &TapName, doing: &'static str, cause: Errno) -> TapError {
+    let name = name.clone();
+    match cause {
+        Errno::PERM | Errno::ACCESS => TapError::NotPermitted { name, doing, cause },
+        Errno::BADFD => TapError::Gone { name },
+        cause => TapError::Other { name, doing, cause },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let name: TapName = "tap7".parse().unwrap();
+        let refused = failure(&name, "open /dev/net/tun", Errno::ACCESS).to_string();
+        assert!(refused.contains("CAP_NET_ADMIN") && refused.contains("tap7"), "{refused}");
+        let missing = TapError::NoDriver { cause: Errno::NOENT }.to_string();
+        assert!(missing.contains("modprobe tun"), "{missing}");
+        let busy = TapError::Busy { name }.to_string();
+        assert!(busy.contains("in use by another program"), "{busy}");
+    }
+}
