@@ -1,0 +1,303 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use netvsc_linux::TapName;
+
+use crate::units::{ByteSize, Span};
+
+const ABOUT: &str = "Hyper-V accelerated networking from user space";
+
+const LONG_ABOUT: &str = "\
+Hyper-V accelerated networking from user space.
+
+A Hyper-V guest sees every accelerated network card twice: as a synthetic NIC on VMBus and as a virtual function \
+(VF) on a PCI bus. netvsc drives the synthetic NIC, finds the VF that belongs to it by the serial number that the \
+host gives both, and moves the traffic between the two without losing a frame.";
+
+const RUN_LONG: &str = "\
+Bring up every NIC of the host, pair it with its VF, and keep its traffic on the best path.
+
+Without options this transfers 64 MiB over TCP per NIC on the embedded host: two NICs with one VF each, and an \
+emulated NIC that carries the MAC address of one of them and must never be paired. Meanwhile the host ejects the \
+VFs, gives them back, tears one away without a word and returns one under a new serial number. The same seed gives \
+the same run, event for event.
+
+With --tap the traffic is the kernel's own: the first NIC is attached to a TAP interface, and with --peer-tap the \
+far side of the virtual switch to a second one. This runs until Ctrl-C (or --duration) and needs root or \
+CAP_NET_ADMIN.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  netvsc run
+      the default transfer, with a live view on a terminal
+  netvsc run --json --seed 7
+      one JSON object per event, and a summary as the last line; the same on every run
+  netvsc run --transfer disk.img
+      send this file over every NIC and compare its digest
+  netvsc run --size 1GiB
+      send 1 GiB of generated data per NIC
+  sudo netvsc run --tap nv0 --peer-tap nv1 --churn 2s
+      two TAP interfaces, joined by a NIC, its VF and the virtual switch; VFs come and go every 2 s
+
+  To let the kernel talk through them, put the two ends into network namespaces while it runs:
+    ip netns add a; ip link set nv0 netns a; ip -n a addr add 192.0.2.1/24 dev nv0; ip -n a link set nv0 up
+    ip netns add b; ip link set nv1 netns b; ip -n b addr add 192.0.2.2/24 dev nv1; ip -n b link set nv1 up
+    ip netns exec a ping 192.0.2.2
+
+Exit status:
+  0  every digest matched and no frame was lost by an orderly switch
+  1  the run failed, or something it needs is missing (a file, a privilege, a free TAP)
+  2  the command line makes no sense";
+
+/// What the user asked for.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "netvsc", version, about = ABOUT, long_about = LONG_ABOUT, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Bring up the NICs, pair them with their VFs and carry traffic
+    #[command(long_about = RUN_LONG, after_long_help = RUN_EXAMPLES)]
+    Run(RunArgs),
+}
+
+/// Which host to run against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HostChoice {
+    /// The best that this machine has; today always the embedded one, and the program says so
+    Auto,
+    /// The host inside this program: works on any machine
+    Embedded,
+}
+
+/// Options of `netvsc run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Send this file over every NIC instead of generated data
+    #[arg(long, value_name = "FILE", help_heading = "Transfer")]
+    pub transfer: Option<PathBuf>,
+
+    /// How much generated data to send per NIC
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "64MiB",
+        conflicts_with = "transfer",
+        help_heading = "Transfer",
+        long_help = "How much generated data to send per NIC. Units: B, KiB, MiB, GiB, kB, MB, GB; without a unit, bytes"
+    )]
+    pub size: ByteSize,
+
+    /// Repeat a run exactly: the same number gives the same events
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        long_help = "Repeat a run exactly: the same number gives the same generated data, the same moments at which VFs come and go, and so the same events"
+    )]
+    pub seed: u64,
+
+    /// Which host to run against
+    #[arg(long, value_enum, value_name = "HOST", default_value_t = HostChoice::Auto)]
+    pub host: HostChoice,
+
+    /// Print events as JSON lines; the last line is the summary
+    #[arg(
+        long,
+        long_help = "Print one JSON object per line for every event. The last line has \"event\":\"summary\" with the totals"
+    )]
+    pub json: bool,
+
+    /// Attach the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with_all = ["transfer", "size"],
+        help_heading = "Kernel traffic",
+        long_help = "Attach the first NIC to this TAP interface: what the kernel sends there leaves through the NIC. The interface is created if it does not exist and removed at the end; one that exists gets its old state back. Needs root or CAP_NET_ADMIN"
+    )]
+    pub tap: Option<TapName>,
+
+    /// Attach the far side of the virtual switch to this TAP interface
+    #[arg(long, value_name = "NAME", requires = "tap", help_heading = "Kernel traffic")]
+    pub peer_tap: Option<TapName>,
+
+    /// How often VFs leave or return; 0 = never
+    #[arg(
+        long,
+        value_name = "SPAN",
+        default_value = "0",
+        requires = "tap",
+        help_heading = "Kernel traffic",
+        long_help = "How often VFs leave or return while the TAPs carry traffic, such as 300ms or 2s. 0 = never: they arrive and stay. Units: ms, s, m, h"
+    )]
+    pub churn: Span,
+
+    /// Stop after this time instead of at Ctrl-C
+    #[arg(
+        long,
+        value_name = "SPAN",
+        requires = "tap",
+        help_heading = "Kernel traffic",
+        long_help = "Stop after this time instead of at Ctrl-C, such as 30s or 5m. Units: ms, s, m, h"
+    )]
+    pub duration: Option<Span>,
+}
+
+impl Cli {
+    /// Reads the command line of this process. Ends the process for `--help` and `--version` (status 0) and for a
+    /// command line that makes no sense (status 2).
+    #[must_use]
+    pub fn from_command_line() -> Self {
+        Self::read(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    /// Reads and checks `arguments`, the first of which is the program's name.
+    ///
+    /// # Errors
+    /// What to tell the user, also where that is the help.
+    pub fn read<I, T>(arguments: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<std::ffi::OsString> + Clone,
+    {
+        let cli = Self::try_parse_from(arguments)?;
+        let Command::Run(run) = &cli.command;
+        run.check().map_err(|(kind, message)| Self::command().error(kind, message))?;
+        Ok(cli)
+    }
+}
+
+impl RunArgs {
+    /// What options of one kind mean for each other.
+    fn check(&self) -> Result<(), (ErrorKind, String)> {
+        if let (Some(tap), Some(peer)) = (&self.tap, &self.peer_tap)
+            && tap == peer
+        {
+            let message =
+                format!("--tap and --peer-tap are both `{tap}`; give two different names");
+            return Err((ErrorKind::ValueValidation, message));
+        }
+        if self.duration.is_some_and(|span| span.0.is_zero()) {
+            let message =
+                "--duration is 0; give a time such as 30s, or leave it out to run until Ctrl-C";
+            return Err((ErrorKind::ValueValidation, message.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn run(line: &str) -> Result<RunArgs, clap::Error> {
+        let words = ["netvsc", "run"].into_iter().chain(line.split_whitespace());
+        let Command::Run(run) = Cli::read(words)?.command;
+        Ok(run)
+    }
+
+    fn refused(line: &str) -> String {
+        let error = run(line).expect_err(line);
+        assert_eq!(error.exit_code(), i32::from(crate::error::USAGE), "{line}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent_in_itself() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_options_it_is_the_default_transfer() {
+        let run = run("").unwrap();
+        assert_eq!(run.size, ByteSize(64 << 20));
+        assert_eq!(run.seed, 1);
+        assert_eq!(run.host, HostChoice::Auto);
+        assert!(!run.json && run.transfer.is_none() && run.tap.is_none());
+        assert_eq!(run.churn, Span(Duration::ZERO));
+        assert_eq!(run.duration, None);
+    }
+
+    #[test]
+    fn every_option_reaches_its_field() {
+        let transfer = run("--transfer a.bin --seed 7 --json --host embedded").unwrap();
+        assert_eq!(transfer.transfer, Some("a.bin".into()));
+        assert_eq!((transfer.seed, transfer.json, transfer.host), (7, true, HostChoice::Embedded));
+        assert_eq!(run("--size 1GiB").unwrap().size, ByteSize(1 << 30));
+        let tap = run("--tap nv0 --peer-tap nv1 --churn 300ms --duration 5s").unwrap();
+        assert_eq!(tap.tap, Some("nv0".parse().unwrap()));
+        assert_eq!(tap.peer_tap, Some("nv1".parse().unwrap()));
+        assert_eq!(tap.churn, Span(Duration::from_millis(300)));
+        assert_eq!(tap.duration, Some(Span(Duration::from_secs(5))));
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_usage_errors() {
+        for (line, word) in [
+            ("--tap nv0 --transfer a.bin", "--transfer"),
+            ("--tap nv0 --size 1MiB", "--size"),
+            ("--transfer a.bin --size 1MiB", "--size"),
+            ("--peer-tap nv1", "--tap"),
+            ("--churn 300ms", "--tap"),
+            ("--duration 5s", "--tap"),
+            ("--tap nv0 --peer-tap nv0", "two different names"),
+            ("--tap nv0 --duration 0", "--duration"),
+        ] {
+            let text = refused(line);
+            assert!(text.contains(word), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn values_that_mean_nothing_are_usage_errors_with_a_reason() {
+        for (line, word) in [
+            ("--nonsense", "--nonsense"),
+            ("extra", "extra"),
+            ("--seed x", "invalid digit"),
+            ("--seed -1", "-1"),
+            ("--size 0", "zero"),
+            ("--size 3parsecs", "MiB"),
+            ("--host hyperv", "embedded"),
+            ("--tap sixteen-bytes-xx", "at most 15 bytes"),
+            ("--tap a/b", "'/'"),
+            ("--tap ..", "cannot be called"),
+            ("--tap nv0 --churn 5", "unit"),
+            ("--tap nv0 --duration soon", "300ms"),
+            ("--transfer", "--transfer"),
+        ] {
+            let text = refused(line);
+            assert!(text.contains(word), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_help_names_every_option_and_gives_examples() {
+        let help = run("--help").expect_err("help is not a run").to_string();
+        for word in [
+            "--transfer",
+            "--size",
+            "--seed",
+            "--host",
+            "--json",
+            "--tap",
+            "--peer-tap",
+            "--churn",
+            "--duration",
+            "Examples:",
+            "Exit status:",
+            "CAP_NET_ADMIN",
+        ] {
+            assert!(help.contains(word), "{word} is missing in:\n{help}");
+        }
+    }
+}

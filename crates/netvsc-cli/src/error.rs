@@ -1,0 +1,84 @@
+//! What can end the program, and with which exit status.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use netvsc_linux::TapError;
+
+/// Exit status of a run that failed.
+pub const FAILED: u8 = 1;
+/// Exit status of a command line that makes no sense (the parser's own, by convention of its kind).
+pub const USAGE: u8 = 2;
+
+/// Why the program ends without having done what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file to transfer cannot be read.
+    #[error("cannot read `{}`: {source}; give --transfer a file that you can read", path.display())]
+    Transfer {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The file to transfer is something else, such as a directory.
+    #[error("cannot transfer `{}`: it is {what}, expected a regular file", path.display())]
+    NotAFile {
+        /// What was given.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The file to transfer has nothing in it.
+    #[error("cannot transfer `{}`: it is empty, expected at least one byte", path.display())]
+    EmptyFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A TAP could not be opened or used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// Standard output or the terminal could not be written to.
+    #[error("cannot write the output: {0}")]
+    Output(#[source] io::Error),
+    /// The operating system refused something without which the program cannot work.
+    #[error("cannot {doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The run came to its end and was not good: a digest differed, frames were lost, or it stood still.
+    #[error("the run failed: {0}")]
+    Run(String),
+}
+
+impl Error {
+    /// The exit status that belongs to this error.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(FAILED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_named_with_the_option_that_gave_it() {
+        let error =
+            Error::Transfer { path: "/no/such".into(), source: io::ErrorKind::NotFound.into() };
+        let text = error.to_string();
+        assert!(text.contains("`/no/such`") && text.contains("--transfer"), "{text}");
+    }
+
+    #[test]
+    fn a_tap_error_speaks_for_itself() {
+        let name: netvsc_linux::TapName = "tap0".parse().unwrap();
+        let error = Error::from(TapError::Busy { name: name.clone() });
+        assert_eq!(error.to_string(), TapError::Busy { name }.to_string());
+    }
+}
