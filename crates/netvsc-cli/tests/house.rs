@@ -190,6 +190,11 @@ fn unsafe_lives_in_its_rooms_only() {
     assert_eq!(used, set(&UNSAFE_ROOMS));
 }
 
+/// Whether a line mentions the lint other than to forbid it once more.
+fn lifts_the_ban(line: &str) -> bool {
+    line.contains("unsafe_code") && !line.contains("forbid(") && !line.contains("deny(")
+}
+
 #[test]
 fn the_compiler_enforces_the_ban_everywhere_else() {
     let ban = std::fs::read_to_string(root().join("Cargo.toml")).expect("the workspace manifest");
@@ -205,7 +210,7 @@ fn the_compiler_enforces_the_ban_everywhere_else() {
     let doors: BTreeSet<String> = sources()
         .into_iter()
         .filter(|(path, _)| path != "netvsc-cli/tests/house.rs")
-        .filter(|(_, text)| text.contains("unsafe_code"))
+        .filter(|(_, text)| text.lines().any(lifts_the_ban))
         .map(|(path, _)| path)
         .collect();
     assert_eq!(doors, set(&DOORS));
