@@ -35,6 +35,21 @@ fn panic(_: &PanicInfo<'_>) -> ! {
 /// A channel without a bus, on memory of our own.
 #[unsafe(no_mangle)]
 pub extern "C" fn check_vmbus() -> bool {
-    let pages = |first| vmbus::memory::SharedPages::from_heap(&[vmbus::Pfn(first), vmbus::Pfn(first + 1)]);
-    vmbus::channel::Channel::from_parts(pages(0), pages(2), vmbus::channel::SignalFlag::default()).is_ok()
+    let pages =
+        |first| vmbus::memory::SharedPages::from_heap(&[vmbus::Pfn(first), vmbus::Pfn(first + 1)]);
+    vmbus::channel::Channel::from_parts(pages(0), pages(2), vmbus::channel::SignalFlag::default())
+        .is_ok()
+}
+
+/// A slot as PCI writes it.
+#[unsafe(no_mangle)]
+pub extern "C" fn check_vpci(device: u8, function: u8) -> u8 {
+    vpci::Slot::new(device, function).map_or(0xff, |slot| slot.devfn().0)
+}
+
+/// An address out of text and into text again, which allocates.
+#[unsafe(no_mangle)]
+pub extern "C" fn check_netvsc() -> usize {
+    let mac = "00:15:5d:00:00:07".parse::<netvsc::MacAddress>();
+    mac.map_or(0, |mac| alloc::format!("{mac}").len())
 }
