@@ -42,9 +42,12 @@ Examples:
   sudo netvsc run --tap nv0 --peer-tap nv1 --churn 2s
       two TAP interfaces, joined by a NIC, its VF and the virtual switch; VFs come and go every 2 s
 
-  To let the kernel talk through them, put the two ends into network namespaces while it runs:
-    ip netns add a; ip link set nv0 netns a; ip -n a addr add 192.0.2.1/24 dev nv0; ip -n a link set nv0 up
-    ip netns add b; ip link set nv1 netns b; ip -n b addr add 192.0.2.2/24 dev nv1; ip -n b link set nv1 up
+  To let the kernel talk through them, give each end a network namespace while it runs:
+    ip netns add a
+    ip link set nv0 netns a
+    ip -n a addr add 192.0.2.1/24 dev nv0
+    ip -n a link set nv0 up
+  likewise nv1 in a namespace b with 192.0.2.2/24, and then
     ip netns exec a ping 192.0.2.2
 
 Exit status:
@@ -171,8 +174,18 @@ impl Cli {
     {
         let cli = Self::try_parse_from(arguments)?;
         let Command::Run(run) = &cli.command;
-        run.check().map_err(|(kind, message)| Self::command().error(kind, message))?;
+        run.check().map_err(|(kind, message)| complaint("run", kind, message))?;
         Ok(cli)
+    }
+}
+
+/// An error about the options of `subcommand`, with that command's usage.
+fn complaint(subcommand: &str, kind: ErrorKind, message: String) -> clap::Error {
+    let mut command = Cli::command();
+    command.build();
+    match command.find_subcommand_mut(subcommand) {
+        Some(command) => command.error(kind, message),
+        None => command.error(kind, message),
     }
 }
 
@@ -254,7 +267,7 @@ mod tests {
             ("--tap nv0 --duration 0", "--duration"),
         ] {
             let text = refused(line);
-            assert!(text.contains(word), "{line}: {text}");
+            assert!(text.contains(word) && text.contains("netvsc run"), "{line}: {text}");
         }
     }
 
