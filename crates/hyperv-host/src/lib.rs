@@ -1,3 +1,4 @@
 //! A Hyper-V host to run guests against.
 
+pub mod memory;
 pub mod switch;

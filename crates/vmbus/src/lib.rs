@@ -7,10 +7,12 @@ pub mod id;
 #[expect(unsafe_code, reason = "pages become atomics here and nowhere else")]
 pub mod memory;
 pub mod packet;
+pub mod platform;
 pub mod ring;
 pub mod time;
 
 pub use channel::{Channel, Doorbell, SignalFlag};
 pub use id::{ChannelId, ConnectionId, GpadlId, Pfn, Serial};
+pub use platform::Platform;
 pub use time::Instant;
 pub use uuid::Uuid as Guid;

@@ -410,6 +410,12 @@ unsafe impl Send for WeakPages {}
 unsafe impl Sync for WeakPages {}
 
 impl WeakPages {
+    /// Whether somebody still holds the pages.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.backing.strong_count() > 0
+    }
+
     /// The pages, if somebody still holds them.
     #[must_use]
     pub fn upgrade(&self) -> Option<SharedPages> {
