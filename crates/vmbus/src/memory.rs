@@ -96,7 +96,7 @@ pub fn copy_out(words: &[AtomicU64], out: &mut [u8]) {
 }
 
 /// From this many bytes on, a copy goes through the widest moves there are.
-const BULK: usize = 128;
+const BULK: usize = 64;
 
 /// Copies of many bytes. Rust has no atomic access wider than a word, and the compiler may not join atomic accesses; the
 /// moves below are invisible to it, so that memory which a peer changes meanwhile is no data race of the language.

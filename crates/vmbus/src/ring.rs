@@ -240,6 +240,8 @@ pub struct RingWriter<M> {
     published: u32,
     /// The reader's index as last seen.
     read: u32,
+    /// Bytes from `write` on that are free as far as `read` tells; one of them at least is never used.
+    free: u32,
     /// Whether `pending_send_sz` is set.
     waiting: bool,
 }
@@ -256,18 +258,14 @@ impl<M: SharedMemory> RingWriter<M> {
         ring.store(PENDING_SEND_SIZE, 0)?;
         let features = ring.load(FEATURE_BITS)?;
         ring.store(FEATURE_BITS, features | FEATURE_PENDING_SEND_SIZE)?;
-        Ok(Self { ring, write, published: write, read, waiting: false })
+        let free = ring.size - ring.distance(read, write);
+        Ok(Self { ring, write, published: write, read, free, waiting: false })
     }
 
     /// Largest packet that fits into the empty ring, in bytes with trailer.
     #[must_use]
     pub fn capacity(&self) -> usize {
         (self.ring.size as usize - 8).min(LONGEST_PACKET + TRAILER_SIZE)
-    }
-
-    #[inline]
-    fn free(&self) -> u32 {
-        self.ring.size - self.ring.distance(self.read, self.write)
     }
 
     /// Looks at the reader's index anew.
@@ -284,6 +282,7 @@ impl<M: SharedMemory> RingWriter<M> {
             });
         }
         self.read = read;
+        self.free = self.ring.size - self.ring.distance(read, self.write);
         Ok(())
     }
 
@@ -293,11 +292,20 @@ impl<M: SharedMemory> RingWriter<M> {
     /// If the reader's index is impossible.
     #[inline]
     pub fn has_room(&mut self, len: usize) -> Result<bool, RingError> {
-        if self.free() as usize > len {
+        if self.free as usize > len {
             return Ok(true);
         }
         self.refresh()?;
-        Ok(self.free() as usize > len)
+        Ok(self.free as usize > len)
+    }
+
+    /// Looks for room for `total` bytes where there was none.
+    #[cold]
+    fn make_room(&mut self, total: usize) -> Result<(), SendError> {
+        if total > self.capacity() {
+            return Err(SendError::TooLarge { len: total, most: self.capacity() });
+        }
+        if self.has_room(total)? { Ok(()) } else { Err(SendError::Full { need: total }) }
     }
 
     /// Writes a packet behind those already there. The reader sees it after [`RingWriter::commit`].
@@ -310,11 +318,9 @@ impl<M: SharedMemory> RingWriter<M> {
         let payload = packet.payload();
         let len = header + payload.len().next_multiple_of(8);
         let total = len + TRAILER_SIZE;
-        if total > self.capacity() || len > LONGEST_PACKET {
-            return Err(SendError::TooLarge { len: total, most: self.capacity() });
-        }
-        if !self.has_room(total)? {
-            return Err(SendError::Full { need: total });
+        // One comparison where there is room; what does not fit may be too large altogether.
+        if self.free as usize <= total || len > LONGEST_PACKET {
+            self.make_room(total)?;
         }
         self.put(packet, header, len)?;
         if self.waiting {
@@ -349,6 +355,7 @@ impl<M: SharedMemory> RingWriter<M> {
             }
             trailer.store((u64::from(start) << 32).to_le(), Ordering::Relaxed);
             self.write = next as u32;
+            self.free -= total as u32;
             return Ok(());
         }
         self.put_in_pieces(packet, header, len)
@@ -405,6 +412,7 @@ impl<M: SharedMemory> RingWriter<M> {
         }
         self.ring.write(at, &(u64::from(start) << 32).to_le_bytes())?;
         self.write = self.ring.advance(at, TRAILER_SIZE as u32);
+        self.free -= (len + TRAILER_SIZE) as u32;
         Ok(())
     }
 
@@ -440,7 +448,7 @@ impl<M: SharedMemory> RingWriter<M> {
         self.waiting = true;
         fence(Ordering::SeqCst);
         self.refresh()?;
-        if self.free() as usize > need {
+        if self.free as usize > need {
             self.waiting = false;
             self.ring.store(PENDING_SEND_SIZE, 0)?;
             return Ok(true);
@@ -459,6 +467,8 @@ pub struct RingReader<M> {
     published: u32,
     /// The writer's index as last seen.
     write: u32,
+    /// Bytes from `read` to `write`.
+    available: u32,
     /// Whether trailers are checked.
     strict: bool,
 }
@@ -472,7 +482,8 @@ impl<M: SharedMemory> RingReader<M> {
         let ring = Ring::new(memory)?;
         let read = ring.load_index(READ_INDEX, "read")?;
         let write = ring.load_index(WRITE_INDEX, "write")?;
-        Ok(Self { ring, read, published: read, write, strict: false })
+        let available = ring.distance(read, write);
+        Ok(Self { ring, read, published: read, write, available, strict: false })
     }
 
     /// Whether the trailer of every packet is compared with the packet's start. No known driver does; a host that holds its
@@ -496,6 +507,7 @@ impl<M: SharedMemory> RingReader<M> {
             });
         }
         self.write = write;
+        self.available = self.ring.distance(self.read, write);
         Ok(())
     }
 
@@ -508,14 +520,13 @@ impl<M: SharedMemory> RingReader<M> {
         &mut self,
         buffer: &'b mut [u8],
     ) -> Result<Option<Packet<'b>>, ReceiveError> {
-        let mut available = self.ring.distance(self.read, self.write) as usize;
-        if available == 0 {
+        if self.available == 0 {
             self.refresh()?;
-            available = self.ring.distance(self.read, self.write) as usize;
-            if available == 0 {
+            if self.available == 0 {
                 return Ok(None);
             }
         }
+        let available = self.available as usize;
         let start = self.read;
         if available < DESCRIPTOR_SIZE + TRAILER_SIZE {
             return Err(RingError::PacketLength { packet: 0, available, at: start }.into());
@@ -526,6 +537,7 @@ impl<M: SharedMemory> RingReader<M> {
             return Err(RingError::PacketLength { packet: len, available, at: start }.into());
         }
         self.read = self.ring.advance(start, (len + TRAILER_SIZE) as u32);
+        self.available -= (len + TRAILER_SIZE) as u32;
         if self.strict {
             self.ring.check_trailer(start, len)?;
         }
@@ -581,7 +593,7 @@ impl<M: SharedMemory> RingReader<M> {
         self.ring.store(INTERRUPT_MASK, 0)?;
         fence(Ordering::SeqCst);
         self.refresh()?;
-        if self.ring.distance(self.read, self.write) == 0 {
+        if self.available == 0 {
             return Ok(false);
         }
         self.mask()?;
