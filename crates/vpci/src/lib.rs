@@ -5,10 +5,11 @@
 //! wants to know which NIC a function belongs to joins the events of this crate with those of the NIC by
 //! [`Serial`](vmbus::Serial).
 #![no_std]
-#![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod bus;
 pub mod message;
 pub mod slot;
 
+pub use bus::{Event, Function, FunctionId, PciBus, PciBusConfig};
 pub use slot::{BadSlot, DevFn, Slot};

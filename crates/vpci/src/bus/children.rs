@@ -1,0 +1,128 @@
+//! The functions of a bus: what the host listed, and how far each of them is.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use super::event::{Function, FunctionId};
+use crate::message::{BARS, Description};
+use crate::slot::Slot;
+
+/// How far a function is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Listed; nothing was done with it yet.
+    Listed,
+    /// Its requirements or the assignment of its resources are under way.
+    Starting,
+    /// The owner knows it.
+    Arrived,
+    /// The owner knows it and was asked to give it up.
+    Ejecting,
+    /// Given up. The host still lists it, but it is not to be used again.
+    Ejected,
+    /// The host did not let it be used.
+    Failed,
+}
+
+impl State {
+    /// Whether the owner has been told that it arrived, and not yet that it left.
+    pub(super) const fn is_visible(self) -> bool {
+        matches!(self, Self::Arrived | Self::Ejecting)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Child {
+    pub(super) function: Function,
+    pub(super) state: State,
+}
+
+/// What a request to give a function up means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Eject {
+    /// There is no such function, or it was asked back already.
+    Ignore,
+    /// The owner has to give it up.
+    Ask(FunctionId),
+    /// Nobody uses it: it can be answered at once.
+    Answer,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Children {
+    map: BTreeMap<Slot, Child>,
+    /// Number of functions seen so far.
+    generation: u64,
+}
+
+impl Children {
+    pub(super) fn get(&self, slot: Slot) -> Option<&Child> {
+        self.map.get(&slot)
+    }
+
+    /// The child that `id` names, if it is still there.
+    pub(super) fn by_id(&mut self, id: FunctionId) -> Option<&mut Child> {
+        self.map.get_mut(&id.slot).filter(|child| child.function.id == id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Child> {
+        self.map.values()
+    }
+
+    /// Makes the functions those of a snapshot, and calls `left` for each that the owner knows and that is not listed.
+    pub(super) fn apply(&mut self, snapshot: &[Description], mut left: impl FnMut(Function)) {
+        let mut missing = Vec::new();
+        for child in self.map.values() {
+            if !lists(snapshot, &child.function) {
+                missing.push(child.function.id.slot);
+            }
+        }
+        for child in missing.iter().filter_map(|slot| self.map.remove(slot)) {
+            if child.state.is_visible() {
+                left(child.function);
+            }
+        }
+        for description in snapshot {
+            let slot = description.slot;
+            if self.map.contains_key(&slot) {
+                continue;
+            }
+            self.generation += 1;
+            let id = FunctionId { slot, generation: self.generation };
+            let function = Function { id, description: *description, bars: [0; BARS] };
+            self.map.insert(slot, Child { function, state: State::Listed });
+        }
+    }
+
+    /// Takes from a snapshot that is about to be overtaken the one thing that still matters: a function that was given
+    /// up and that the snapshot no longer lists is gone, so that the same one may come again.
+    pub(super) fn pass_over(&mut self, snapshot: &[Description]) {
+        self.map
+            .retain(|_, child| child.state != State::Ejected || lists(snapshot, &child.function));
+    }
+
+    /// The host asks for a function.
+    pub(super) fn eject(&mut self, slot: Slot) -> Eject {
+        let Some(child) = self.map.get_mut(&slot) else { return Eject::Ignore };
+        match child.state {
+            State::Arrived => {
+                child.state = State::Ejecting;
+                Eject::Ask(child.function.id)
+            }
+            State::Listed | State::Starting | State::Failed => {
+                child.state = State::Ejected;
+                Eject::Answer
+            }
+            State::Ejecting | State::Ejected => Eject::Ignore,
+        }
+    }
+
+    /// Takes all functions away, and calls `left` for each that the owner knows.
+    pub(super) fn clear(&mut self, left: impl FnMut(Function)) {
+        self.apply(&[], left);
+    }
+}
+
+fn lists(snapshot: &[Description], function: &Function) -> bool {
+    snapshot.iter().any(|listed| listed.same_function(&function.description))
+}

@@ -1,0 +1,216 @@
+//! What a bus tells its owner.
+
+use core::fmt;
+use core::time::Duration;
+
+use vmbus::Serial;
+use vmbus::packet::PacketError;
+use vmbus::ring::{RingError, SendError};
+
+use crate::message::{BARS, Description, MessageError, Status, Version};
+use crate::slot::Slot;
+
+/// One function, for as long as it is there.
+///
+/// A slot may be used again, also by a function that looks the same; the id of the earlier one then names nothing any
+/// more. So an answer for a function that has gone can never reach the one that came after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FunctionId {
+    pub(super) slot: Slot,
+    pub(super) generation: u64,
+}
+
+impl FunctionId {
+    /// Where the function sits.
+    #[must_use]
+    pub const fn slot(self) -> Slot {
+        self.slot
+    }
+}
+
+impl fmt::Display for FunctionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.slot, self.generation)
+    }
+}
+
+/// A function on the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Which one; never the same for two functions of one bus.
+    pub id: FunctionId,
+    /// What the host says about it.
+    pub description: Description,
+    /// Per BAR, what it reads after all ones were written to it; 0 if there is none. Known once it has arrived.
+    pub bars: [u32; BARS],
+}
+
+impl Function {
+    /// Where it sits.
+    #[must_use]
+    pub const fn slot(&self) -> Slot {
+        self.description.slot
+    }
+
+    /// The number that a NIC's VF association names.
+    #[must_use]
+    pub const fn serial(&self) -> Serial {
+        self.description.serial
+    }
+}
+
+/// Something that the host has to do before the bus can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Accept or refuse a version.
+    Version(Version),
+    /// Send a snapshot after it was asked for one.
+    Relations,
+    /// Turn the bus on.
+    D0Entry,
+    /// Turn the bus off.
+    D0Exit,
+    /// Say which BARs a function has.
+    Requirements(FunctionId),
+    /// Take note of a function's resources.
+    Assign(FunctionId),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(version) => write!(f, "answer to version {version}"),
+            Self::Relations => write!(f, "list of functions"),
+            Self::D0Entry => write!(f, "D0 entry"),
+            Self::D0Exit => write!(f, "D0 exit"),
+            Self::Requirements(id) => write!(f, "resource requirements of function {id}"),
+            Self::Assign(id) => write!(f, "assignment of resources to function {id}"),
+        }
+    }
+}
+
+/// Why a bus, or a function on it, cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The host knows none of the versions that were offered.
+    #[error("the host refused every version offered")]
+    NoCommonVersion,
+    /// The host refused a step.
+    #[error("{step} failed with status {status}")]
+    Refused {
+        /// The step.
+        step: Step,
+        /// What the host said.
+        status: Status,
+    },
+    /// The host's answer could not be understood.
+    #[error("{step}: {error}")]
+    Answer {
+        /// The step.
+        step: Step,
+        /// What was wrong with the answer.
+        error: MessageError,
+    },
+    /// The channel broke.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+}
+
+/// The channel cannot be used any further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelError {
+    /// One of its rings is broken.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// It is too small for the protocol's messages.
+    #[error(transparent)]
+    Send(#[from] SendError),
+}
+
+/// What happened on the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The bus is on. Functions arrive from now on.
+    Ready {
+        /// The version spoken.
+        version: Version,
+    },
+    /// A function can be used.
+    FunctionArrived(Function),
+    /// A function that had arrived can no longer be used.
+    FunctionLeft(Function),
+    /// A function is there but the host did not let it be used. It may leave and come again.
+    FunctionFailed {
+        /// The function; it did not arrive.
+        function: Function,
+        /// What stood in the way.
+        why: Failure,
+    },
+    /// The host wants a function back. Once nobody uses it any more, call [`eject_complete`]; the host's patience ends
+    /// after about 60 seconds.
+    ///
+    /// [`eject_complete`]: super::PciBus::eject_complete
+    EjectRequested {
+        /// The function.
+        function: FunctionId,
+    },
+    /// Configuration blocks that the host's driver keeps for a function have changed.
+    BlocksInvalidated {
+        /// The function.
+        function: FunctionId,
+        /// Bit n set: block n changed.
+        mask: u64,
+    },
+    /// The host has not done its part in time. The wait goes on: an answer that comes late still counts.
+    Overdue {
+        /// What is missing.
+        step: Step,
+        /// For how long it was waited.
+        waited: Duration,
+    },
+    /// The bus cannot be used. All its functions have left.
+    Failed(Failure),
+    /// The bus is off; its channel may be closed.
+    Stopped,
+}
+
+/// A packet from the host that was of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPacket {
+    /// The packet contradicts itself.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    /// The message in it does.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// An answer to nothing that was asked, or a second answer.
+    #[error("completion with id {0}: no request with that id waits for one")]
+    UnknownCompletion(u64),
+    /// A packet with ranges of memory, which this protocol does not use.
+    #[error("packet with memory ranges: expected only in-band packets and completions")]
+    Ranges,
+}
+
+/// [`eject_complete`](super::PciBus::eject_complete) for a function that the host does not wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("function {0} was not asked back, has been answered for, or is gone")]
+pub struct NotEjecting(pub FunctionId);
+
+/// What a bus has seen so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BusStats {
+    /// Snapshots read.
+    pub snapshots: u64,
+    /// Snapshots that were overtaken by a newer one before anything was done with them.
+    pub snapshots_superseded: u64,
+    /// Requests to give a function up, repetitions included.
+    pub ejects: u64,
+    /// Of these, those that named no function or one that had been asked back already.
+    pub ejects_ignored: u64,
+    /// Messages that guests have no use for.
+    pub ignored: u64,
+    /// Packets that were of no use.
+    pub bad_packets: u64,
+    /// The latest of them.
+    pub last_bad_packet: Option<BadPacket>,
+}

@@ -1,0 +1,329 @@
+//! The order in which things are asked, and what each answer leads to.
+
+use alloc::vec::Vec;
+
+use vmbus::Instant;
+use vmbus::channel::Doorbell;
+use vmbus::packet::Outgoing;
+use vmbus::ring::SendError;
+use zerocopy::IntoBytes;
+
+use super::children::{Child, State};
+use super::{
+    BadPacket, ChannelError, Event, Failure, FunctionId, PciBus, Pending, Stage, Step, Waiting,
+};
+use crate::message::{
+    Bare, D0Entry, EjectComplete, MessageType, QueryVersion, Slotted, Status, Version,
+    requirements_of, status_of,
+};
+use crate::slot::Slot;
+
+/// Answers.
+impl<D: Doorbell> PciBus<D> {
+    pub(super) fn completion(&mut self, id: u64, reply: &[u8], now: Instant) {
+        let Some(Pending { step, .. }) = self.pending.remove(&id) else {
+            self.bad_packet(BadPacket::UnknownCompletion(id));
+            return;
+        };
+        let status = match status_of(request_type(step, self.version), reply) {
+            Ok(status) => status,
+            Err(error) => {
+                self.bad_packet(error.into());
+                self.answer_failed(step, Failure::Answer { step, error });
+                return;
+            }
+        };
+        let refused = Failure::Refused { step, status };
+        match step {
+            Step::Version(version) => self.version_answered(version, status, now),
+            Step::D0Entry => self.entry_answered(status, now),
+            Step::D0Exit => self.exit_answered(now),
+            Step::Requirements(id) => self.requirements_answered(id, reply, now),
+            Step::Assign(id) if status.is_failure() => self.function_failed(id, refused),
+            Step::Assign(id) => self.function_ready(id),
+            // Snapshots are messages of their own; no request with this step is ever entered.
+            Step::Relations => {}
+        }
+    }
+
+    /// An answer could not be understood.
+    fn answer_failed(&mut self, step: Step, why: Failure) {
+        match step {
+            Step::Requirements(id) | Step::Assign(id) => self.function_failed(id, why),
+            _ if self.stage == Stage::Stopping => {
+                if step == Step::D0Exit {
+                    self.stopped();
+                }
+            }
+            _ => self.fail(why),
+        }
+    }
+
+    fn version_answered(&mut self, version: Version, status: Status, now: Instant) {
+        let Stage::Negotiating(offered) = self.stage else { return };
+        if status == Status::REVISION_MISMATCH {
+            self.offer_version(offered + 1, now);
+        } else if status.is_failure() {
+            self.fail(Failure::Refused { step: Step::Version(version), status });
+        } else {
+            // Whatever version the reply names: the one in force is the one that was asked for.
+            self.version = Some(version);
+            self.stage = Stage::Discovering;
+            self.query_relations(now);
+        }
+    }
+
+    fn entry_answered(&mut self, status: Status, now: Instant) {
+        match self.stage {
+            Stage::Entering { .. } if !status.is_failure() => {
+                self.stage = Stage::Running;
+                if let Some(version) = self.version {
+                    self.events.push_back(Event::Ready { version });
+                }
+            }
+            Stage::Entering { again: true } => {
+                self.fail(Failure::Refused { step: Step::D0Entry, status });
+            }
+            Stage::Entering { again: false } => {
+                // A kernel that ran here before this one may have left the bus on, as one that crashed does.
+                tracing::debug!(%status, "D0 entry refused; trying again after D0 exit");
+                self.apply_snapshot();
+                self.release_resources();
+                self.stage = Stage::Recovering;
+                self.request_bare(Step::D0Exit, MessageType::FDO_D0_EXIT, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn exit_answered(&mut self, now: Instant) {
+        // Refused or not: there is no other way to turn a bus off.
+        match self.stage {
+            Stage::Recovering => self.enter_d0(true, now),
+            Stage::Stopping if !self.waits_for(Step::D0Exit) => self.stopped(),
+            _ => {}
+        }
+    }
+
+    fn waits_for(&self, step: Step) -> bool {
+        self.pending.values().any(|wait| wait.step == step)
+    }
+
+    fn requirements_answered(&mut self, id: FunctionId, reply: &[u8], now: Instant) {
+        let step = Step::Requirements(id);
+        match requirements_of(reply) {
+            Ok(Ok(bars)) => {
+                if let Some(child) = self.starting(id) {
+                    child.function.bars = bars;
+                    self.assign_resources(id, now);
+                }
+            }
+            Ok(Err(status)) => self.function_failed(id, Failure::Refused { step, status }),
+            Err(error) => {
+                self.bad_packet(error.into());
+                self.function_failed(id, Failure::Answer { step, error });
+            }
+        }
+    }
+
+    /// The function, if it is still there and still being brought up.
+    fn starting(&mut self, id: FunctionId) -> Option<&mut Child> {
+        self.children.by_id(id).filter(|child| child.state == State::Starting)
+    }
+
+    fn function_ready(&mut self, id: FunctionId) {
+        if let Some(child) = self.starting(id) {
+            child.state = State::Arrived;
+            let arrived = Event::FunctionArrived(child.function);
+            self.events.push_back(arrived);
+        }
+    }
+
+    fn function_failed(&mut self, id: FunctionId, why: Failure) {
+        if let Some(child) = self.starting(id) {
+            child.state = State::Failed;
+            let failed = Event::FunctionFailed { function: child.function, why };
+            self.events.push_back(failed);
+        }
+    }
+
+    pub(super) fn fail(&mut self, why: Failure) {
+        self.end();
+        self.events.push_back(Event::Failed(why));
+    }
+
+    fn stopped(&mut self) {
+        self.end();
+        self.events.push_back(Event::Stopped);
+    }
+
+    /// Nothing is sent, read or waited for any more.
+    pub(super) fn end(&mut self) {
+        self.children.clear(|function| self.events.push_back(Event::FunctionLeft(function)));
+        self.stage = Stage::Over;
+        self.snapshot_is_new = false;
+        self.relations = None;
+        self.pending.clear();
+        self.outgoing.clear();
+    }
+
+    /// Nobody waits for what was asked; what comes all the same is still known.
+    pub(super) fn forget_waits(&mut self) {
+        self.relations = None;
+        for wait in self.pending.values_mut() {
+            wait.due = None;
+        }
+    }
+
+    pub(super) fn report_overdue(&mut self, now: Instant) {
+        let waited = self.config.deadline;
+        for wait in self.pending.values_mut().chain(&mut self.relations) {
+            if wait.due.is_some_and(|due| due <= now) {
+                wait.due = None;
+                self.events.push_back(Event::Overdue { step: wait.step, waited });
+            }
+        }
+    }
+}
+
+/// Asking.
+impl<D: Doorbell> PciBus<D> {
+    pub(super) fn offer_version(&mut self, place: usize, now: Instant) {
+        let Some(&version) = self.config.versions.get(place) else {
+            self.fail(Failure::NoCommonVersion);
+            return;
+        };
+        self.stage = Stage::Negotiating(place);
+        let kind = MessageType::QUERY_PROTOCOL_VERSION.0.into();
+        let message = QueryVersion { kind, version: version.0.into() };
+        self.request(Step::Version(version), message.as_bytes(), now);
+    }
+
+    pub(super) fn query_relations(&mut self, now: Instant) {
+        let message = Bare { kind: MessageType::QUERY_BUS_RELATIONS.0.into() };
+        self.queue(0, false, message.as_bytes());
+        self.relations =
+            Some(Pending { step: Step::Relations, due: Some(now + self.config.deadline) });
+    }
+
+    pub(super) fn enter_d0(&mut self, again: bool, now: Instant) {
+        self.stage = Stage::Entering { again };
+        let message = D0Entry {
+            kind: MessageType::FDO_D0_ENTRY.0.into(),
+            reserved: 0.into(),
+            window: self.config.window_base.into(),
+        };
+        self.request(Step::D0Entry, message.as_bytes(), now);
+    }
+
+    /// Asks for what each new function needs, one question per slot at a time: a slot that is used again while the
+    /// answer for its earlier function is still out has to wait for it, so that a host cannot make questions pile up.
+    pub(super) fn start_functions(&mut self, now: Instant) {
+        if self.stage != Stage::Running {
+            return;
+        }
+        let mut busy = [false; 256];
+        for wait in self.pending.values() {
+            if let Step::Requirements(id) | Step::Assign(id) = wait.step
+                && let Some(busy) = busy.get_mut(id.slot().to_wire() as usize)
+            {
+                *busy = true;
+            }
+        }
+        let ready: Vec<_> = self
+            .children
+            .iter()
+            .filter(|child| child.state == State::Listed)
+            .map(|child| child.function.id)
+            .filter(|id| busy.get(id.slot().to_wire() as usize) == Some(&false))
+            .collect();
+        for id in ready {
+            if let Some(child) = self.children.by_id(id) {
+                child.state = State::Starting;
+                let kind = MessageType::QUERY_RESOURCE_REQUIREMENTS;
+                self.request(Step::Requirements(id), slotted(kind, id.slot()).as_bytes(), now);
+            }
+        }
+    }
+
+    /// Says that a function has no resources of its own: its BARs are set through configuration space, its interrupts
+    /// are made later. Linux does the same, and its lengths are used.
+    fn assign_resources(&mut self, id: FunctionId, now: Instant) {
+        let kind = request_type(Step::Assign(id), self.version);
+        let len = if kind == MessageType::ASSIGNED_RESOURCES { 148 } else { 202 };
+        let mut message = slotted(kind, id.slot()).as_bytes().to_vec();
+        message.resize(len, 0);
+        self.request(Step::Assign(id), &message, now);
+    }
+
+    /// Gives back the resources of every function on the list, whether they were assigned by us or by someone before.
+    pub(super) fn release_resources(&mut self) {
+        let slots: Vec<_> = self.children.iter().map(|child| child.function.slot()).collect();
+        for slot in slots {
+            self.queue(0, false, slotted(MessageType::RELEASE_RESOURCES, slot).as_bytes());
+        }
+    }
+
+    pub(super) fn send_eject_complete(&mut self, slot: Slot) {
+        let message = EjectComplete {
+            kind: MessageType::EJECT_COMPLETE.0.into(),
+            slot: slot.to_wire().into(),
+            status: Status::SUCCESS.0.into(),
+        };
+        self.queue(0, false, message.as_bytes());
+    }
+
+    pub(super) fn request_bare(&mut self, step: Step, kind: MessageType, now: Instant) {
+        self.request(step, Bare { kind: kind.0.into() }.as_bytes(), now);
+    }
+
+    fn request(&mut self, step: Step, message: &[u8], now: Instant) {
+        self.last_id += 1;
+        let due = Some(now + self.config.deadline);
+        self.pending.insert(self.last_id, Pending { step, due });
+        self.queue(self.last_id, true, message);
+    }
+
+    fn queue(&mut self, transaction_id: u64, completion: bool, message: &[u8]) {
+        self.outgoing.push_back(Waiting { transaction_id, completion, message: message.to_vec() });
+        self.urgent = true;
+    }
+
+    /// Writes what fits. What does not is written when the host has made room and rung.
+    pub(super) fn flush(&mut self) -> Result<(), ChannelError> {
+        while let Some(Waiting { transaction_id, completion, message }) = self.outgoing.front() {
+            let packet = Outgoing::InBand {
+                transaction_id: *transaction_id,
+                completion: *completion,
+                payload: message,
+            };
+            match self.channel.stage(&packet) {
+                Ok(()) => drop(self.outgoing.pop_front()),
+                Err(SendError::Full { need }) => {
+                    if !self.channel.request_space(need)? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.channel.commit()?)
+    }
+}
+
+fn slotted(kind: MessageType, slot: Slot) -> Slotted {
+    Slotted { kind: kind.0.into(), slot: slot.to_wire().into() }
+}
+
+/// The message that asks for a step.
+fn request_type(step: Step, version: Option<Version>) -> MessageType {
+    match step {
+        Step::Version(_) => MessageType::QUERY_PROTOCOL_VERSION,
+        Step::Relations => MessageType::QUERY_BUS_RELATIONS,
+        Step::D0Entry => MessageType::FDO_D0_ENTRY,
+        Step::D0Exit => MessageType::FDO_D0_EXIT,
+        Step::Requirements(_) => MessageType::QUERY_RESOURCE_REQUIREMENTS,
+        Step::Assign(_) if version >= Some(Version::V1_2) => MessageType::ASSIGNED_RESOURCES2,
+        Step::Assign(_) => MessageType::ASSIGNED_RESOURCES,
+    }
+}
