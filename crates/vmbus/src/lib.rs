@@ -6,6 +6,7 @@ pub mod channel;
 pub mod id;
 #[expect(unsafe_code, reason = "pages become atomics here and nowhere else")]
 pub mod memory;
+pub mod message;
 pub mod packet;
 pub mod platform;
 pub mod ring;
