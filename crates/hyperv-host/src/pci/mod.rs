@@ -1,0 +1,513 @@
+//! The host's side of one virtual PCI bus.
+//!
+//! [`PciService`] holds the functions of one bus and speaks the protocol of PROTOCOL §10 on its channel. It is strict
+//! about order where the host it stands for is: the first packet after an open has to be a version query and there is no
+//! second one after a version was agreed. What it does beyond the plain protocol is in [`PciPolicy`].
+//!
+//! The bus's VMBus offer is not its business: whoever owns it offers and rescinds the device, hands the channel in with
+//! [`PciService::open`], and reads [`PciEvent`]s.
+
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use vmbus::memory::PageList;
+use vmbus::packet::{Outgoing, PacketError};
+use vmbus::ring::{ReceiveError, RingError, SendError};
+use vmbus::time::earliest;
+use vmbus::{Channel, Instant, Serial, SignalFlag};
+use vpci::Slot;
+use vpci::message::{
+    BARS, Description, MessageError, MessageType, Slotted, Status, Version, encode_relations,
+};
+use zerocopy::IntoBytes;
+
+/// The host's end of a channel.
+type HostChannel = Channel<PageList, SignalFlag>;
+
+/// Longest request of a guest: resources with 494 interrupts of form 3.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// Answers that wait for their time or for room; beyond this nothing more is read.
+const MOST_WAITING: usize = 256;
+/// Packets read in one call of [`PciService::poll`].
+const PACKETS_PER_POLL: usize = 1024;
+
+/// How the service behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PciPolicy {
+    /// Oldest version accepted.
+    pub oldest: Version,
+    /// Newest version accepted.
+    pub newest: Version,
+    /// The version that every answer to a version query names, whatever was asked. OpenVMM always says 1.3.
+    pub named: Option<Version>,
+    /// Send a snapshot before the answer to FDO_D0_ENTRY too.
+    pub relations_at_d0: bool,
+    /// Refuse this many FDO_D0_ENTRYs.
+    pub refuse_d0_entries: u32,
+    /// How long a guest may take to give a function up before it is taken.
+    pub eject_patience: Duration,
+    /// How long every answer takes.
+    pub reply_delay: Duration,
+    /// Requests that fail, with their status.
+    pub refused: Vec<(MessageType, Status)>,
+    /// Requests that are never answered.
+    pub unanswered: Vec<MessageType>,
+    /// Requests whose answer lacks even the status.
+    pub empty_answers: Vec<MessageType>,
+}
+
+impl Default for PciPolicy {
+    /// Versions 1.2 to 1.4, answers at once, snapshot at D0 entry, 60 seconds of patience, no faults.
+    fn default() -> Self {
+        Self {
+            oldest: Version::V1_2,
+            newest: Version::V1_4,
+            named: Some(Version::V1_3),
+            relations_at_d0: true,
+            refuse_d0_entries: 0,
+            eject_patience: Duration::from_secs(60),
+            reply_delay: Duration::ZERO,
+            refused: Vec::new(),
+            unanswered: Vec::new(),
+            empty_answers: Vec::new(),
+        }
+    }
+}
+
+/// What happened on the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PciEvent {
+    /// The guest speaks this version.
+    Connected(Version),
+    /// The guest turned the bus on.
+    D0Entered {
+        /// Guest physical address of its MMIO window.
+        window: u64,
+    },
+    /// The guest turned the bus off.
+    D0Exited,
+    /// The guest has brought this function up.
+    Assigned {
+        /// Which one.
+        slot: Slot,
+    },
+    /// The guest gave a function up that was asked back, or had none to give. It is no longer on the bus; the device
+    /// can be rescinded.
+    EjectCompleted {
+        /// Which one.
+        slot: Slot,
+    },
+    /// The guest's time is over. The function is no longer on the bus; the device can be rescinded.
+    EjectOverdue {
+        /// Which one.
+        slot: Slot,
+    },
+    /// The guest gave up what it was not asked for. A guest that does this has lost count.
+    UnexpectedEjectComplete {
+        /// Which one.
+        slot: Slot,
+    },
+    /// The guest broke a rule that ends the channel. The service is closed.
+    Failed(PciError),
+}
+
+/// Why the service gave a channel up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PciError {
+    /// The rings.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The rings are too small.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// Something else came first.
+    #[error("first packet: {0:?}, expected QUERY_PROTOCOL_VERSION")]
+    FirstPacket(MessageType),
+    /// Something that could not be understood came first.
+    #[error("first packet: {0}, expected QUERY_PROTOCOL_VERSION")]
+    FirstUnusable(BadPacket),
+    /// The version was agreed already.
+    #[error("second QUERY_PROTOCOL_VERSION, expected none after version {0} was agreed")]
+    SecondVersionQuery(Version),
+}
+
+/// A packet from the guest that is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPacket {
+    /// The packet contradicts itself.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    /// The message in it does.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// A completion, or a packet with ranges of memory.
+    #[error("packet that is not in-band: expected only in-band packets from a guest")]
+    NotInBand,
+    /// A request that makes no sense without an answer, but does not ask for one.
+    #[error("{0:?} does not ask for a completion")]
+    NoCompletion(MessageType),
+}
+
+/// A function cannot be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("slot {0} is taken")]
+pub struct SlotTaken(pub Slot);
+
+/// What the service has seen since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PciStats {
+    /// Requests understood.
+    pub requests: u64,
+    /// Packets that were of no use.
+    pub bad_packets: u64,
+    /// The latest of them.
+    pub last_bad_packet: Option<BadPacket>,
+    /// Requests that came at the wrong time: a second D0 entry, resources before it.
+    pub order_errors: u64,
+    /// Requests that name a slot without a function.
+    pub unknown_slots: u64,
+    /// EJECT_COMPLETEs for functions that were not asked back.
+    pub unexpected_eject_completes: u64,
+    /// Snapshots sent.
+    pub snapshots: u64,
+}
+
+/// A function on the bus.
+#[derive(Clone, Debug)]
+struct Function {
+    description: Description,
+    bars: [u32; BARS],
+    /// When the guest's time to give it up ends.
+    eject: Option<Instant>,
+    /// The guest has brought it up and not released it.
+    assigned: bool,
+}
+
+/// How far the guest on the channel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Closed,
+    /// Waiting for a version that can be spoken; `first` until anything came.
+    Connecting {
+        first: bool,
+    },
+    Connected(Version),
+}
+
+/// A packet that waits for its time or for room.
+#[derive(Clone, Debug)]
+struct Waiting {
+    at: Instant,
+    /// The request's id for a completion, `None` for a message.
+    answers: Option<u64>,
+    payload: Vec<u8>,
+}
+
+/// One virtual PCI bus, as its host.
+#[derive(Debug)]
+pub struct PciService {
+    policy: PciPolicy,
+    channel: Option<HostChannel>,
+    state: State,
+    /// Address of the window while the bus is on. Stays when a channel is closed without D0 exit.
+    window: Option<u64>,
+    /// The guest has asked for a snapshot, so it is told of every change.
+    follows: bool,
+    functions: BTreeMap<Slot, Function>,
+    /// Interrupts handed out: what the device writes, and for which function.
+    interrupts: BTreeMap<u32, (Slot, u16)>,
+    last_interrupt: u32,
+    outgoing: VecDeque<Waiting>,
+    events: VecDeque<PciEvent>,
+    buffer: Box<[u8]>,
+    /// There is something to do before the next doorbell or deadline.
+    urgent: bool,
+    /// Latest moment at which [`PciService::poll`] looked.
+    seen: Instant,
+    stats: PciStats,
+}
+
+impl PciService {
+    /// A bus without functions and without a channel.
+    #[must_use]
+    pub fn new(policy: PciPolicy) -> Self {
+        Self {
+            policy,
+            channel: None,
+            state: State::Closed,
+            window: None,
+            follows: false,
+            functions: BTreeMap::new(),
+            interrupts: BTreeMap::new(),
+            last_interrupt: 0,
+            outgoing: VecDeque::new(),
+            events: VecDeque::new(),
+            buffer: vec![0; RECEIVE_BUFFER].into(),
+            urgent: false,
+            seen: Instant::ZERO,
+            stats: PciStats::default(),
+        }
+    }
+
+    /// Changes how the service behaves from now on.
+    pub fn policy_mut(&mut self) -> &mut PciPolicy {
+        &mut self.policy
+    }
+
+    /// The guest has opened the bus's channel.
+    pub fn open(&mut self, channel: HostChannel) {
+        self.close();
+        self.channel = Some(channel);
+        self.state = State::Connecting { first: true };
+        self.urgent = true;
+    }
+
+    /// The channel is closed or about to be; it is not touched any more. What the guest was asked back counts as
+    /// given up.
+    pub fn close(&mut self) {
+        self.channel = None;
+        self.state = State::Closed;
+        self.follows = false;
+        self.outgoing.clear();
+        self.interrupts.clear();
+        for function in self.functions.values_mut() {
+            function.assigned = false;
+        }
+        let asked = self.functions.iter().filter(|(_, function)| function.eject.is_some());
+        let asked: Vec<_> = asked.map(|(slot, _)| *slot).collect();
+        for slot in asked {
+            self.functions.remove(&slot);
+            self.events.push_back(PciEvent::EjectCompleted { slot });
+        }
+    }
+
+    /// Puts a function on the bus and tells a guest that listens.
+    ///
+    /// # Errors
+    /// [`SlotTaken`].
+    pub fn add_function(
+        &mut self,
+        description: Description,
+        bars: [u32; BARS],
+        now: Instant,
+    ) -> Result<(), SlotTaken> {
+        let slot = description.slot;
+        if self.functions.contains_key(&slot) {
+            return Err(SlotTaken(slot));
+        }
+        let function = Function { description, bars, eject: None, assigned: false };
+        self.functions.insert(slot, function);
+        self.announce(now);
+        Ok(())
+    }
+
+    /// Asks the guest politely for a function; calling again asks again. The outcome is an event:
+    /// [`PciEvent::EjectCompleted`] or, when the guest's time is over, [`PciEvent::EjectOverdue`]. False if there is no
+    /// such function.
+    pub fn eject(&mut self, slot: Slot, now: Instant) -> bool {
+        let Some(function) = self.functions.get_mut(&slot) else { return false };
+        if !self.follows {
+            // The guest does not know of it.
+            self.functions.remove(&slot);
+            self.events.push_back(PciEvent::EjectCompleted { slot });
+            return true;
+        }
+        function.eject.get_or_insert(now + self.policy.eject_patience);
+        let message = Slotted { kind: MessageType::EJECT.0.into(), slot: slot.to_wire().into() };
+        self.send(message.as_bytes().to_vec(), now);
+        true
+    }
+
+    /// Takes a function off the bus without asking, and tells a guest that listens. False if there is no such function.
+    pub fn remove(&mut self, slot: Slot, now: Instant) -> bool {
+        let removed = self.functions.remove(&slot).is_some();
+        if removed {
+            self.interrupts.retain(|_, (of, _)| *of != slot);
+            self.announce(now);
+        }
+        removed
+    }
+
+    /// Takes all functions off the bus at once.
+    pub fn remove_all(&mut self, now: Instant) {
+        self.functions.clear();
+        self.interrupts.clear();
+        self.announce(now);
+    }
+
+    /// Sends a message of the caller's making, for hosts that lie.
+    pub fn send(&mut self, message: Vec<u8>, now: Instant) {
+        if self.is_open() {
+            self.outgoing.push_back(Waiting { at: now, answers: None, payload: message });
+            self.urgent = true;
+        }
+    }
+
+    /// The functions on the bus.
+    pub fn functions(&self) -> impl Iterator<Item = &Description> {
+        self.functions.values().map(|function| &function.description)
+    }
+
+    /// The serial number of the function in a slot.
+    #[must_use]
+    pub fn serial(&self, slot: Slot) -> Option<Serial> {
+        self.functions.get(&slot).map(|function| function.description.serial)
+    }
+
+    /// Whether a channel is open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.state != State::Closed
+    }
+
+    /// Where the guest's MMIO window lies, while the bus is on.
+    #[must_use]
+    pub fn window(&self) -> Option<u64> {
+        self.window
+    }
+
+    /// Functions that the guest has brought up and not released.
+    #[must_use]
+    pub fn assigned(&self) -> usize {
+        self.functions.values().filter(|function| function.assigned).count()
+    }
+
+    /// Interrupts that were created and not deleted.
+    #[must_use]
+    pub fn interrupts(&self) -> usize {
+        self.interrupts.len()
+    }
+
+    /// What the service has seen so far.
+    #[must_use]
+    pub fn stats(&self) -> PciStats {
+        self.stats
+    }
+
+    /// The oldest event not yet taken.
+    pub fn poll_event(&mut self) -> Option<PciEvent> {
+        self.events.pop_front()
+    }
+
+    /// When [`PciService::poll`] is to be called even if no doorbell rings; at once if it lies in the past.
+    #[must_use]
+    pub fn poll_deadline(&self) -> Option<Instant> {
+        let ejects = self.functions.values().filter_map(|function| function.eject).min();
+        if !self.is_open() {
+            return ejects;
+        }
+        let urgent = self.urgent.then_some(Instant::ZERO);
+        // What was due and is still here waits for room, and the guest rings when it has made some.
+        let answers = self.outgoing.iter().map(|waiting| waiting.at).filter(|at| *at > self.seen);
+        earliest(earliest(urgent, ejects), answers.min())
+    }
+}
+
+/// Reading and writing.
+impl PciService {
+    /// Does what can be done now. Call it when the guest's doorbell rang, when [`PciService::poll_deadline`] has come,
+    /// and after any other call.
+    pub fn poll(&mut self, now: Instant) {
+        self.seen = self.seen.max(now);
+        self.urgent = false;
+        if let Err(error) = self.work(now) {
+            tracing::debug!(%error, "PCI service gives its channel up");
+            self.close();
+            self.events.push_back(PciEvent::Failed(error));
+        }
+        self.end_patience(now);
+    }
+
+    fn work(&mut self, now: Instant) -> Result<(), PciError> {
+        // The channel is out of the way while its messages are handled, and goes back unless that ended it.
+        let Some(mut channel) = self.channel.take() else { return Ok(()) };
+        channel.mask()?;
+        let all = self.drain(&mut channel, now)?;
+        let stuck = self.flush(&mut channel, now)?;
+        self.urgent =
+            if all { channel.arm()? } else { !stuck && self.outgoing.len() < MOST_WAITING };
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    /// Reads what is there; false if it stopped before the end.
+    fn drain(&mut self, channel: &mut HostChannel, now: Instant) -> Result<bool, PciError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let result = self.drain_into(&mut buffer, channel, now);
+        self.buffer = buffer;
+        result
+    }
+
+    fn drain_into(
+        &mut self,
+        buffer: &mut [u8],
+        channel: &mut HostChannel,
+        now: Instant,
+    ) -> Result<bool, PciError> {
+        for _ in 0..PACKETS_PER_POLL {
+            if self.outgoing.len() >= MOST_WAITING {
+                return Ok(false);
+            }
+            match channel.receive(buffer) {
+                Ok(None) => return Ok(true),
+                Ok(Some(packet)) => self.packet(&packet, now)?,
+                Err(ReceiveError::Packet(error)) => self.bad_packet(BadPacket::Packet(error))?,
+                Err(ReceiveError::Ring(error)) => return Err(error.into()),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Writes what is due. True if there was no room for all of it.
+    fn flush(&mut self, channel: &mut HostChannel, now: Instant) -> Result<bool, PciError> {
+        while let Some(place) = self.outgoing.iter().position(|waiting| waiting.at <= now) {
+            let Some(waiting) = self.outgoing.get(place) else { break };
+            let payload = &waiting.payload[..];
+            let packet = match waiting.answers {
+                Some(transaction_id) => Outgoing::Completion { transaction_id, payload },
+                None => Outgoing::InBand { transaction_id: 0, completion: false, payload },
+            };
+            match channel.stage(&packet) {
+                Ok(()) => drop(self.outgoing.remove(place)),
+                Err(SendError::Full { need }) => {
+                    if !channel.request_space(need)? {
+                        return Ok(true);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        channel.commit()?;
+        Ok(false)
+    }
+
+    /// Sends the guest the whole list, if it follows.
+    fn announce(&mut self, now: Instant) {
+        let State::Connected(version) = self.state else { return };
+        if self.follows {
+            let list: Vec<_> = self.functions().copied().collect();
+            self.stats.snapshots += 1;
+            self.send(encode_relations(version, &list), now);
+        }
+    }
+
+    /// Takes functions that a guest was asked for and did not give up in time.
+    fn end_patience(&mut self, now: Instant) {
+        let over = |function: &Function| function.eject.is_some_and(|end| end <= now);
+        let over: Vec<_> = self
+            .functions
+            .iter()
+            .filter(|(_, function)| over(function))
+            .map(|(slot, _)| *slot)
+            .collect();
+        for slot in over {
+            self.functions.remove(&slot);
+            self.interrupts.retain(|_, (of, _)| *of != slot);
+            self.events.push_back(PciEvent::EjectOverdue { slot });
+        }
+    }
+}
