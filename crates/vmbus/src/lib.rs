@@ -3,6 +3,7 @@
 extern crate alloc;
 
 pub mod channel;
+pub mod gpadl;
 pub mod id;
 #[expect(unsafe_code, reason = "pages become atomics here and nowhere else")]
 pub mod memory;
