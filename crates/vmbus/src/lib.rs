@@ -2,6 +2,7 @@
 #![no_std]
 extern crate alloc;
 
+pub mod bus;
 pub mod channel;
 pub mod gpadl;
 pub mod id;
@@ -13,6 +14,7 @@ pub mod platform;
 pub mod ring;
 pub mod time;
 
+pub use bus::Bus;
 pub use channel::{Channel, Doorbell, SignalFlag};
 pub use id::{ChannelId, ConnectionId, GpadlId, Pfn, Serial};
 pub use platform::Platform;
