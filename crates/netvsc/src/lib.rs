@@ -3,5 +3,7 @@
 extern crate alloc;
 
 pub mod mac;
+pub mod port;
 
 pub use mac::{MacAddress, MacAddressError};
+pub use port::{Path, PortError, PortLink, VfPort};
