@@ -55,6 +55,14 @@ pub enum PortError {
     /// The device has vanished.
     #[error("the port's device is gone: expected its registers, read all ones")]
     Gone,
+    /// The port never sends a frame of this length. Others still go.
+    #[error("frame of {len} bytes: this port sends 1 to {most}")]
+    Length {
+        /// Bytes of the frame.
+        len: usize,
+        /// Most that the port sends.
+        most: usize,
+    },
 }
 
 /// One Ethernet port of a virtual function.
@@ -68,7 +76,7 @@ pub trait VfPort {
     /// Queues one frame. The device may wait with it until [`flush`](Self::flush).
     ///
     /// # Errors
-    /// [`PortError::Full`] and [`PortError::Gone`]; the frame was not taken.
+    /// [`PortError`]; the frame was not taken.
     fn transmit(&mut self, frame: &[u8]) -> Result<(), PortError>;
 
     /// Tells the device about everything queued since the last flush.
