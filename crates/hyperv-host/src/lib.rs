@@ -3,3 +3,4 @@
 pub mod memory;
 pub mod pci;
 pub mod switch;
+pub mod vf;

@@ -1,0 +1,502 @@
+//! The host's side: the device itself.
+
+use std::fmt;
+use std::sync::Arc;
+
+use netvsc::MacAddress;
+use vmbus::channel::Doorbell;
+use vmbus::memory::{PAGE_SIZE, PageList, SharedMemory, SharedPages};
+use vmbus::{Instant, Pfn, SignalFlag};
+
+use super::layout::{
+    CONTROL, CONTROL_ON, DEPTH, DEVICE_ID, Descriptor, GONE, ID, LONGEST_FRAME, MAC_HIGH, MAC_LOW,
+    MAX_FRAME, MOST_DESCRIPTORS, REPORT, RX_DONE, RX_POSTED, RX_RING, STATUS, STATUS_FAULT,
+    STATUS_LINK, STATUS_RUNNING, TX_DONE, TX_PRODUCED, TX_RING, load, load_address, place, store,
+    wipe,
+};
+use crate::memory::{GuestMemory, UnknownFrame};
+use crate::switch::{Offered, Path, SideState, SwitchPort};
+
+/// What a device is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VfConfig {
+    /// Its permanent MAC address.
+    pub mac: MacAddress,
+    /// Whether its link is up from the start.
+    pub link: bool,
+}
+
+/// What a driver in the guest needs: the registers, a doorbell to ring and an interrupt to look at.
+#[derive(Clone, Debug)]
+pub struct VfWindow {
+    /// The page of registers.
+    pub registers: SharedPages,
+    /// Rung by the guest.
+    pub doorbell: SignalFlag,
+    /// Raised by the device.
+    pub interrupt: SignalFlag,
+}
+
+/// A rule that the guest broke. It stops the device until the guest turns it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VfFault {
+    /// The number of descriptors per ring.
+    #[error("{0} descriptors per ring: expected a power of two from 2 to {MOST_DESCRIPTORS}")]
+    Depth(u32),
+    /// The address of a ring or of the report page.
+    #[error("address {0:#x} of a ring or report page: expected a multiple of {PAGE_SIZE}")]
+    Unaligned(u64),
+    /// An address where there is no memory.
+    #[error(transparent)]
+    Unmapped(#[from] UnknownFrame),
+    /// A count that went too far or backwards.
+    #[error("{which} went {ahead} beyond what is done: expected at most {depth}")]
+    Count {
+        /// Which count.
+        which: &'static str,
+        /// How far it is ahead.
+        ahead: u32,
+        /// How far it may be.
+        depth: u32,
+    },
+    /// A buffer that crosses a page, or is empty or too long to send.
+    #[error(
+        "buffer of {length} bytes at {address:#x}: expected 1 to {LONGEST_FRAME} within a page"
+    )]
+    Buffer {
+        /// Its guest physical address.
+        address: u64,
+        /// Its length.
+        length: u32,
+    },
+}
+
+/// What became of the frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VfCounters {
+    /// Frames that the guest has handed over.
+    pub tx_seen: u64,
+    /// Of these, frames that the switch took on.
+    pub tx_confirmed: u64,
+    /// Of these, frames that the switch dropped; it counts the causes.
+    pub tx_dropped: u64,
+    /// Of these, frames that went down with the device or with its being turned off.
+    pub tx_perished: u64,
+    /// Frames written to the guest's memory.
+    pub rx_handed: u64,
+    /// Of these, frames that the guest had not read when the device went or was turned off.
+    pub rx_perished: u64,
+    /// Frames that were too long for the guest's buffers and were dropped.
+    pub rx_too_long: u64,
+    /// Times that the guest broke a rule.
+    pub faults: u64,
+    /// Times that a queue of the device was taken into use.
+    pub starts: u64,
+}
+
+impl VfCounters {
+    /// Frames handed over whose fate is still open.
+    #[must_use]
+    pub fn tx_open(&self) -> u64 {
+        self.tx_seen - self.tx_confirmed - self.tx_dropped - self.tx_perished
+    }
+}
+
+/// A buffer's page, kept so that each is looked up once and not for every frame.
+type Mapped = Option<(Pfn, PageList)>;
+
+/// The rings while the device runs.
+#[derive(Debug)]
+struct Queues {
+    depth: u32,
+    tx_ring: PageList,
+    rx_ring: PageList,
+    report: PageList,
+    /// What `TX_PRODUCED` was when last looked at.
+    tx_seen: u32,
+    tx_done: u32,
+    rx_first: u32,
+    rx_done: u32,
+    tx_buffers: Vec<Mapped>,
+    rx_buffers: Vec<Mapped>,
+}
+
+/// Whether there is a device, and what it is about.
+#[derive(Debug)]
+enum State {
+    Off,
+    Running(Queues),
+    Faulted(VfFault),
+    Gone,
+}
+
+/// A virtual function that is a network card.
+pub struct VfDevice {
+    config: VfConfig,
+    memory: Arc<dyn GuestMemory>,
+    window: VfWindow,
+    state: State,
+    link: bool,
+    /// The value of `CONTROL` that was acted upon last.
+    control: u32,
+    counters: VfCounters,
+    frame: Box<[u8]>,
+}
+
+impl VfDevice {
+    /// A device that is turned off. `memory` is what it may read and write.
+    #[must_use]
+    pub fn new(config: VfConfig, memory: Arc<dyn GuestMemory>) -> Self {
+        let registers = SharedPages::from_heap(&[Pfn(0)]);
+        let [a, b, c, d, e, f] = config.mac.0;
+        store(&registers, ID, DEVICE_ID);
+        store(&registers, MAC_LOW, u32::from_le_bytes([a, b, c, d]));
+        store(&registers, MAC_HIGH, u32::from_le_bytes([e, f, 0, 0]));
+        store(&registers, MAX_FRAME, LONGEST_FRAME as u32);
+        store(&registers, DEPTH, MOST_DESCRIPTORS);
+        let window =
+            VfWindow { registers, doorbell: SignalFlag::new(), interrupt: SignalFlag::new() };
+        let device = Self {
+            config,
+            memory,
+            window,
+            state: State::Off,
+            link: config.link,
+            control: 0,
+            counters: VfCounters::default(),
+            frame: vec![0; LONGEST_FRAME].into(),
+        };
+        device.show_status();
+        device
+    }
+
+    /// What a driver in the guest needs.
+    #[must_use]
+    pub fn window(&self) -> VfWindow {
+        self.window.clone()
+    }
+
+    /// The permanent MAC address.
+    #[must_use]
+    pub fn mac(&self) -> MacAddress {
+        self.config.mac
+    }
+
+    /// Sets the link.
+    pub fn set_link(&mut self, up: bool) {
+        if self.link != up {
+            self.link = up;
+            self.show_status();
+            self.interrupt();
+        }
+    }
+
+    /// Whether the guest's doorbell rang since the last call.
+    #[must_use]
+    pub fn take_doorbell(&self) -> bool {
+        self.window.doorbell.take()
+    }
+
+    /// What became of the frames.
+    #[must_use]
+    pub fn counters(&self) -> VfCounters {
+        self.counters
+    }
+
+    /// The rule that the guest broke, if it did.
+    #[must_use]
+    pub fn fault(&self) -> Option<VfFault> {
+        match self.state {
+            State::Faulted(fault) => Some(fault),
+            _ => None,
+        }
+    }
+
+    /// Whether the device works on the guest's rings.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, State::Running(_))
+    }
+
+    /// Whether the device has been torn away.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self.state, State::Gone)
+    }
+
+    /// Whether nothing is under way: every frame handed over by the guest is confirmed, every frame handed to it is
+    /// read. True while the device is off.
+    #[must_use]
+    pub fn quiesced(&self) -> bool {
+        let State::Running(queues) = &self.state else { return true };
+        self.unsent(queues) == 0 && self.unread(queues) == 0
+    }
+
+    /// Does what can be done now: a ring's worth of frames in each direction at most. Call it when the doorbell rang
+    /// ([`VfDevice::take_doorbell`]) and when the switch port has something for the VF ([`SwitchPort::take_wake`]).
+    pub fn poll(&mut self, now: Instant, port: &mut SwitchPort) {
+        if self.is_gone() {
+            return;
+        }
+        let control = load(&self.window.registers, CONTROL);
+        if control != self.control {
+            self.control = control;
+            self.stop(port, State::Off);
+            if control & CONTROL_ON != 0 {
+                self.start(port);
+            }
+        } else if port.side_state(Path::Vf) == SideState::Absent {
+            port.set_side(Path::Vf, SideState::Down);
+        }
+        let State::Running(queues) = &mut self.state else { return };
+        let mut queues = Work {
+            queues,
+            registers: &self.window.registers,
+            memory: &*self.memory,
+            counters: &mut self.counters,
+            frame: &mut self.frame,
+        };
+        let moved = queues.transmit(port, now).and_then(|sent| {
+            let received = queues.receive(port, now)?;
+            Ok((sent, received))
+        });
+        match moved {
+            Ok((sent, received)) => {
+                if sent + received > 0 {
+                    self.interrupt();
+                }
+            }
+            Err(fault) => self.break_down(port, fault),
+        }
+    }
+
+    /// The device vanishes, with everything that is under way. Its registers read all ones from here on, and it never
+    /// touches the guest's memory again.
+    pub fn tear_away(&mut self, port: &mut SwitchPort) {
+        if self.is_gone() {
+            return;
+        }
+        self.stop(port, State::Gone);
+        wipe(&self.window.registers);
+        port.set_side(Path::Vf, SideState::Absent);
+        // No real device would raise this one; it stands for the bus telling the driver.
+        self.interrupt();
+    }
+
+    fn start(&mut self, port: &mut SwitchPort) {
+        match self.map_queues() {
+            Ok(queues) => {
+                self.counters.starts += 1;
+                self.state = State::Running(queues);
+                port.set_side(Path::Vf, SideState::Up);
+                self.show_status();
+                self.interrupt();
+            }
+            Err(fault) => self.break_down(port, fault),
+        }
+    }
+
+    fn map_queues(&self) -> Result<Queues, VfFault> {
+        let registers = &self.window.registers;
+        let depth = load(registers, DEPTH);
+        if !(2..=MOST_DESCRIPTORS).contains(&depth) || !depth.is_power_of_two() {
+            return Err(VfFault::Depth(depth));
+        }
+        let map = |register| {
+            let address = load_address(registers, register);
+            if !address.is_multiple_of(PAGE_SIZE as u64) {
+                return Err(VfFault::Unaligned(address));
+            }
+            Ok(self.memory.map(&[Pfn(address / PAGE_SIZE as u64)])?)
+        };
+        let report = map(REPORT)?;
+        let (tx_done, rx_done) = (load(&report, TX_DONE), load(&report, RX_DONE));
+        Ok(Queues {
+            depth,
+            tx_ring: map(TX_RING)?,
+            rx_ring: map(RX_RING)?,
+            report,
+            tx_seen: tx_done,
+            tx_done,
+            rx_first: rx_done,
+            rx_done,
+            tx_buffers: vec![None; depth as usize],
+            rx_buffers: vec![None; depth as usize],
+        })
+    }
+
+    /// Lets go of the rings; what is under way perishes.
+    fn stop(&mut self, port: &mut SwitchPort, state: State) {
+        let old = std::mem::replace(&mut self.state, state);
+        if let State::Running(queues) = &old {
+            // Frames that were handed over and not looked at yet are lost as well.
+            let unsent = self.unsent(queues);
+            self.counters.tx_seen +=
+                u64::from(queues.tx_done.wrapping_add(unsent).wrapping_sub(queues.tx_seen));
+            self.counters.tx_perished += u64::from(unsent);
+            self.counters.rx_perished += u64::from(self.unread(queues));
+            // Frames that wait for a device that goes are delivered on the synthetic side, so it must not be merely
+            // down in between, which would drop them.
+            let side = if self.is_gone() { SideState::Absent } else { SideState::Down };
+            port.set_side(Path::Vf, side);
+        }
+        self.show_status();
+    }
+
+    fn break_down(&mut self, port: &mut SwitchPort, fault: VfFault) {
+        tracing::debug!(%fault, "VF stops");
+        self.counters.faults += 1;
+        self.stop(port, State::Faulted(fault));
+        self.interrupt();
+    }
+
+    /// Frames handed over and not yet done; only as many as are possible.
+    fn unsent(&self, queues: &Queues) -> u32 {
+        let produced = load(&self.window.registers, TX_PRODUCED);
+        match produced.wrapping_sub(queues.tx_done) {
+            ahead if ahead <= queues.depth => ahead,
+            _ => queues.tx_seen.wrapping_sub(queues.tx_done),
+        }
+    }
+
+    /// Frames in the guest's memory that it has not given back the descriptor of; only as many as are possible.
+    fn unread(&self, queues: &Queues) -> u32 {
+        let posted = load(&self.window.registers, RX_POSTED);
+        let free = posted.wrapping_sub(queues.rx_done);
+        queues.depth.saturating_sub(free).min(queues.rx_done.wrapping_sub(queues.rx_first))
+    }
+
+    fn show_status(&self) {
+        let bit = |set, bit| if set { bit } else { 0 };
+        let status = bit(self.link, STATUS_LINK)
+            | bit(self.is_running(), STATUS_RUNNING)
+            | bit(self.fault().is_some(), STATUS_FAULT);
+        let status = if self.is_gone() { GONE } else { status };
+        store(&self.window.registers, STATUS, status);
+    }
+
+    fn interrupt(&self) {
+        self.window.interrupt.ring();
+    }
+}
+
+impl fmt::Debug for VfDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VfDevice")
+            .field("mac", &self.config.mac)
+            .field("link", &self.link)
+            .field("running", &self.is_running())
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running device at work: everything it touches, borrowed apart.
+struct Work<'a> {
+    queues: &'a mut Queues,
+    registers: &'a SharedPages,
+    memory: &'a dyn GuestMemory,
+    counters: &'a mut VfCounters,
+    frame: &'a mut [u8],
+}
+
+impl Work<'_> {
+    /// Forwards frames until there are no more or the switch takes no more; the number of descriptors done.
+    fn transmit(&mut self, port: &mut SwitchPort, now: Instant) -> Result<usize, VfFault> {
+        let depth = self.queues.depth;
+        let produced = load(self.registers, TX_PRODUCED);
+        let waiting = ahead("TX_PRODUCED", produced, self.queues.tx_done, depth)?;
+        self.counters.tx_seen += u64::from(produced.wrapping_sub(self.queues.tx_seen));
+        self.queues.tx_seen = produced;
+        let mut done = 0;
+        for _ in 0..waiting {
+            let place = place(self.queues.tx_done, depth);
+            let descriptor = Descriptor::read(&self.queues.tx_ring, place);
+            let length = descriptor.length as usize;
+            let Some(frame) = self.frame.get_mut(..length).filter(|frame| !frame.is_empty()) else {
+                return Err(VfFault::Buffer {
+                    address: descriptor.address,
+                    length: descriptor.length,
+                });
+            };
+            let Some(buffer) = self.queues.tx_buffers.get_mut(place) else { break };
+            let (page, offset) = buffer_page(buffer, self.memory, &descriptor)?;
+            if page.read(offset, frame).is_err() {
+                return Err(VfFault::Buffer {
+                    address: descriptor.address,
+                    length: descriptor.length,
+                });
+            }
+            match port.accept_from_guest(Path::Vf, frame, now) {
+                Offered::Accepted => self.counters.tx_confirmed += 1,
+                Offered::Dropped(_) => self.counters.tx_dropped += 1,
+                Offered::Busy => break,
+            }
+            self.queues.tx_done = self.queues.tx_done.wrapping_add(1);
+            store(&self.queues.report, TX_DONE, self.queues.tx_done);
+            done += 1;
+        }
+        Ok(done)
+    }
+
+    /// Writes frames to the guest until there are no more or it has no more buffers; the number of descriptors filled.
+    fn receive(&mut self, port: &mut SwitchPort, now: Instant) -> Result<usize, VfFault> {
+        let depth = self.queues.depth;
+        let posted = load(self.registers, RX_POSTED);
+        let free = ahead("RX_POSTED", posted, self.queues.rx_done, depth)?;
+        let mut done = 0;
+        while done < free as usize {
+            let Some(frame) = port.peek_for_guest(Path::Vf, now) else { break };
+            let place = place(self.queues.rx_done, depth);
+            let descriptor = Descriptor::read(&self.queues.rx_ring, place);
+            let Some(buffer) = self.queues.rx_buffers.get_mut(place) else { break };
+            let (page, offset) = buffer_page(buffer, self.memory, &descriptor)?;
+            let fits = frame.len() <= descriptor.length as usize;
+            if fits && page.write(offset, frame).is_ok() {
+                let used = Descriptor { used: frame.len() as u32, ..descriptor };
+                used.write(&self.queues.rx_ring, place);
+                self.queues.rx_done = self.queues.rx_done.wrapping_add(1);
+                store(&self.queues.report, RX_DONE, self.queues.rx_done);
+                self.counters.rx_handed += 1;
+                done += 1;
+            } else {
+                self.counters.rx_too_long += 1;
+            }
+            if let Some(frame) = port.next_for_guest(Path::Vf, now) {
+                port.recycle(frame);
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// How far a count of the guest is ahead of what is done.
+fn ahead(which: &'static str, count: u32, done: u32, depth: u32) -> Result<u32, VfFault> {
+    match count.wrapping_sub(done) {
+        ahead if ahead <= depth => Ok(ahead),
+        ahead => Err(VfFault::Count { which, ahead, depth }),
+    }
+}
+
+/// The page of a descriptor's buffer and the offset in it. A guest that uses the same buffer for the same place every
+/// time has it looked up once.
+fn buffer_page<'a>(
+    known: &'a mut Mapped,
+    memory: &dyn GuestMemory,
+    descriptor: &Descriptor,
+) -> Result<(&'a PageList, usize), VfFault> {
+    let Descriptor { address, length, .. } = *descriptor;
+    let page = PAGE_SIZE as u64;
+    let offset = (address % page) as usize;
+    if length as usize > PAGE_SIZE - offset {
+        return Err(VfFault::Buffer { address, length });
+    }
+    let frame = Pfn(address / page);
+    if known.as_ref().is_none_or(|(there, _)| *there != frame) {
+        *known = Some((frame, memory.map(&[frame])?));
+    }
+    match known {
+        Some((_, pages)) => Ok((pages, offset)),
+        None => Err(VfFault::Unmapped(UnknownFrame { frame })),
+    }
+}

@@ -1,0 +1,272 @@
+//! The guest's side: a driver for the device.
+
+use std::fmt;
+
+use netvsc::MacAddress;
+use netvsc::port::{PortError, PortLink, VfPort};
+use vmbus::channel::Doorbell;
+use vmbus::memory::{PAGE_SIZE, SharedMemory, SharedPages};
+use vmbus::platform::{AllocError, Platform};
+
+use super::device::VfWindow;
+use super::layout::{
+    CONTROL, CONTROL_ON, DEPTH, DEVICE_ID, Descriptor, GONE, ID, LONGEST_FRAME, MAC_HIGH, MAC_LOW,
+    MOST_DESCRIPTORS, REPORT, RX_DONE, RX_POSTED, RX_RING, STATUS, STATUS_FAULT, STATUS_LINK,
+    STATUS_RUNNING, TX_DONE, TX_PRODUCED, TX_RING, load, place, store, store_address,
+};
+
+/// Buffers that share a page.
+const BUFFERS_PER_PAGE: usize = PAGE_SIZE / LONGEST_FRAME;
+
+/// Where all counts start: shortly before they wrap, so that wrapping is nothing special.
+const FIRST: u32 = u32::MAX - 99;
+
+/// A driver that could not take the device into use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The registers do not belong to such a device, or it is gone.
+    #[error("device id {0:#010x}: expected {DEVICE_ID:#010x}")]
+    NotThere(u32),
+    /// The wished number of descriptors per ring.
+    #[error("{0} descriptors per ring: expected a power of two from 2 to {MOST_DESCRIPTORS}")]
+    Depth(u32),
+    /// No memory for rings and buffers.
+    #[error(transparent)]
+    Memory(#[from] AllocError),
+}
+
+/// The port of a [`VfDevice`](super::VfDevice), as a driver in the guest gives it to `netvsc`.
+///
+/// Everything the device writes is checked: one that contradicts itself counts as gone. After the device has gone,
+/// [`confirmed`](VfPort::confirmed) still knows exactly which frames the switch got, and nothing more is received.
+pub struct SimulatedPort {
+    window: VfWindow,
+    mac: MacAddress,
+    depth: u32,
+    tx_ring: SharedPages,
+    rx_ring: SharedPages,
+    report: SharedPages,
+    tx_buffers: SharedPages,
+    rx_buffers: SharedPages,
+    /// Frames put into the ring, and how many of them the device was told of.
+    tx_produced: u32,
+    tx_published: u32,
+    tx_done: u32,
+    /// Frames that the switch got, over all time.
+    confirmed: u64,
+    rx_read: u32,
+    frame: Box<[u8]>,
+    /// The device is gone or has lied.
+    gone: bool,
+}
+
+impl SimulatedPort {
+    /// Takes a device into use, with `depth` descriptors per ring. It needs three pages for rings and report, and one for
+    /// each descriptor.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(window: VfWindow, platform: &dyn Platform, depth: u32) -> Result<Self, OpenError> {
+        let id = load(&window.registers, ID);
+        if id != DEVICE_ID {
+            return Err(OpenError::NotThere(id));
+        }
+        if !(2..=MOST_DESCRIPTORS).contains(&depth) || !depth.is_power_of_two() {
+            return Err(OpenError::Depth(depth));
+        }
+        let [a, b, c, d] = load(&window.registers, MAC_LOW).to_le_bytes();
+        let [e, f, ..] = load(&window.registers, MAC_HIGH).to_le_bytes();
+        let buffer_pages = (depth as usize).div_ceil(BUFFERS_PER_PAGE);
+        let mut port = Self {
+            mac: MacAddress([a, b, c, d, e, f]),
+            depth,
+            tx_ring: platform.allocate(1)?,
+            rx_ring: platform.allocate(1)?,
+            report: platform.allocate(1)?,
+            tx_buffers: platform.allocate(buffer_pages)?,
+            rx_buffers: platform.allocate(buffer_pages)?,
+            tx_produced: FIRST,
+            tx_published: FIRST,
+            tx_done: FIRST,
+            confirmed: 0,
+            rx_read: FIRST,
+            frame: vec![0; LONGEST_FRAME].into(),
+            gone: false,
+            window,
+        };
+        port.start();
+        Ok(port)
+    }
+
+    fn start(&mut self) {
+        for number in 0..self.depth {
+            self.post(FIRST.wrapping_add(number));
+        }
+        store(&self.report, TX_DONE, FIRST);
+        store(&self.report, RX_DONE, FIRST);
+        let registers = &self.window.registers;
+        store(registers, DEPTH, self.depth);
+        for (register, memory) in
+            [(TX_RING, &self.tx_ring), (RX_RING, &self.rx_ring), (REPORT, &self.report)]
+        {
+            store_address(registers, register, address_of(memory, 0));
+        }
+        store(registers, TX_PRODUCED, FIRST);
+        store(registers, RX_POSTED, FIRST.wrapping_add(self.depth));
+        // On, with another number than the driver before this one used.
+        let control = (load(registers, CONTROL) | CONTROL_ON).wrapping_add(2);
+        store(registers, CONTROL, control);
+        self.window.doorbell.ring();
+    }
+
+    /// Whether the device's interrupt was raised since the last call: something was received, confirmed, or changed.
+    #[must_use]
+    pub fn take_interrupt(&self) -> bool {
+        self.window.interrupt.take()
+    }
+
+    /// Gives the receive descriptor with this running number to the device.
+    fn post(&self, number: u32) {
+        let place = place(number, self.depth);
+        let address = address_of(&self.rx_buffers, place * LONGEST_FRAME);
+        Descriptor { address, length: LONGEST_FRAME as u32, used: 0 }.write(&self.rx_ring, place);
+    }
+
+    /// Looks whether the device is still there.
+    fn is_gone(&mut self) -> bool {
+        let status = load(&self.window.registers, STATUS);
+        self.gone |= status == GONE || status & STATUS_FAULT != 0;
+        self.gone
+    }
+
+    /// Takes note of what the device has sent.
+    fn read_confirmations(&mut self) {
+        let done = load(&self.report, TX_DONE);
+        let newly = done.wrapping_sub(self.tx_done);
+        if newly <= self.tx_published.wrapping_sub(self.tx_done) {
+            self.confirmed += u64::from(newly);
+            self.tx_done = done;
+        } else {
+            tracing::debug!(done, known = self.tx_done, "VF confirms what it was never given");
+            self.gone = true;
+        }
+    }
+
+    /// Copies a received frame out of shared memory; `None` if the device wrote an impossible length.
+    fn take_frame(&mut self) -> Option<usize> {
+        let place = place(self.rx_read, self.depth);
+        let used = Descriptor::read(&self.rx_ring, place).used as usize;
+        let frame = self.frame.get_mut(..used)?;
+        self.rx_buffers.read(place * LONGEST_FRAME, frame).ok()?;
+        Some(used)
+    }
+}
+
+impl VfPort for SimulatedPort {
+    fn permanent_mac(&self) -> Option<MacAddress> {
+        Some(self.mac)
+    }
+
+    fn link(&mut self) -> PortLink {
+        if self.is_gone() {
+            return PortLink::Gone;
+        }
+        let wanted = STATUS_LINK | STATUS_RUNNING;
+        let status = load(&self.window.registers, STATUS);
+        if status & wanted == wanted { PortLink::Up } else { PortLink::Down }
+    }
+
+    fn transmit(&mut self, frame: &[u8]) -> Result<(), PortError> {
+        if self.is_gone() {
+            return Err(PortError::Gone);
+        }
+        let wrong_length = PortError::Length { len: frame.len(), most: LONGEST_FRAME };
+        if frame.is_empty() || frame.len() > LONGEST_FRAME {
+            return Err(wrong_length);
+        }
+        if self.tx_produced.wrapping_sub(self.tx_done) >= self.depth {
+            self.read_confirmations();
+            if self.tx_produced.wrapping_sub(self.tx_done) >= self.depth {
+                return Err(PortError::Full);
+            }
+        }
+        let place = place(self.tx_produced, self.depth);
+        let at = place * LONGEST_FRAME;
+        if self.tx_buffers.write(at, frame).is_err() {
+            return Err(wrong_length);
+        }
+        let address = address_of(&self.tx_buffers, at);
+        Descriptor { address, length: frame.len() as u32, used: 0 }.write(&self.tx_ring, place);
+        self.tx_produced = self.tx_produced.wrapping_add(1);
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        if self.tx_published != self.tx_produced && !self.is_gone() {
+            self.tx_published = self.tx_produced;
+            store(&self.window.registers, TX_PRODUCED, self.tx_produced);
+            self.window.doorbell.ring();
+        }
+    }
+
+    fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> usize {
+        if self.is_gone() {
+            return 0;
+        }
+        let done = load(&self.report, RX_DONE);
+        let waiting = done.wrapping_sub(self.rx_read);
+        if waiting > self.depth {
+            tracing::debug!(done, read = self.rx_read, "VF received more than it had room for");
+            self.gone = true;
+            return 0;
+        }
+        for read in 0..waiting {
+            let Some(used) = self.take_frame() else {
+                tracing::debug!("VF received a frame longer than its buffer");
+                self.gone = true;
+                return read as usize;
+            };
+            sink(self.frame.get(..used).unwrap_or_default());
+            self.post(self.rx_read);
+            self.rx_read = self.rx_read.wrapping_add(1);
+        }
+        if waiting > 0 {
+            store(&self.window.registers, RX_POSTED, self.rx_read.wrapping_add(self.depth));
+            self.window.doorbell.ring();
+        }
+        waiting as usize
+    }
+
+    fn confirmed(&mut self) -> u64 {
+        self.read_confirmations();
+        self.confirmed
+    }
+}
+
+impl Drop for SimulatedPort {
+    /// Turns the device off, if it is still there.
+    fn drop(&mut self) {
+        if load(&self.window.registers, ID) == DEVICE_ID {
+            let control = load(&self.window.registers, CONTROL);
+            store(&self.window.registers, CONTROL, control & !CONTROL_ON);
+            self.window.doorbell.ring();
+        }
+    }
+}
+
+impl fmt::Debug for SimulatedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimulatedPort")
+            .field("mac", &self.mac)
+            .field("depth", &self.depth)
+            .field("unconfirmed", &self.tx_produced.wrapping_sub(self.tx_done))
+            .field("gone", &self.gone)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Guest physical address of the byte at `offset`.
+fn address_of(memory: &SharedPages, offset: usize) -> u64 {
+    let frame = memory.frames().get(offset / PAGE_SIZE).map_or(0, |frame| frame.0);
+    frame * PAGE_SIZE as u64 + (offset % PAGE_SIZE) as u64
+}
