@@ -1,5 +1,6 @@
 //! A Hyper-V host to run guests against.
 
+pub mod bus;
 pub mod memory;
 pub mod pci;
 pub mod switch;

@@ -1,0 +1,100 @@
+//! One device on the bus, and the guest memory that belongs to it.
+
+use std::collections::BTreeMap;
+
+use vmbus::channel::SignalFlag;
+use vmbus::gpadl::{GpadlAssembler, Range};
+use vmbus::memory::PageList;
+use vmbus::message::OpenChannel;
+use vmbus::{ChannelId, ConnectionId, GpadlId};
+
+use super::{DeviceState, OfferSpec};
+
+/// Guest memory as far as it is known.
+#[derive(Debug)]
+pub(super) enum HostGpadl {
+    /// Messages are missing.
+    Assembling(GpadlAssembler),
+    /// Usable.
+    Ready {
+        ranges: Vec<Range>,
+        pages: PageList,
+        /// Asked back; answered when the device has stopped.
+        asked_back: bool,
+    },
+}
+
+impl HostGpadl {
+    /// The memory as one piece, if it is whole pages.
+    pub(super) fn pages(&self) -> Option<&PageList> {
+        match self {
+            Self::Ready { ranges, pages, .. } => {
+                ranges.iter().all(Range::is_whole_pages).then_some(pages)
+            }
+            Self::Assembling(_) => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Device {
+    pub(super) spec: OfferSpec,
+    pub(super) state: DeviceState,
+    /// Its id on this connection, from the offer until the guest lets go.
+    pub(super) channel: Option<ChannelId>,
+    /// The service was told to stop and has not said that it has.
+    pub(super) stopping: bool,
+    /// The bell of the open channel.
+    pub(super) bell: SignalFlag,
+    pub(super) gpadls: BTreeMap<GpadlId, HostGpadl>,
+    /// The memory of its rings, while they are in use.
+    pub(super) ring: Option<GpadlId>,
+    /// An open that came while the device was stopping.
+    pub(super) reopen: Option<OpenChannel>,
+    /// To be taken back when it has stopped.
+    pub(super) rescind_wanted: bool,
+    /// Let go of by the guest while the device was stopping.
+    pub(super) release_wanted: bool,
+}
+
+impl Device {
+    pub(super) fn new(spec: OfferSpec) -> Self {
+        Self {
+            spec,
+            state: DeviceState::Waiting,
+            channel: None,
+            stopping: false,
+            bell: SignalFlag::new(),
+            gpadls: BTreeMap::new(),
+            ring: None,
+            reopen: None,
+            rescind_wanted: false,
+            release_wanted: false,
+        }
+    }
+
+    /// Forgets the connection. The device can be offered to the next guest.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new(self.spec.clone());
+    }
+
+    /// Where a guest signals this device.
+    pub(super) fn connection(&self) -> Option<ConnectionId> {
+        self.channel.map(signal_connection)
+    }
+
+    pub(super) fn asked_back(&self) -> Vec<GpadlId> {
+        let asked = |gpadl: &HostGpadl| matches!(gpadl, HostGpadl::Ready { asked_back: true, .. });
+        self.gpadls.iter().filter(|(_, gpadl)| asked(gpadl)).map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn assembling(&self) -> Vec<GpadlId> {
+        let open = |gpadl: &HostGpadl| matches!(gpadl, HostGpadl::Assembling(_));
+        self.gpadls.iter().filter(|(_, gpadl)| open(gpadl)).map(|(id, _)| *id).collect()
+    }
+}
+
+/// Where a guest signals a channel. Guests must not see through this.
+pub(super) fn signal_connection(channel: ChannelId) -> ConnectionId {
+    ConnectionId(0x2000 | channel.0)
+}
