@@ -7,6 +7,7 @@
 #![no_std]
 extern crate alloc;
 
+pub mod bar;
 pub mod bus;
 pub mod message;
 pub mod slot;

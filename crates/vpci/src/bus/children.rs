@@ -89,7 +89,7 @@ impl Children {
             }
             self.generation += 1;
             let id = FunctionId { slot, generation: self.generation };
-            let function = Function { id, description: *description, bars: [0; BARS] };
+            let function = Function { id, description: *description, bar_masks: [0; BARS] };
             self.map.insert(slot, Child { function, state: State::Listed });
         }
     }

@@ -7,6 +7,7 @@ use vmbus::Serial;
 use vmbus::packet::PacketError;
 use vmbus::ring::{RingError, SendError};
 
+use crate::bar::{self, Bar, BarError};
 use crate::message::{BARS, Description, MessageError, Status, Version};
 use crate::slot::Slot;
 
@@ -42,7 +43,7 @@ pub struct Function {
     /// What the host says about it.
     pub description: Description,
     /// Per BAR, what it reads after all ones were written to it; 0 if there is none. Known once it has arrived.
-    pub bars: [u32; BARS],
+    pub bar_masks: [u32; BARS],
 }
 
 impl Function {
@@ -56,6 +57,14 @@ impl Function {
     #[must_use]
     pub const fn serial(&self) -> Serial {
         self.description.serial
+    }
+
+    /// What its BARs are.
+    ///
+    /// # Errors
+    /// [`BarError`] if the host's masks make no sense.
+    pub fn bars(&self) -> Result<impl Iterator<Item = Bar> + use<>, BarError> {
+        bar::decode(&self.bar_masks)
     }
 }
 

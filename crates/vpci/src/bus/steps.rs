@@ -114,7 +114,7 @@ impl<D: Doorbell> PciBus<D> {
         match requirements_of(reply) {
             Ok(Ok(bars)) => {
                 if let Some(child) = self.starting(id) {
-                    child.function.bars = bars;
+                    child.function.bar_masks = bars;
                     self.assign_resources(id, now);
                 }
             }

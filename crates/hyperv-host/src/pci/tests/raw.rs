@@ -227,3 +227,39 @@ fn a_guest_that_never_reads_its_answers_cannot_fill_the_hosts_memory() {
     }
     assert_eq!(answers, sent);
 }
+
+// HISTORY section 6, 8: interrupts refused.
+#[test]
+fn a_refused_interrupt_is_not_made() {
+    let kind = MessageType::CREATE_INTERRUPT2;
+    let mut raw = Raw::connected();
+    raw.host.add_function(function(0, 1), BAR, Instant::ZERO).unwrap();
+    raw.host.policy_mut().refused.push((kind, Status::NOT_SUPPORTED));
+    assert_eq!(raw.status(kind, &[0; 20]), Status::NOT_SUPPORTED);
+    assert_eq!(raw.host.interrupts(), 0);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_from_the_guest_make_the_host_panic(
+        packets in proptest::collection::vec(
+            (
+                proptest::bool::ANY,
+                0_u32..0x20,
+                proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            ),
+            0..30,
+        ),
+    ) {
+        let mut raw = Raw::connected();
+        raw.host.add_function(function(0, 1), BAR, Instant::ZERO).unwrap();
+        let mut buffer = vec![0; 1024];
+        for (completion, kind, rest) in packets {
+            let mut payload = (0x4249_0000 + kind).to_le_bytes().to_vec();
+            payload.extend(rest);
+            raw.send(completion, &payload);
+            while raw.channel.receive(&mut buffer).unwrap().is_some() {}
+            raw.channel.commit_read().unwrap();
+        }
+    }
+}

@@ -48,7 +48,7 @@ fn a_bus_comes_up_step_by_step() {
     let events = events(&mut bus);
     let [Event::FunctionArrived(arrived)] = &events[..] else { panic!("{events:?}") };
     assert_eq!(arrived.description, function(0xa2, 3));
-    assert_eq!(arrived.bars, [BAR0, 0xffff_ffff, 0, 0, 0, 0]);
+    assert_eq!(arrived.bar_masks, [BAR0, 0xffff_ffff, 0, 0, 0, 0]);
     assert_eq!(bus.functions().count(), 1);
     assert_eq!(bus.poll_deadline(), None, "nothing is waited for");
 }
