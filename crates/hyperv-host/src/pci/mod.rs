@@ -14,19 +14,17 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use vmbus::memory::PageList;
 use vmbus::packet::{Outgoing, PacketError};
 use vmbus::ring::{ReceiveError, RingError, SendError};
 use vmbus::time::earliest;
-use vmbus::{Channel, Instant, Serial, SignalFlag};
+use vmbus::{Instant, Serial};
 use vpci::Slot;
 use vpci::message::{
     BARS, Description, MessageError, MessageType, Slotted, Status, Version, encode_relations,
 };
 use zerocopy::IntoBytes;
 
-/// The host's end of a channel.
-type HostChannel = Channel<PageList, SignalFlag>;
+use crate::bus::HostChannel;
 
 /// Longest request of a guest: resources with 494 interrupts of form 3.
 const RECEIVE_BUFFER: usize = 64 * 1024;

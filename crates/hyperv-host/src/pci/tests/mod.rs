@@ -2,8 +2,8 @@
 
 mod raw;
 
-use vmbus::Serial;
 use vmbus::platform::Platform;
+use vmbus::{Channel, SignalFlag};
 use vpci::bus::{Failure, Step};
 use vpci::message::{
     D0Entry, EjectComplete, MSI3_SHORT, Msi1, Msi3, QueryVersion, RemappedMsi, WINDOW_SIZE,
