@@ -2,6 +2,7 @@
 
 pub mod bus;
 pub mod memory;
+pub mod nic;
 pub mod pci;
 pub mod switch;
 pub mod vf;

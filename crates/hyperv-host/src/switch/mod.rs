@@ -1,6 +1,6 @@
 //! A virtual switch: a port per NIC, two sides per port, and a wire from each port to a peer of its own.
 //!
-//! A NIC's port has a *synthetic* side, served by the NIC service, and a *VF* side, served by the VF device. Which
+//! A NIC's port has a *synthetic* side, served by [`crate::nic::NicService`], and a *VF* side, served by the VF device. Which
 //! side gets a frame is decided when the frame arrives at the switch, by the NIC's data path as the host knows it at that
 //! moment; broadcast, multicast and the first packet of a TCP connection go to the synthetic side always.
 //!
@@ -18,17 +18,9 @@ pub use counters::{DropCause, Drops, PortCounters, SideCounters};
 pub use port::{Offered, PortConfig, SideState, SwitchPort, VfTransmit};
 pub use wire::WireConfig;
 
+pub use netvsc::Path;
 use vmbus::Instant;
 use vmbus::time::earliest;
-
-/// The way a frame takes between guest and switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Path {
-    /// Through the synthetic NIC.
-    Synthetic,
-    /// Through the virtual function.
-    Vf,
-}
 
 /// Names one port of a [`Switch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

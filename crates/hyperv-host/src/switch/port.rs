@@ -136,6 +136,8 @@ pub struct SwitchPort {
     vf_was_active: bool,
     /// NDIS packet filter of the NIC, as far as groups are concerned.
     filter: u32,
+    /// Longest frame that the guest can take.
+    receive_limit: usize,
     spare: Vec<Vec<u8>>,
     counters: PortCounters,
     /// Latest moment at which somebody looked.
@@ -163,6 +165,7 @@ impl SwitchPort {
             data_path: Path::Synthetic,
             vf_was_active: false,
             filter: 0,
+            receive_limit: config.max_frame,
             spare: Vec::new(),
             counters: PortCounters::default(),
             seen: Instant::ZERO,
@@ -288,6 +291,12 @@ impl SwitchPort {
         self.filter = filter;
     }
 
+    /// Sets the longest frame, Ethernet header included, that the guest takes on either side: its MTU. Longer ones are
+    /// dropped as [`DropCause::Oversize`] when they arrive.
+    pub fn set_receive_limit(&mut self, bytes: usize) {
+        self.receive_limit = bytes.min(self.config.max_frame);
+    }
+
     /// Sets the data path as the host knows it. Frames that wait for the VF when the path leaves it are delivered on
     /// the synthetic side, ahead of everything that arrives later.
     pub fn set_data_path(&mut self, path: Path) {
@@ -340,8 +349,12 @@ impl SwitchPort {
         self.seen = self.seen.max(now);
         while let Some(frame) = self.from_peer.arrived(now) {
             let path = self.route(frame);
-            let filtered = self.filtered(frame);
             let len = frame.len();
+            let cause = if len > self.receive_limit {
+                Some(DropCause::Oversize)
+            } else {
+                self.filtered(frame).then_some(DropCause::Filtered)
+            };
             let side = self.side(path);
             let full = !side.queue.is_empty() && side.bytes + len > self.config.side_capacity;
             if side.state == SideState::Up && full {
@@ -350,11 +363,12 @@ impl SwitchPort {
             let Some(frame) = self.from_peer.take(now) else {
                 return;
             };
-            if filtered && self.side(path).state == SideState::Up {
-                self.counters.dropped_from_peer.count(DropCause::Filtered);
-                self.recycle(frame);
-            } else {
-                self.deliver(path, frame);
+            match cause {
+                Some(cause) if self.side(path).state == SideState::Up => {
+                    self.counters.dropped_from_peer.count(cause);
+                    self.recycle(frame);
+                }
+                _ => self.deliver(path, frame),
             }
         }
     }

@@ -1,0 +1,140 @@
+//! Frames to the guest: into free pieces of the receive buffer, many per transfer-page packet; and the pieces' way back.
+
+use vmbus::Instant;
+use vmbus::memory::OutOfRange;
+use vmbus::packet::{Outgoing, Packet, TransferRange};
+
+use super::association::Action;
+use super::outbox::Outbox;
+use super::receive::{FRAME_OFFSET, Piece, ReceiveBuffer, Use};
+use super::wire::nvsp::{self, Status};
+use super::wire::rndis;
+use super::{ASSOCIATION_TRANSACTION, Link, NOTICE_TRANSACTION, NicService, NicServiceError};
+use crate::switch::{Path, SwitchPort};
+
+/// Room in the ring that delivery leaves for answers.
+const RESERVE: usize = 512;
+
+/// Where the ethertype of a frame is, and bytes of an 802.1Q tag.
+const ETHERTYPE: usize = 12;
+const VLAN_TAG: usize = 4;
+
+impl NicService {
+    /// Delivers what waits at the port, as far as pieces and ring allow.
+    pub(super) fn deliver(
+        &mut self,
+        link: &mut Link,
+        now: Instant,
+        port: &mut SwitchPort,
+    ) -> Result<(), NicServiceError> {
+        let most = self.config.policy.frames_per_packet.max(1);
+        while link.control.receives()
+            && link.outbox.is_empty()
+            && port.peek_for_guest(Path::Synthetic, now).is_some()
+        {
+            let message = nvsp::rndis_packet(false, link.setup.message_size());
+            let Some(buffer) = &mut link.setup.receive else { break };
+            if buffer.free(Use::Data) == 0 {
+                self.counters.receive_starved += 1;
+                break;
+            }
+            let room = RESERVE + most * size_of::<TransferRange>();
+            if !Outbox::room(&mut link.channel, room)? {
+                self.counters.ring_full += 1;
+                break;
+            }
+            self.pieces.clear();
+            self.ranges.clear();
+            while self.pieces.len() < most && port.waiting(Path::Synthetic) > 0 {
+                let Some(piece) = buffer.take(Use::Data) else { break };
+                let Some(frame) = port.next_for_guest(Path::Synthetic, now) else {
+                    buffer.put_back(piece);
+                    break;
+                };
+                let byte_count = write_frame(buffer, piece, &frame)?;
+                port.recycle(frame);
+                self.pieces.push(piece);
+                self.ranges.push(TransferRange { byte_count, byte_offset: piece.offset as u32 });
+            }
+            let packet = Outgoing::TransferPages {
+                transaction_id: buffer.send(&self.pieces),
+                pageset: buffer.id,
+                ranges: &self.ranges,
+                payload: message.as_bytes(),
+            };
+            link.channel.stage(&packet)?;
+            self.counters.receive_messages += 1;
+            self.counters.receive_frames += self.pieces.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// A completion of the guest: for received frames, or for something that the host said of itself.
+    pub(super) fn handle_completion(
+        &mut self,
+        link: &mut Link,
+        packet: &Packet<'_>,
+    ) -> Result<(), NicServiceError> {
+        let id = packet.transaction_id;
+        if let ASSOCIATION_TRANSACTION | NOTICE_TRANSACTION = id {
+            let unconfirmed = &mut link.unconfirmed[usize::from(id == NOTICE_TRANSACTION)];
+            *unconfirmed = unconfirmed.checked_sub(1).ok_or(NicServiceError::NotOutstanding(id))?;
+            return Ok(());
+        }
+        let Some(buffer) = &mut link.setup.receive else {
+            return Err(NicServiceError::NotOutstanding(id));
+        };
+        let freed = buffer.complete(id).map_err(|_| NicServiceError::NotOutstanding(id))?;
+        let status =
+            nvsp::completion_status(packet.payload).map_err(NicServiceError::WrongCompletion)?;
+        if status != Status::SUCCESS {
+            self.counters.refused_by_guest += u64::from(freed);
+        }
+        Ok(())
+    }
+
+    /// Sends what the association machine wants said.
+    pub(super) fn tell(&mut self, link: &mut Link, action: Action) -> Result<(), NicServiceError> {
+        let size = link.setup.message_size();
+        let Link { channel, outbox, unconfirmed, .. } = link;
+        match action {
+            Action::Associate { allocated, serial } => {
+                let completion = self.config.policy.association_completion;
+                let message = nvsp::vf_association(allocated, serial.0, size);
+                outbox.send(channel, ASSOCIATION_TRANSACTION, completion, message.as_bytes())?;
+                unconfirmed[0] += u32::from(completion);
+                self.counters.associations += 1;
+            }
+            Action::Notice(path) => {
+                let message = nvsp::switch_data_path(path == Path::Vf, size);
+                outbox.send(channel, NOTICE_TRANSACTION, true, message.as_bytes())?;
+                unconfirmed[1] += 1;
+                self.counters.notices += 1;
+            }
+            Action::Complete(transaction) => outbox.complete(channel, transaction, &[])?,
+            // Not messages.
+            Action::Offer | Action::DataPath(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Writes a frame with its header into a piece; a tag travels outside the frame. Returns the bytes of the range.
+fn write_frame(buffer: &ReceiveBuffer, piece: Piece, frame: &[u8]) -> Result<u32, OutOfRange> {
+    let tag = match frame.get(ETHERTYPE..ETHERTYPE + VLAN_TAG) {
+        Some([0x81, 0x00, high, low]) => Some(u16::from_be_bytes([*high, *low])),
+        _ => None,
+    };
+    let skipped = if tag.is_some() { VLAN_TAG } else { 0 };
+    // The port lets no longer frame through than the guest's frame and a tag.
+    let len = (frame.len() - skipped).min(buffer.frame_room());
+    buffer.write(piece, 0, &rndis::receive_header(FRAME_OFFSET, len, tag))?;
+    if skipped == 0 {
+        buffer.write(piece, FRAME_OFFSET, frame.get(..len).unwrap_or_default())?;
+    } else {
+        buffer.write(piece, FRAME_OFFSET, &frame[..ETHERTYPE])?;
+        let rest = frame.get(ETHERTYPE + VLAN_TAG..len + VLAN_TAG).unwrap_or_default();
+        buffer.write(piece, FRAME_OFFSET + ETHERTYPE, rest)?;
+    }
+    Ok((FRAME_OFFSET + len) as u32)
+}

@@ -1,0 +1,313 @@
+//! NVSP from INIT to the buffers, and the buffers' way back. Every step in its order, once.
+
+use vmbus::memory::{PageList, SharedMemory};
+use vmbus::packet::{GpaRanges, Packet};
+use vmbus::{GpadlId, Instant};
+
+use super::receive::{CONTROL_PIECES, ReceiveBuffer};
+use super::wire::nvsp::{self, GuestMessage, HostMessage, MessageType, NvspVersion, Status};
+use super::{GuestView, Link, NicService, NicServiceError, SourceError};
+use crate::switch::{Path, SideState, SwitchPort};
+
+/// Bytes of one send section.
+pub(super) const SECTION_SIZE: u32 = 6144;
+
+/// Smallest and largest frame, Ethernet header included, that a guest may configure; others become the smallest.
+const FRAME_SIZES: std::ops::RangeInclusive<u32> = 1514..=9216;
+
+/// The guest's send buffer.
+#[derive(Debug)]
+pub(super) struct SendBuffer {
+    pages: PageList,
+    id: u16,
+    sections: u32,
+}
+
+impl SendBuffer {
+    /// Copies the first `bytes` of a section to the end of `out`.
+    pub(super) fn read(
+        &self,
+        section: u32,
+        bytes: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<(), SourceError> {
+        if section >= self.sections {
+            return Err(SourceError::Section { section, sections: self.sections });
+        }
+        if bytes > SECTION_SIZE {
+            return Err(SourceError::SectionBytes { bytes, size: SECTION_SIZE });
+        }
+        let start = out.len();
+        out.resize(start + bytes as usize, 0);
+        let offset = section as usize * SECTION_SIZE as usize;
+        self.pages.read(offset, &mut out[start..]).map_err(|_| SourceError::UnknownMemory)
+    }
+}
+
+/// What the guest configured with NDIS_CONFIG.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NdisConfig {
+    /// Longest frame, Ethernet header included.
+    pub frame: u32,
+    pub sriov: bool,
+}
+
+/// What was agreed on over a channel so far.
+#[derive(Debug, Default)]
+pub(super) struct Setup {
+    pub version: Option<NvspVersion>,
+    pub config: Option<NdisConfig>,
+    ndis_version: bool,
+    pub receive: Option<ReceiveBuffer>,
+    pub send: Option<SendBuffer>,
+    /// The first RNDIS message has ended start-up.
+    ended: bool,
+}
+
+impl Setup {
+    /// The size of NVSP messages on this channel.
+    pub(super) fn message_size(&self) -> usize {
+        nvsp::message_size(self.version)
+    }
+
+    /// Longest frame, Ethernet header included.
+    pub(super) fn frame(&self) -> u32 {
+        self.config.map_or(*FRAME_SIZES.start(), |config| config.frame)
+    }
+
+    /// Whether the guest takes part in SR-IOV. Every version this host speaks knows of it.
+    pub(super) fn wants_sriov(&self) -> bool {
+        self.config.is_some_and(|config| config.sriov)
+    }
+
+    /// A start-up message that may come once, before RNDIS starts.
+    fn once(
+        &self,
+        message: MessageType,
+        done: bool,
+        tolerate: bool,
+    ) -> Result<(), NicServiceError> {
+        if self.version.is_none() {
+            Err(NicServiceError::BeforeInit(message))
+        } else if done && !tolerate {
+            Err(NicServiceError::Repeated(message))
+        } else if self.ended && !tolerate {
+            Err(NicServiceError::TooLate(message))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The first RNDIS message ends start-up, which must be complete by then.
+    fn end(&mut self) -> Result<(), NicServiceError> {
+        let message = MessageType::SEND_RNDIS_PACKET;
+        if self.version.is_none() {
+            return Err(NicServiceError::BeforeInit(message));
+        }
+        let missing = if self.config.is_none() {
+            MessageType::SEND_NDIS_CONFIG
+        } else if !self.ndis_version {
+            MessageType::SEND_NDIS_VERSION
+        } else if self.receive.is_none() {
+            MessageType::SEND_RECEIVE_BUFFER
+        } else {
+            self.ended = true;
+            return Ok(());
+        };
+        Err(NicServiceError::TooEarly { message, missing })
+    }
+}
+
+impl Link {
+    /// Completes a message of the guest with a message.
+    fn answer(&mut self, transaction: u64, message: &HostMessage) -> Result<(), NicServiceError> {
+        Ok(self.outbox.complete(&mut self.channel, transaction, message.as_bytes())?)
+    }
+
+    /// Completes a SEND_RNDIS_PACKET.
+    pub(super) fn complete_send(
+        &mut self,
+        transaction: u64,
+        status: Status,
+    ) -> Result<(), NicServiceError> {
+        let size = self.setup.message_size();
+        self.answer(transaction, &nvsp::rndis_packet_complete(status, size))
+    }
+}
+
+/// What a message of the guest comes with.
+pub(super) struct Circumstances<'a, 'b> {
+    pub ranges: Option<GpaRanges<'b>>,
+    pub now: Instant,
+    pub guest: GuestView<'a>,
+}
+
+impl NicService {
+    /// Anything of the guest that is not a completion.
+    pub(super) fn handle_message(
+        &mut self,
+        link: &mut Link,
+        packet: &Packet<'_>,
+        with: Circumstances<'_, '_>,
+        port: &mut SwitchPort,
+    ) -> Result<(), NicServiceError> {
+        let id = packet.transaction_id;
+        let kind = nvsp::message_type(packet.payload);
+        let message = nvsp::parse(packet.payload)?;
+        if with.ranges.is_some() && kind != MessageType::SEND_RNDIS_PACKET {
+            return Err(NicServiceError::GpaDirect(kind));
+        }
+        if must_be_answered(kind) && !packet.completion_requested {
+            return Err(NicServiceError::NoCompletionRequested(kind));
+        }
+        let size = link.setup.message_size();
+        match message {
+            GuestMessage::Init { minimum, maximum } => {
+                return self.handle_init(link, id, minimum, maximum);
+            }
+            GuestMessage::Rndis(source) => {
+                if !link.setup.ended {
+                    link.setup.end()?;
+                }
+                return if source.control {
+                    self.handle_control(link, id, source, with, port)
+                } else {
+                    self.handle_data(link, id, source, with)
+                };
+            }
+            _ if link.setup.version.is_none() => return Err(NicServiceError::BeforeInit(kind)),
+            GuestMessage::ReceiveBuffer { gpadl, id: buffer } => {
+                return self.handle_receive_buffer(link, id, gpadl, buffer, with.guest);
+            }
+            GuestMessage::SendBuffer { gpadl, id: buffer } => {
+                return self.handle_send_buffer(link, id, gpadl, buffer, with.guest);
+            }
+            GuestMessage::SwitchDataPath { vf } => {
+                self.counters.switch_requests += 1;
+                let path = if vf { Path::Vf } else { Path::Synthetic };
+                let transaction = packet.completion_requested.then_some(id);
+                let policy = &mut self.config.policy;
+                self.association.switch_requested(path, transaction, policy, with.now);
+                return Ok(());
+            }
+            // This NIC has the one queue; a request for more is refused whole.
+            GuestMessage::SubChannels => return link.answer(id, &nvsp::sub_channels_refused(size)),
+            GuestMessage::OidQuery => return link.answer(id, &nvsp::oid_query_refused(size)),
+            GuestMessage::NdisVersion => {
+                link.setup.once(kind, link.setup.ndis_version, self.tolerates())?;
+                link.setup.ndis_version = true;
+            }
+            GuestMessage::NdisConfig { mtu, sriov } => {
+                link.setup.once(kind, link.setup.config.is_some(), self.tolerates())?;
+                let frame = if FRAME_SIZES.contains(&mtu) { mtu } else { *FRAME_SIZES.start() };
+                link.setup.config = Some(NdisConfig { frame, sriov });
+            }
+            GuestMessage::RevokeReceiveBuffer { id } => {
+                let buffer = link.setup.receive.take();
+                let buffer = buffer.ok_or(NicServiceError::NoBuffer(kind))?;
+                self.counters.leaked += buffer.lent() as u64;
+                port.set_side(Path::Synthetic, SideState::Down);
+                same_buffer(kind, id, buffer.id)?;
+            }
+            GuestMessage::RevokeSendBuffer { id } => {
+                let buffer = link.setup.send.take();
+                let buffer = buffer.ok_or(NicServiceError::NoBuffer(kind))?;
+                same_buffer(kind, id, buffer.id)?;
+            }
+        }
+        // Nothing to say, but whoever asks for a completion gets one.
+        if packet.completion_requested {
+            link.outbox.complete(&mut link.channel, id, &[])?;
+        }
+        Ok(())
+    }
+
+    const fn tolerates(&self) -> bool {
+        self.config.policy.tolerate_repeats
+    }
+
+    fn handle_init(
+        &mut self,
+        link: &mut Link,
+        id: u64,
+        minimum: NvspVersion,
+        maximum: NvspVersion,
+    ) -> Result<(), NicServiceError> {
+        if link.setup.version.is_some() {
+            return Err(NicServiceError::Repeated(MessageType::INIT));
+        }
+        let accepted = minimum == maximum && self.config.policy.versions.contains(&maximum);
+        link.answer(id, &nvsp::init_complete(accepted))?;
+        link.setup.version = accepted.then_some(maximum);
+        Ok(())
+    }
+
+    fn handle_receive_buffer(
+        &mut self,
+        link: &mut Link,
+        id: u64,
+        gpadl: GpadlId,
+        buffer: u16,
+        guest: GuestView<'_>,
+    ) -> Result<(), NicServiceError> {
+        let message = MessageType::SEND_RECEIVE_BUFFER;
+        link.setup.once(message, link.setup.receive.is_some(), self.tolerates())?;
+        if link.setup.config.is_none() {
+            let missing = MessageType::SEND_NDIS_CONFIG;
+            return Err(NicServiceError::TooEarly { message, missing });
+        }
+        let pages = (guest.gpadl)(gpadl).ok_or(NicServiceError::UnknownGpadl { message, gpadl })?;
+        let size = pages.size();
+        let frame = link.setup.frame() as usize;
+        let Some(receive) = ReceiveBuffer::new(pages, buffer, frame) else {
+            let needed = (CONTROL_PIECES as usize + 1) * ReceiveBuffer::piece_size_for(frame);
+            return Err(NicServiceError::ReceiveBufferTooSmall { size, needed });
+        };
+        let (piece, count) = (receive.piece_size as u32, receive.pieces());
+        let answer = nvsp::receive_buffer_complete(piece, count, link.setup.message_size());
+        link.setup.receive = Some(receive);
+        link.answer(id, &answer)
+    }
+
+    fn handle_send_buffer(
+        &mut self,
+        link: &mut Link,
+        id: u64,
+        gpadl: GpadlId,
+        buffer: u16,
+        guest: GuestView<'_>,
+    ) -> Result<(), NicServiceError> {
+        let message = MessageType::SEND_SEND_BUFFER;
+        link.setup.once(message, link.setup.send.is_some(), self.tolerates())?;
+        let pages = (guest.gpadl)(gpadl).ok_or(NicServiceError::UnknownGpadl { message, gpadl })?;
+        let (size, needed) = (pages.size(), SECTION_SIZE as usize);
+        let sections = u32::try_from(size / needed).unwrap_or(u32::MAX);
+        if sections == 0 {
+            return Err(NicServiceError::SendBufferTooSmall { size, needed });
+        }
+        link.setup.send = Some(SendBuffer { pages, id: buffer, sections });
+        link.answer(id, &nvsp::send_buffer_complete(SECTION_SIZE, link.setup.message_size()))
+    }
+}
+
+/// Messages that are useless without an answer.
+fn must_be_answered(message: MessageType) -> bool {
+    matches!(
+        message,
+        MessageType::INIT
+            | MessageType::SEND_RECEIVE_BUFFER
+            | MessageType::SEND_SEND_BUFFER
+            | MessageType::SEND_RNDIS_PACKET
+            | MessageType::SUB_CHANNEL
+            | MessageType::OID_QUERY_EX
+    )
+}
+
+/// A buffer is taken back under the number it was given with.
+fn same_buffer(message: MessageType, found: u16, expected: u16) -> Result<(), NicServiceError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(NicServiceError::WrongBuffer { message, found, expected })
+    }
+}

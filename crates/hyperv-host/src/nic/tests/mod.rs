@@ -1,0 +1,6 @@
+//! The service against a scripted guest on a bare channel.
+
+mod data;
+mod guest;
+mod startup;
+mod switching;
