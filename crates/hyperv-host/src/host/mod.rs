@@ -1,0 +1,386 @@
+//! A whole host: bus, NIC services, PCI services with VFs, and the switch between them and the peers.
+//!
+//! [`Host`] joins the machines of this crate and is one itself: messages, doorbells and `now` go in, messages and interrupts
+//! come out. On top stand the acts of whoever runs the host: adding NICs and VFs, asking VFs back, tearing them away.
+
+mod vf;
+
+pub use vf::{Departure, Disassociation, VfPlace, VfSpec};
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use netvsc::{MacAddress, Path};
+use vmbus::message::{NIC_CLASS, Payload};
+use vmbus::time::earliest;
+use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant, Pfn, Serial};
+
+use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, OfferSpec};
+use crate::memory::GuestMemory;
+use crate::nic::{GuestView, NicPolicy, NicService, NicServiceConfig, NicServiceEvent};
+use crate::pci::PciPolicy;
+use crate::switch::{Offered, PortConfig, PortCounters, PortId, Switch};
+use crate::vf::{VfCounters, VfWindow};
+use vf::HostVf;
+
+/// A NIC to be offered.
+#[derive(Clone, Debug)]
+pub struct NicSpec {
+    /// Its identity.
+    pub instance: Guid,
+    /// Its permanent MAC.
+    pub mac: MacAddress,
+    /// How its service behaves.
+    pub policy: NicPolicy,
+    /// Its port on the switch.
+    pub port: PortConfig,
+}
+
+/// Something that happened on the host. `nic` is the number that [`Host::add_nic`] gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// The guest finished a NIC's start-up.
+    NicOperational {
+        /// Which NIC.
+        nic: usize,
+    },
+    /// A VF's PCI device is offered to the guest.
+    VfOffered {
+        /// The NIC it belongs to.
+        nic: usize,
+    },
+    /// The data path of a NIC changed.
+    DataPath {
+        /// Which NIC.
+        nic: usize,
+        /// To where.
+        path: Path,
+    },
+    /// A VF is gone altogether: its channel is released.
+    VfGone {
+        /// The NIC it belonged to.
+        nic: usize,
+        /// Whether the guest had let it go before.
+        departure: Departure,
+    },
+    /// A service gave up a channel because the guest broke the protocol.
+    Failed {
+        /// Which NIC it concerns.
+        nic: usize,
+        /// What happened.
+        why: String,
+    },
+}
+
+/// Frames that went down with VFs, by the way the VFs went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Perished {
+    /// From the guest, in VFs that were torn away.
+    pub sent_surprise: u64,
+    /// For the guest, in VFs that were torn away.
+    pub received_surprise: u64,
+    /// From the guest, in VFs that it had let go.
+    pub sent_orderly: u64,
+    /// For the guest, in VFs that it had let go.
+    pub received_orderly: u64,
+}
+
+/// Why an act of the host's owner is not possible now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ActError {
+    /// There is no NIC with this number.
+    #[error("there is no NIC {0}")]
+    NoNic(usize),
+    /// The NIC has a VF already, or the last one is not gone yet.
+    #[error("NIC {0} has a VF already, or its last one has not gone yet")]
+    VfPresent(usize),
+    /// The NIC has no VF that the guest was offered.
+    #[error("NIC {0} has no VF that could be taken away")]
+    NoVf(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    Nic(usize),
+    Vf(usize),
+}
+
+struct HostNic {
+    device: DeviceId,
+    port: PortId,
+    service: NicService,
+    vf: Option<HostVf>,
+    perished: Perished,
+    /// Frames handed to and taken from VFs that are gone, so that totals survive them.
+    past_vfs: VfCounters,
+    /// Whether the service has to be polled although nothing rang.
+    dirty: bool,
+}
+
+/// A host with its devices.
+pub struct Host {
+    memory: Arc<dyn GuestMemory>,
+    bus: BusServer,
+    switch: Switch,
+    nics: Vec<HostNic>,
+    owners: BTreeMap<DeviceId, Owner>,
+    events: VecDeque<HostEvent>,
+    pci_policy: PciPolicy,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("nics", &self.nics.len()).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// A host without devices for the guest that owns `memory`.
+    #[must_use]
+    pub fn new(bus: BusPolicy, pci: PciPolicy, memory: Arc<dyn GuestMemory>) -> Self {
+        Self {
+            bus: BusServer::new(bus, memory.clone()),
+            memory,
+            switch: Switch::new(),
+            nics: Vec::new(),
+            owners: BTreeMap::new(),
+            events: VecDeque::new(),
+            pci_policy: pci,
+        }
+    }
+
+    /// Offers a NIC. Returns its number: 0 for the first.
+    pub fn add_nic(&mut self, spec: NicSpec, now: Instant) -> usize {
+        let nic = self.nics.len();
+        let device = self
+            .bus
+            .offer(OfferSpec { class: NIC_CLASS, instance: spec.instance, mmio_megabytes: 0 }, now);
+        self.owners.insert(device, Owner::Nic(nic));
+        let config = NicServiceConfig { policy: spec.policy, ..NicServiceConfig::new(spec.mac) };
+        self.nics.push(HostNic {
+            device,
+            port: self.switch.add_port(spec.port),
+            service: NicService::new(config),
+            vf: None,
+            perished: Perished::default(),
+            past_vfs: VfCounters::default(),
+            dirty: false,
+        });
+        nic
+    }
+
+    /// A message that the guest posted.
+    pub fn handle_message(&mut self, connection: ConnectionId, payload: &[u8], now: Instant) {
+        if let Err(error) = self.bus.handle_message(connection, payload, now) {
+            // The bus counts it; a guest that errs gets no answer, as on real hosts.
+            tracing::debug!(%error, "message of the guest refused");
+        }
+    }
+
+    /// The next message for the guest.
+    pub fn poll_message(&mut self) -> Option<Payload> {
+        self.bus.poll_message()
+    }
+
+    /// The channels whose doorbell in the guest has to ring, since the last call.
+    pub fn interrupts(&mut self) -> impl Iterator<Item = ChannelId> + '_ {
+        self.bus.interrupts()
+    }
+
+    /// The next event for whoever runs the host.
+    pub fn poll_event(&mut self) -> Option<HostEvent> {
+        self.events.pop_front()
+    }
+
+    /// The guest rang a doorbell.
+    pub fn signalled(&mut self, connection: ConnectionId) {
+        let Some(device) = self.bus.signalled(connection) else { return };
+        match self.owners.get(&device) {
+            Some(Owner::Nic(nic)) => {
+                if let Some(nic) = self.nics.get_mut(*nic) {
+                    nic.dirty = true;
+                }
+            }
+            Some(Owner::Vf(nic)) => {
+                if let Some(vf) = self.nics.get_mut(*nic).and_then(|nic| nic.vf.as_mut()) {
+                    vf.dirty = true;
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Does all that can be done at `now`.
+    pub fn poll(&mut self, now: Instant) {
+        self.bus.handle_deadline(now);
+        while let Some(event) = self.bus.poll_event() {
+            self.handle_bus_event(event, now);
+        }
+        for nic in 0..self.nics.len() {
+            self.poll_nic(nic, now);
+            self.poll_vf(nic, now);
+        }
+    }
+
+    fn poll_nic(&mut self, number: usize, now: Instant) {
+        let Self { nics, bus, switch, memory, events, .. } = self;
+        let Some(nic) = nics.get_mut(number) else { return };
+        let Some(port) = switch.port_mut(nic.port) else { return };
+        let due = nic.service.poll_deadline().is_some_and(|at| at <= now);
+        let woken = port.take_wake(Path::Synthetic, now);
+        if !(due || woken || nic.dirty) {
+            return;
+        }
+        nic.dirty = false;
+        let device = nic.device;
+        let gpadl = |id: GpadlId| bus.gpadl(device, id);
+        let pages = |frames: &[Pfn]| memory.map(frames).ok();
+        nic.service.poll(now, GuestView { gpadl: &gpadl, pages: &pages }, port);
+        let mut offer = false;
+        while let Some(event) = nic.service.poll_event() {
+            match event {
+                NicServiceEvent::Operational { .. } => {
+                    events.push_back(HostEvent::NicOperational { nic: number });
+                }
+                NicServiceEvent::OfferVf => offer = true,
+                NicServiceEvent::DataPath(path) => {
+                    events.push_back(HostEvent::DataPath { nic: number, path });
+                }
+                NicServiceEvent::Halted => {}
+                NicServiceEvent::Failed(error) => {
+                    events.push_back(HostEvent::Failed { nic: number, why: error.to_string() });
+                }
+            }
+        }
+        if offer {
+            self.offer_vf(number, now);
+        }
+    }
+
+    fn handle_bus_event(&mut self, event: BusEvent, now: Instant) {
+        match event {
+            BusEvent::Opened { device, channel } => match self.owners.get(&device) {
+                Some(&Owner::Nic(nic)) => {
+                    let Some(nic) = self.nics.get_mut(nic) else { return };
+                    let Some(port) = self.switch.port_mut(nic.port) else { return };
+                    nic.service.open(channel, port);
+                    nic.dirty = true;
+                }
+                Some(&Owner::Vf(nic)) => {
+                    if let Some(vf) = self.nics.get_mut(nic).and_then(|nic| nic.vf.as_mut()) {
+                        vf.opened(channel);
+                    }
+                }
+                None => {}
+            },
+            BusEvent::Closing { device } => {
+                match self.owners.get(&device) {
+                    Some(&Owner::Nic(nic)) => {
+                        if let Some(nic) = self.nics.get_mut(nic)
+                            && let Some(port) = self.switch.port_mut(nic.port)
+                        {
+                            nic.service.close(port);
+                        }
+                    }
+                    Some(&Owner::Vf(nic)) => {
+                        if let Some(vf) = self.nics.get_mut(nic).and_then(|nic| nic.vf.as_mut()) {
+                            vf.closed();
+                        }
+                    }
+                    None => {}
+                }
+                self.bus.closed(device, now);
+            }
+            BusEvent::Released { device } => {
+                if let Some(Owner::Vf(nic)) = self.owners.remove(&device) {
+                    self.vf_released(nic);
+                }
+            }
+            BusEvent::Connected { .. } | BusEvent::Disconnected | BusEvent::GivenUp { .. } => {}
+        }
+    }
+
+    /// When to poll at the latest.
+    #[must_use]
+    pub fn poll_deadline(&self) -> Option<Instant> {
+        let own = earliest(self.bus.poll_deadline(), self.switch.poll_deadline());
+        self.nics.iter().fold(own, |at, nic| {
+            let vf = nic.vf.as_ref().and_then(HostVf::poll_deadline);
+            earliest(at, earliest(nic.service.poll_deadline(), vf))
+        })
+    }
+
+    /// Offers a frame of the peer behind a NIC's port to the switch.
+    pub fn peer_transmit(&mut self, nic: usize, frame: &[u8], now: Instant) -> Offered {
+        match self.nics.get(nic) {
+            Some(nic) => self.switch.peer_transmit(nic.port, frame, now),
+            None => Offered::Busy,
+        }
+    }
+
+    /// The next frame that has reached the peer behind a NIC's port. Give the buffer back with [`Host::recycle`].
+    pub fn peer_receive(&mut self, nic: usize, now: Instant) -> Option<Vec<u8>> {
+        self.switch.peer_receive(self.nics.get(nic)?.port, now)
+    }
+
+    /// Takes back the buffer of a frame that was received.
+    pub fn recycle(&mut self, nic: usize, buffer: Vec<u8>) {
+        if let Some(port) = self.nics.get(nic).and_then(|nic| self.switch.port_mut(nic.port)) {
+            port.recycle(buffer);
+        }
+    }
+
+    /// The data path of a NIC as the host knows it.
+    #[must_use]
+    pub fn data_path(&self, nic: usize) -> Option<Path> {
+        Some(self.nics.get(nic)?.service.data_path())
+    }
+
+    /// Counters of a NIC's port on the switch.
+    #[must_use]
+    pub fn port_counters(&self, nic: usize) -> Option<PortCounters> {
+        Some(self.switch.port(self.nics.get(nic)?.port)?.counters())
+    }
+
+    /// Frames that went down with the VFs of a NIC.
+    #[must_use]
+    pub fn perished(&self, nic: usize) -> Perished {
+        self.nics.get(nic).map_or_else(Perished::default, |nic| nic.perished)
+    }
+
+    /// Counters of the VFs that a NIC had, the present one included.
+    #[must_use]
+    pub fn vf_counters(&self, nic: usize) -> VfCounters {
+        let Some(nic) = self.nics.get(nic) else { return VfCounters::default() };
+        match &nic.vf {
+            Some(vf) => vf::sum(nic.past_vfs, vf.counters()),
+            None => nic.past_vfs,
+        }
+    }
+
+    /// How the guest's driver reaches a VF: what mapping its BAR gives on real hardware.
+    #[must_use]
+    pub fn map_vf(&self, bus: Guid) -> Option<VfWindow> {
+        let vf =
+            self.nics.iter().filter_map(|nic| nic.vf.as_ref()).find(|vf| vf.instance() == bus)?;
+        vf.window()
+    }
+
+    /// Where the VF of a NIC is.
+    #[must_use]
+    pub fn vf_place(&self, nic: usize) -> VfPlace {
+        let Some(nic) = self.nics.get(nic) else { return VfPlace::Absent };
+        match &nic.vf {
+            None => VfPlace::Absent,
+            Some(vf) if !vf.is_offered() => VfPlace::Moving,
+            Some(_) if nic.service.data_path() == Path::Vf => VfPlace::InUse,
+            Some(_) => VfPlace::Offered,
+        }
+    }
+
+    /// The serial of a NIC's VF, as the host gives it to both sides.
+    #[must_use]
+    pub fn vf_serial(&self, nic: usize) -> Option<Serial> {
+        Some(self.nics.get(nic)?.vf.as_ref()?.serial())
+    }
+}
