@@ -118,6 +118,7 @@ impl BusServer {
         match started {
             Ok(id) => self.complete_gpadl(id, gpadl, now),
             Err(error) => {
+                self.expect_remains(gpadl);
                 self.answer_gpadl(channel, gpadl, STATUS_REFUSED, now);
                 Err(error)
             }
@@ -142,6 +143,7 @@ impl BusServer {
         let assembler = GpadlAssembler::new(header, data)
             .map_err(|error| GuestError::BadGpadl { gpadl, error })?;
         device.gpadls.insert(gpadl, HostGpadl::Assembling(assembler));
+        self.refused.retain(|id| *id != gpadl);
         Ok(id)
     }
 
@@ -158,6 +160,10 @@ impl BusServer {
             if let Some(HostGpadl::Assembling(assembler)) = device.gpadls.get_mut(&gpadl) {
                 unfinished = Some((*id, device.channel, assembler));
             }
+        }
+        if unfinished.is_none() && self.refused.contains(&gpadl) {
+            self.counters.ignored += 1;
+            return Ok(());
         }
         let (id, channel, assembler) = unfinished.ok_or(unknown)?;
         match (assembler.add(data), channel) {

@@ -35,6 +35,9 @@ use zerocopy::little_endian::{U16, U32};
 use self::device::{Device, signal_connection};
 use crate::memory::GuestMemory;
 
+/// How many refused pieces of memory are remembered. A guest has one or two on their way at a time.
+const REFUSED_REMEMBERED: usize = 64;
+
 /// A connection with a guest.
 #[derive(Clone, Copy, Debug)]
 struct Link {
@@ -63,6 +66,8 @@ pub struct BusServer {
     delayed: VecDeque<(Instant, Payload)>,
     ready: VecDeque<Payload>,
     events: VecDeque<BusEvent>,
+    /// Memory refused before all of its description had come; the rest is on its way. The newest come last.
+    refused: VecDeque<GpadlId>,
     counters: BusCounters,
 }
 
@@ -81,6 +86,7 @@ impl BusServer {
             delayed: VecDeque::new(),
             ready: VecDeque::new(),
             events: VecDeque::new(),
+            refused: VecDeque::new(),
             counters: BusCounters::default(),
         }
     }
@@ -99,7 +105,8 @@ impl BusServer {
         let resetting = self.resetting.is_some();
         let Some(device) = self.devices.get_mut(&id) else { return };
         match device.state {
-            _ if resetting && device.stopping => device.rescind_wanted = true,
+            // The guest will hear of nothing but the end of the connection.
+            _ if resetting => device.rescind_wanted = true,
             DeviceState::Waiting | DeviceState::GivenUp => self.remove(id, now),
             // What the guest asked back is answered before the rescind, and that is when the device has stopped.
             DeviceState::Closing => device.rescind_wanted = true,
@@ -351,7 +358,16 @@ impl BusServer {
         if let Some(device) = device {
             device.gpadls.remove(&gpadl);
         }
+        self.expect_remains(gpadl);
         self.answer_gpadl(channel, gpadl, STATUS_REFUSED, now);
+    }
+
+    /// The rest of a refused GPADL is no error of the guest, who could not know.
+    fn expect_remains(&mut self, gpadl: GpadlId) {
+        if self.refused.len() >= REFUSED_REMEMBERED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(gpadl);
     }
 
     fn answer_gpadl(&mut self, channel: ChannelId, gpadl: GpadlId, status: u32, now: Instant) {
@@ -389,6 +405,7 @@ impl BusServer {
         }
         let Some(after) = self.resetting.take() else { return };
         let connected = self.link.take().is_some();
+        self.refused.clear();
         let events = &mut self.events;
         self.devices.retain(|id, device| {
             let gone = device.state == DeviceState::Revoked || device.rescind_wanted;
