@@ -117,8 +117,8 @@ proptest! {
         let mut devices = Vec::new();
         for deed in deeds {
             match deed {
-                Deed::ToHost => { world.to_host(); }
-                Deed::ToGuest => { world.to_guest(); }
+                Deed::ToHost => { world.post_one(); }
+                Deed::ToGuest => { world.answer_one(); }
                 Deed::StopService => { world.stop_one(); }
                 Deed::Offer(instance) => {
                     devices.push(world.host.offer(spec(u128::from(instance)), world.now));

@@ -254,8 +254,8 @@ fn unload_stops_everything_and_the_next_contact_starts_afresh() {
     world.slow_services = true;
     for _ in 0..3 {
         world.bus.unload(world.now).unwrap();
-        while world.to_host() {}
-        assert!(!world.to_guest(), "not before the devices have stopped");
+        while world.post_one() {}
+        assert!(!world.answer_one(), "not before the devices have stopped");
         world.run();
         assert_eq!(world.guest_log.last(), Some(&Event::Unloaded));
         world.assert_clean();
@@ -293,8 +293,8 @@ fn memory_stays_the_hosts_until_the_device_has_stopped() {
     world.slow_services = true;
     world.drivers.get_mut(&ChannelId(1)).unwrap().open = None;
     world.bus.close(ChannelId(1), world.now).unwrap();
-    while world.to_host() {}
-    assert!(!world.to_guest());
+    while world.post_one() {}
+    assert!(!world.answer_one());
     assert_eq!(world.bus.shared_pages(), 48);
     world.run();
     assert_eq!(world.guest_log.last(), Some(&Event::Closed { channel: ChannelId(1) }));

@@ -82,7 +82,7 @@ impl World {
     }
 
     /// Delivers one message to the host, if there is one.
-    pub fn to_host(&mut self) -> bool {
+    pub fn post_one(&mut self) -> bool {
         let Some(post) = self.bus.poll_outgoing() else { return false };
         let result = self.host.handle_message(post.connection, &post.payload, self.now);
         assert_eq!(result, Ok(()), "{post:?}");
@@ -91,7 +91,7 @@ impl World {
     }
 
     /// Delivers one message to the guest, if there is one.
-    pub fn to_guest(&mut self) -> bool {
+    pub fn answer_one(&mut self) -> bool {
         let Some(message) = self.host.poll_message() else { return false };
         self.bus.handle_message(&message, self.now).unwrap();
         self.guest_events();
@@ -100,7 +100,7 @@ impl World {
 
     /// One step of whatever can move; `false` if nothing can.
     pub fn step(&mut self) -> bool {
-        self.to_host() || self.to_guest() || self.stop_one() || self.pass_time()
+        self.post_one() || self.answer_one() || self.stop_one() || self.pass_time()
     }
 
     pub fn run(&mut self) {
