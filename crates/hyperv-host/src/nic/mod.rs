@@ -34,13 +34,13 @@ pub use wire::rndis::RndisError;
 
 use std::collections::VecDeque;
 
-use vmbus::channel::{Channel, SignalFlag};
 use vmbus::memory::PageList;
 use vmbus::packet::{Packet, PacketKind, TransferRange};
 use vmbus::ring::ReceiveError;
 use vmbus::time::earliest;
 use vmbus::{GpadlId, Instant, Pfn, Serial};
 
+use crate::bus::HostChannel;
 use crate::switch::{Path, SideState, SwitchPort};
 use association::{Action, Association};
 use control::Control;
@@ -94,7 +94,7 @@ pub enum NicServiceEvent {
 
 /// An open channel and what was agreed on over it.
 struct Link {
-    channel: Channel<PageList, SignalFlag>,
+    channel: HostChannel,
     outbox: Outbox,
     setup: Setup,
     control: Control,
@@ -155,7 +155,7 @@ impl NicService {
     }
 
     /// The guest has opened the channel. An earlier one is forgotten.
-    pub fn open(&mut self, mut channel: Channel<PageList, SignalFlag>, port: &mut SwitchPort) {
+    pub fn open(&mut self, mut channel: HostChannel, port: &mut SwitchPort) {
         self.close(port);
         channel.check_trailers(true);
         self.counters.opened += 1;

@@ -2,13 +2,10 @@
 
 use std::collections::VecDeque;
 
-use vmbus::channel::{Channel, SignalFlag};
-use vmbus::memory::PageList;
 use vmbus::packet::Outgoing;
 use vmbus::ring::{RingError, SendError};
 
-/// The host's end of a channel.
-type HostChannel = Channel<PageList, SignalFlag>;
+use crate::bus::HostChannel;
 
 #[derive(Debug)]
 enum Waiting {

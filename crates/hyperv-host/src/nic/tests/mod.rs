@@ -2,5 +2,6 @@
 
 mod data;
 mod guest;
+mod hostile;
 mod startup;
 mod switching;
