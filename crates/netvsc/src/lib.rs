@@ -3,6 +3,7 @@
 extern crate alloc;
 
 pub mod mac;
+pub mod nvsp;
 pub mod port;
 
 pub use mac::{MacAddress, MacAddressError};
