@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::memory::{SharedMemory, SharedPages};
 use crate::packet::{Outgoing, Packet};
-use crate::ring::{ReceiveError, RingError, RingReader, RingWriter, SendError};
+use crate::ring::{PacketView, ReceiveError, RingError, RingReader, RingWriter, SendError, Slot};
 
 /// Tells the peer to look at its rings: a hypercall, a bit in a monitor page, a write to an eventfd.
 pub trait Doorbell {
@@ -58,7 +58,7 @@ pub struct ChannelStats {
     pub sent_bytes: u64,
     /// Packets read, without those that were skipped.
     pub received_packets: u64,
-    /// Bytes read: messages without headers.
+    /// Bytes read, headers, padding and trailers included, also those of packets that were skipped.
     pub received_bytes: u64,
     /// Packets that were skipped because they contradicted themselves.
     pub bad_packets: u64,
@@ -78,6 +78,7 @@ pub struct Channel<M = SharedPages, D = SignalFlag> {
     tx: RingWriter<M>,
     rx: RingReader<M>,
     doorbell: D,
+    /// Without packets and bytes, which the rings count.
     stats: ChannelStats,
 }
 
@@ -105,21 +106,24 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     ///
     /// # Errors
     /// [`SendError`]; nothing is then written. After [`SendError::Full`] call [`Channel::request_space`].
-    #[inline]
+    #[inline(always)]
     pub fn stage(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
-        match self.tx.stage(packet) {
-            Ok(()) => {
-                self.stats.sent_packets += 1;
-                self.stats.sent_bytes += packet.ring_len() as u64;
-                Ok(())
-            }
-            Err(error) => {
-                if matches!(error, SendError::Full { .. }) {
-                    self.stats.full += 1;
-                }
-                Err(error)
-            }
-        }
+        let Self { tx, stats, .. } = self;
+        tx.stage(packet).inspect_err(|error| note_unsent(stats, error))
+    }
+
+    /// Makes room for a packet that is built in the ring itself: `packet` with its payload, and up to `room` bytes more
+    /// that the [`Slot`] takes. The peer sees it after [`Slot::finish`] and the next [`Channel::commit`].
+    ///
+    /// # Errors
+    /// [`SendError`]; nothing is then written. After [`SendError::Full`] call [`Channel::request_space`].
+    pub fn reserve(
+        &mut self,
+        packet: &Outgoing<'_>,
+        room: usize,
+    ) -> Result<Slot<'_, M>, SendError> {
+        let Self { tx, stats, .. } = self;
+        tx.reserve(packet, room).inspect_err(|error| note_unsent(stats, error))
     }
 
     /// Shows the peer what was staged, with one doorbell at most.
@@ -141,6 +145,7 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     ///
     /// # Errors
     /// [`SendError`]; nothing is then written.
+    #[inline]
     pub fn try_send(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
         self.stage(packet)?;
         Ok(self.commit()?)
@@ -153,25 +158,22 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     /// # Errors
     /// [`ReceiveError::Packet`] for a packet that was skipped: go on with the next. [`ReceiveError::Ring`] for a broken
     /// ring: the channel is dead.
-    #[inline]
+    #[inline(always)]
     pub fn receive<'b>(
         &mut self,
         buffer: &'b mut [u8],
     ) -> Result<Option<Packet<'b>>, ReceiveError> {
-        let received = self.rx.receive(buffer);
-        match &received {
-            Ok(Some(packet)) => {
-                self.stats.received_packets += 1;
-                self.stats.received_bytes += packet.payload.len() as u64;
-            }
-            Ok(None) => {}
-            Err(ReceiveError::Packet(error)) => {
-                self.stats.bad_packets += 1;
-                tracing::debug!(%error, "packet skipped");
-            }
-            Err(ReceiveError::Ring(_)) => {}
-        }
-        received
+        self.rx.receive(buffer).inspect_err(|error| note_unread(&mut self.stats, error))
+    }
+
+    /// The next packet where it lies, without a copy; see [`RingReader::peek`] for what that asks of the caller.
+    ///
+    /// # Errors
+    /// As for [`Channel::receive`].
+    #[inline]
+    pub fn peek(&mut self) -> Result<Option<PacketView<'_, M>>, ReceiveError> {
+        let Self { rx, stats, .. } = self;
+        rx.peek().inspect_err(|error| note_unread(stats, error))
     }
 
     /// Shows the peer what was read, and rings if it waited for that space.
@@ -233,7 +235,29 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     /// What went over the channel so far.
     #[must_use]
     pub fn stats(&self) -> ChannelStats {
-        self.stats
+        let (sent, received) = (self.tx.traffic(), self.rx.traffic());
+        ChannelStats {
+            sent_packets: sent.packets,
+            sent_bytes: sent.bytes,
+            received_packets: received.packets,
+            received_bytes: received.bytes,
+            ..self.stats
+        }
+    }
+}
+
+/// Counts a packet that was not written.
+#[cold]
+fn note_unsent(stats: &mut ChannelStats, error: &SendError) {
+    stats.full += u64::from(matches!(error, SendError::Full { .. }));
+}
+
+/// Counts a packet that could not be read.
+#[cold]
+fn note_unread(stats: &mut ChannelStats, error: &ReceiveError) {
+    if let ReceiveError::Packet(error) = error {
+        stats.bad_packets += 1;
+        tracing::debug!(%error, "packet skipped");
     }
 }
 

@@ -174,6 +174,34 @@ impl Outgoing<'_> {
         self.header_len() + self.payload().len().next_multiple_of(8) + TRAILER_SIZE
     }
 
+    /// Calls `word` with each word of the extra header, in order. Nothing for types without one.
+    #[inline]
+    pub(crate) fn extra_words<E>(
+        &self,
+        mut word: impl FnMut(u64) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        match *self {
+            Self::InBand { .. } | Self::Completion { .. } => {}
+            Self::GpaDirect { ranges, .. } => {
+                word((ranges.len() as u64) << 32)?;
+                for range in ranges {
+                    word(pair(range.byte_count, range.byte_offset))?;
+                    for frame in range.frames {
+                        word(frame.0)?;
+                    }
+                }
+            }
+            Self::TransferPages { ranges, pageset, .. } => {
+                word(u64::from(pageset) | (ranges.len() as u64) << 32)?;
+                for range in ranges {
+                    word(pair(range.byte_count, range.byte_offset))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The two words of the descriptor, for a packet of `len` bytes without trailer.
     #[inline]
     pub(crate) fn descriptor(&self, header: usize, len: usize) -> [u64; 2] {
@@ -266,12 +294,12 @@ impl Descriptor {
     #[inline]
     #[must_use]
     pub fn decode(bytes: &[u8; DESCRIPTOR_SIZE]) -> Self {
-        Self::from_words([u64_at(bytes, 0), u64_at(bytes, 8)])
+        Self::from_words(u64_at(bytes, 0), u64_at(bytes, 8))
     }
 
     /// The same from the two words, as numbers.
     #[inline]
-    pub(crate) fn from_words([word, transaction_id]: [u64; 2]) -> Self {
+    pub(crate) fn from_words(word: u64, transaction_id: u64) -> Self {
         let field = |shift: u32| (word >> shift) as u16;
         Self {
             kind: PacketType(field(0)),
@@ -281,6 +309,35 @@ impl Descriptor {
             transaction_id,
         }
     }
+}
+
+/// First word of the descriptor of a packet without ranges, but for its length and the one flag there is.
+#[inline(always)]
+const fn plain(kind: PacketType) -> u64 {
+    kind.0 as u64 | (DESCRIPTOR_SIZE as u64 / 8) << 16
+}
+
+/// Bits of the first word that differ between packets of one type without ranges: length, "completion requested".
+const VARIABLE: u64 = 0xffff << 32 | (FLAG_COMPLETION_REQUESTED as u64) << 48;
+
+/// The first word of the descriptor of a packet of `words` words without trailer.
+#[inline(always)]
+pub(crate) fn plain_word(kind: PacketType, completion: bool, words: usize) -> u64 {
+    plain(kind) | (words as u64) << 32 | u64::from(completion) << 48
+}
+
+/// The other way round: type, whether a completion is asked for, and length in words. `None` if the packet has ranges or
+/// something is wrong with it, the length excepted.
+#[inline(always)]
+pub(crate) fn plain_parts<'b>(word: u64) -> Option<(PacketKind<'b>, bool, usize)> {
+    const IN_BAND: u64 = plain(PacketType::IN_BAND);
+    const COMPLETION: u64 = plain(PacketType::COMPLETION);
+    let kind = match word & !VARIABLE {
+        IN_BAND => PacketKind::InBand,
+        COMPLETION => PacketKind::Completion,
+        _ => return None,
+    };
+    Some((kind, word & 1 << 48 != 0, usize::from((word >> 32) as u16)))
 }
 
 impl<'b> Packet<'b> {

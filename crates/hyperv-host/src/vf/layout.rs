@@ -102,14 +102,13 @@ impl Descriptor {
 
 /// Reads one 32-bit word that the other side writes; everything it wrote before is visible after that.
 pub(super) fn load(memory: &impl SharedMemory, at: usize) -> u32 {
-    memory.atomic_u32(at).map_or(GONE, |word| u32::from_le(word.load(Ordering::Acquire)))
+    memory.load_u32(at).unwrap_or(GONE)
 }
 
 /// Writes one 32-bit word for the other side; everything written before is visible to it by then.
 pub(super) fn store(memory: &impl SharedMemory, at: usize, value: u32) {
-    if let Ok(word) = memory.atomic_u32(at) {
-        word.store(value.to_le(), Ordering::Release);
-    }
+    let stored = memory.store_u32(at, value);
+    debug_assert!(stored.is_ok(), "registers lie inside their pages");
 }
 
 /// Reads the 64-bit register at `at`.

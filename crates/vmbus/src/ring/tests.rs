@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::Pfn;
 use crate::memory::SharedPages;
-use crate::packet::{GpaRange, PacketKind, TransferRange};
+use crate::packet::{GpaRange, Outgoing, PacketError, PacketKind, TransferRange};
 
 fn memory(data_pages: u64) -> SharedPages {
     SharedPages::from_heap(&(0..=data_pages).map(Pfn).collect::<Vec<_>>())

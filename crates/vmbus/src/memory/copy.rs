@@ -1,0 +1,318 @@
+//! Copies between private memory and memory that a peer may change meanwhile, and the barrier between an index and a flag.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Copies `data` into as many shared words as it takes, and fills what remains of the last one with zeros. Nothing is
+/// copied if there are fewer words than that.
+///
+/// The peer may see the bytes in any order.
+#[inline(always)]
+pub fn copy_in(words: &[AtomicU64], data: &[u8]) {
+    if words.len() < words_for(data.len()) {
+        return;
+    }
+    if !data.len().is_multiple_of(8)
+        && let Some(last) = words.get(data.len() / 8)
+    {
+        last.store(last_word(data).to_le(), Ordering::Relaxed);
+    }
+    // SAFETY: both are valid for `data.len()` bytes; atomics may be written through a shared reference.
+    unsafe { bulk::store(data.as_ptr(), words.as_ptr().cast_mut().cast(), data.len()) };
+}
+
+/// Fills `out` from shared words. Nothing is copied if there are not that many.
+#[inline(always)]
+pub fn copy_out(words: &[AtomicU64], out: &mut [u8]) {
+    if words.len() < words_for(out.len()) {
+        return;
+    }
+    // SAFETY: both are valid for `out.len()` bytes; `out` is ours alone.
+    unsafe { bulk::load(words.as_ptr().cast(), out.as_mut_ptr(), out.len()) };
+}
+
+/// Words that `len` bytes take; `len` is that of a slice. Shorter in instructions than `div_ceil`.
+#[inline(always)]
+pub(crate) const fn words_for(len: usize) -> usize {
+    (len + 7) >> 3
+}
+
+/// The last one to seven bytes of `data`, those that fill no word, as a little-endian number.
+#[inline(never)]
+fn last_word(data: &[u8]) -> u64 {
+    let tail = data.len() % 8;
+    if tail == 0 {
+        return 0;
+    }
+    match data.last_chunk::<8>() {
+        Some(last) => u64::from_le_bytes(*last) >> (64 - 8 * tail),
+        None => data.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    }
+}
+
+/// A full barrier: what was stored before is visible before anything behind is loaded.
+///
+/// `mfence`, which the compiler makes of a sequentially consistent fence, costs about twice as much on x86-64 as a locked
+/// operation on the top of the stack, and orders memory that is written back to caches no better.
+#[inline]
+pub(crate) fn full_barrier() {
+    #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
+    // SAFETY: ORs zero into memory at the stack pointer, which stays as it is. The compiler may move no access across.
+    unsafe {
+        core::arch::asm!("lock or dword ptr [rsp], 0", options(nostack));
+    }
+    #[cfg(all(loom, test))]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+    #[cfg(not(any(all(target_arch = "x86_64", not(miri), not(loom)), all(loom, test))))]
+    core::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// Copies of any length. Rust has no atomic access wider than a word, and the compiler may not join atomic accesses; the
+/// moves below are invisible to it, so that memory which a peer changes meanwhile is no data race of the language.
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(miri)))]
+pub(super) mod bulk {
+    use core::arch::asm;
+
+    /// Copies `len` bytes out of shared memory.
+    ///
+    /// # Safety
+    /// `shared` is valid for reads and `private` for writes of `len` bytes, and they do not overlap.
+    #[inline(always)]
+    pub(in super::super) unsafe fn load(shared: *const u8, private: *mut u8, len: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { copy(shared, private, len) }
+    }
+
+    /// Copies `len` bytes into shared memory.
+    ///
+    /// # Safety
+    /// `private` is valid for reads and `shared` for writes of `len` bytes, and they do not overlap.
+    #[inline(always)]
+    pub(in super::super) unsafe fn store(private: *const u8, shared: *mut u8, len: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { copy(private, shared, len) }
+    }
+
+    /// Two moves from the front and two from the back, which overlap where the length is no power of two.
+    macro_rules! ends {
+        ($from:ident, $to:ident, $len:ident, $class:ident, $move:literal, $width:literal) => {
+            asm!(
+                concat!($move, " {a}, [{from}]"),
+                concat!($move, " {b}, [{from} + {len} - ", $width, "]"),
+                concat!($move, " [{to}], {a}"),
+                concat!($move, " [{to} + {len} - ", $width, "], {b}"),
+                from = in(reg) $from,
+                to = in(reg) $to,
+                len = in(reg) $len,
+                a = out($class) _,
+                b = out($class) _,
+                options(nostack, preserves_flags),
+            )
+        };
+    }
+
+    #[inline(always)]
+    unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+        // SAFETY: every access lies within the `len` bytes, and only the registers named are changed.
+        unsafe {
+            if len >= 32 {
+                if len > 64 {
+                    return long(from, to, len);
+                }
+                asm!(
+                    "movups {a}, [{from}]",
+                    "movups {b}, [{from} + 16]",
+                    "movups {c}, [{from} + {len} - 32]",
+                    "movups {d}, [{from} + {len} - 16]",
+                    "movups [{to}], {a}",
+                    "movups [{to} + 16], {b}",
+                    "movups [{to} + {len} - 32], {c}",
+                    "movups [{to} + {len} - 16], {d}",
+                    from = in(reg) from,
+                    to = in(reg) to,
+                    len = in(reg) len,
+                    a = out(xmm_reg) _,
+                    b = out(xmm_reg) _,
+                    c = out(xmm_reg) _,
+                    d = out(xmm_reg) _,
+                    options(nostack, preserves_flags),
+                );
+            } else if len >= 16 {
+                ends!(from, to, len, xmm_reg, "movups", "16");
+            } else if len == 8 {
+                asm!(
+                    "mov {a}, [{from}]",
+                    "mov [{to}], {a}",
+                    from = in(reg) from,
+                    to = in(reg) to,
+                    a = out(reg) _,
+                    options(nostack, preserves_flags),
+                );
+            } else if len != 0 {
+                short(from, to, len);
+            }
+        }
+    }
+
+    /// Copies 1 to 15 bytes.
+    ///
+    /// # Safety
+    /// As for [`load`]; `len` is not 0.
+    #[inline(never)]
+    unsafe fn short(from: *const u8, to: *mut u8, len: usize) {
+        // SAFETY: every access lies within the `len` bytes, and only the registers named are changed.
+        unsafe {
+            if len >= 8 {
+                ends!(from, to, len, reg, "mov", "8");
+                return;
+            }
+            asm!(
+                "2:",
+                "mov {a}, byte ptr [{from} + {len} - 1]",
+                "mov byte ptr [{to} + {len} - 1], {a}",
+                "dec {len}",
+                "jnz 2b",
+                from = in(reg) from,
+                to = in(reg) to,
+                len = inout(reg) len => _,
+                a = out(reg_byte) _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// Copies more than 64 bytes.
+    ///
+    /// # Safety
+    /// As for [`load`]; `len` is more than 64.
+    #[inline(never)]
+    unsafe fn long(from: *const u8, to: *mut u8, len: usize) {
+        #[cfg(not(any(windows, target_os = "uefi")))]
+        if len > MEMCPY {
+            // SAFETY: as the caller promises.
+            return unsafe { library(from, to, len) };
+        }
+        // SAFETY: whole blocks of 64 first, then the last 64 bytes, which were loaded before anything was stored.
+        unsafe {
+            asm!(
+                "movups {a}, [{from} + {len} - 64]",
+                "movups {b}, [{from} + {len} - 48]",
+                "movups {c}, [{from} + {len} - 32]",
+                "movups {d}, [{from} + {len} - 16]",
+                "lea {last}, [{to} + {len} - 64]",
+                "2:",
+                "movups {e}, [{from}]",
+                "movups {f}, [{from} + 16]",
+                "movups {g}, [{from} + 32]",
+                "movups {h}, [{from} + 48]",
+                "movups [{to}], {e}",
+                "movups [{to} + 16], {f}",
+                "movups [{to} + 32], {g}",
+                "movups [{to} + 48], {h}",
+                "add {from}, 64",
+                "add {to}, 64",
+                "cmp {to}, {last}",
+                "jb 2b",
+                "movups [{last}], {a}",
+                "movups [{last} + 16], {b}",
+                "movups [{last} + 32], {c}",
+                "movups [{last} + 48], {d}",
+                from = inout(reg) from => _,
+                to = inout(reg) to => _,
+                len = in(reg) len,
+                last = out(reg) _,
+                a = out(xmm_reg) _,
+                b = out(xmm_reg) _,
+                c = out(xmm_reg) _,
+                d = out(xmm_reg) _,
+                e = out(xmm_reg) _,
+                f = out(xmm_reg) _,
+                g = out(xmm_reg) _,
+                h = out(xmm_reg) _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// From this many bytes on, the wider moves of the platform's `memcpy` are worth the call.
+    #[cfg(not(any(windows, target_os = "uefi")))]
+    const MEMCPY: usize = 128;
+
+    /// Copies through the platform's `memcpy`, which every Rust program has and which knows the processor it runs on. The
+    /// call stands in assembly so that the compiler cannot know what it does.
+    ///
+    /// # Safety
+    /// As for [`load`].
+    #[cfg(not(any(windows, target_os = "uefi")))]
+    #[inline]
+    unsafe fn library(from: *const u8, to: *mut u8, len: usize) {
+        unsafe extern "C" {
+            fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8;
+        }
+        // SAFETY: called as the System V ABI has it; whatever the callee may change is named.
+        unsafe {
+            asm!(
+                "call {memcpy}",
+                memcpy = sym memcpy,
+                inout("rdi") to => _,
+                inout("rsi") from => _,
+                inout("rdx") len => _,
+                clobber_abi("C"),
+            );
+        }
+    }
+}
+
+/// Copies of any length, word by word.
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2", not(miri))))]
+pub(super) mod bulk {
+    use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+    /// Bytes before the first whole word of `len` bytes at `shared`, and bytes in whole words.
+    fn parts(shared: *const u8, len: usize) -> (usize, usize) {
+        let head = (shared.addr().wrapping_neg() % 8).min(len);
+        (head, (len - head) & !7)
+    }
+
+    /// Copies `len` bytes out of shared memory.
+    ///
+    /// # Safety
+    /// `shared` is valid for reads and `private` for writes of `len` bytes, and they do not overlap.
+    #[inline(always)]
+    pub(in super::super) unsafe fn load(shared: *const u8, private: *mut u8, len: usize) {
+        let (head, body) = parts(shared, len);
+        // SAFETY: every offset is below `len`; the words of the shared side are aligned.
+        unsafe {
+            let byte = |at: usize| {
+                private.add(at).write((*shared.add(at).cast::<AtomicU8>()).load(Ordering::Relaxed));
+            };
+            (0..head).for_each(byte);
+            for at in (head..head + body).step_by(8) {
+                let word = (*shared.add(at).cast::<AtomicU64>()).load(Ordering::Relaxed);
+                private.add(at).cast::<u64>().write_unaligned(word);
+            }
+            (head + body..len).for_each(byte);
+        }
+    }
+
+    /// Copies `len` bytes into shared memory.
+    ///
+    /// # Safety
+    /// `private` is valid for reads and `shared` for writes of `len` bytes, and they do not overlap.
+    #[inline(always)]
+    pub(in super::super) unsafe fn store(private: *const u8, shared: *mut u8, len: usize) {
+        let (head, body) = parts(shared, len);
+        // SAFETY: every offset is below `len`; the words of the shared side are aligned.
+        unsafe {
+            let byte = |at: usize| {
+                (*shared.add(at).cast::<AtomicU8>())
+                    .store(private.add(at).read(), Ordering::Relaxed);
+            };
+            (0..head).for_each(byte);
+            for at in (head..head + body).step_by(8) {
+                let word = private.add(at).cast::<u64>().read_unaligned();
+                (*shared.add(at).cast::<AtomicU64>()).store(word, Ordering::Relaxed);
+            }
+            (head + body..len).for_each(byte);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The reading end of a ring.
+
+use core::sync::atomic::Ordering;
+
+use super::{
+    FEATURE_BITS, FEATURE_PENDING_SEND_SIZE, INTERRUPT_MASK, PENDING_SEND_SIZE, PacketView,
+    READ_INDEX, ReceiveError, Ring, RingError, Traffic, WRITE_INDEX, view,
+};
+use crate::memory::{OutOfRange, SharedMemory, copy_out, full_barrier};
+use crate::packet::{DESCRIPTOR_SIZE, Descriptor, Packet, PacketError, TRAILER_SIZE, plain_parts};
+
+/// The reading end of a ring.
+#[derive(Debug)]
+pub struct RingReader<M> {
+    pub(super) ring: Ring<M>,
+    /// End of what was read, published or not.
+    read: u32,
+    /// The read index as the writer sees it.
+    published: u32,
+    /// The writer's index as last seen.
+    write: u32,
+    /// Bytes from `read` to `write`.
+    available: u32,
+    /// Whether trailers are checked.
+    strict: bool,
+    /// Packets read, without those that were skipped.
+    pub(super) packets: u64,
+    /// Where the reader started.
+    first: u32,
+    /// How often it passed the end.
+    laps: u64,
+}
+
+impl<M: SharedMemory> RingReader<M> {
+    /// Takes the reading end where the header page says it is.
+    ///
+    /// # Errors
+    /// If the memory cannot be a ring or its indices are impossible.
+    pub fn attach(memory: M) -> Result<Self, RingError> {
+        let ring = Ring::new(memory)?;
+        let read = ring.load_index(READ_INDEX, "read")?;
+        let write = ring.load_index(WRITE_INDEX, "write")?;
+        let available = ring.distance(read, write);
+        Ok(Self {
+            ring,
+            read,
+            published: read,
+            write,
+            available,
+            strict: false,
+            packets: 0,
+            first: read,
+            laps: 0,
+        })
+    }
+
+    /// Whether the trailer of every packet is compared with the packet's start. No known driver does; a host that holds its
+    /// guests to the protocol does.
+    pub fn check_trailers(&mut self, strict: bool) {
+        self.strict = strict;
+    }
+
+    /// What was read since the ring was attached. Packets that were skipped count as bytes only.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.ring.traffic(self.packets, self.first, self.read, self.laps)
+    }
+
+    /// Looks at the writer's index anew, where all was read that was known. True if there is something to read.
+    #[inline(always)]
+    fn refresh(&mut self) -> Result<bool, RingError> {
+        let write = self.ring.load(WRITE_INDEX)?;
+        if write == self.write {
+            return Ok(self.available != 0);
+        }
+        // Where all that was read is published, any index inside the ring is possible.
+        if self.read == self.published && self.read == self.write && self.ring.is_index(write) {
+            self.write = write;
+            self.available = self.ring.distance(self.read, write);
+            return Ok(true);
+        }
+        self.moved(write)
+    }
+
+    /// Takes over an index of the writer that differs from the last.
+    #[inline(never)]
+    fn moved(&mut self, write: u32) -> Result<bool, RingError> {
+        self.ring.check_index(write, "write")?;
+        // The writer can only have moved away from what was published as read.
+        if self.ring.distance(self.published, write)
+            < self.ring.distance(self.published, self.write)
+        {
+            return Err(RingError::IndexJump {
+                which: "write",
+                from: self.write,
+                to: write,
+                own: self.published,
+            });
+        }
+        self.write = write;
+        self.available = self.ring.distance(self.read, write);
+        Ok(self.available != 0)
+    }
+
+    /// Moves behind a packet of `len` bytes, and returns where it started.
+    #[inline(always)]
+    pub(super) fn skip(&mut self, len: usize) -> u32 {
+        let start = self.read;
+        self.read += (len + TRAILER_SIZE) as u32;
+        if self.read >= self.ring.size {
+            self.read -= self.ring.size;
+            self.laps += 1;
+        }
+        self.available -= (len + TRAILER_SIZE) as u32;
+        start
+    }
+
+    /// Copies the next packet into `buffer` and moves behind it. `None` if the ring is empty.
+    ///
+    /// # Errors
+    /// [`ReceiveError::Packet`] for a packet that was skipped, [`ReceiveError::Ring`] for a broken ring.
+    #[inline(always)]
+    pub fn receive<'b>(
+        &mut self,
+        buffer: &'b mut [u8],
+    ) -> Result<Option<Packet<'b>>, ReceiveError> {
+        if self.available == 0 && !self.refresh()? {
+            return Ok(None);
+        }
+        let start = self.read;
+        let Some([first, second]) = self.ring.straight(start, DESCRIPTOR_SIZE / 8) else {
+            return self.receive_in_pieces(buffer);
+        };
+        let word = u64::from_le(first.load(Ordering::Relaxed));
+        let transaction_id = u64::from_le(second.load(Ordering::Relaxed));
+        // What is short enough to be inlined: a packet without ranges that lies in one piece.
+        if let Some((kind, completion_requested, words)) = plain_parts(word)
+            && words < self.available as usize / 8
+            && let Some([_, _, body @ .., _]) = self.ring.straight(start, words + 1)
+            && body.len() * 8 <= buffer.len()
+            && !self.strict
+        {
+            let payload = buffer.split_at_mut(body.len() * 8).0;
+            copy_out(body, payload);
+            self.skip(words * 8);
+            self.packets += 1;
+            return Ok(Some(Packet { kind, transaction_id, completion_requested, payload }));
+        }
+        self.receive_any(word, transaction_id, buffer)
+    }
+
+    /// [`RingReader::receive`] where the memory ends within the descriptor or has no words.
+    #[inline(never)]
+    fn receive_in_pieces<'b>(
+        &mut self,
+        buffer: &'b mut [u8],
+    ) -> Result<Option<Packet<'b>>, ReceiveError> {
+        let word = self.ring.read_word(self.read).map_err(RingError::from)?;
+        let second = self.ring.advance(self.read, 8);
+        let transaction_id = self.ring.read_word(second).map_err(RingError::from)?;
+        self.receive_any(word, transaction_id, buffer)
+    }
+
+    /// [`RingReader::receive`] of any packet, whose descriptor was read.
+    #[inline(never)]
+    fn receive_any<'b>(
+        &mut self,
+        word: u64,
+        transaction_id: u64,
+        buffer: &'b mut [u8],
+    ) -> Result<Option<Packet<'b>>, ReceiveError> {
+        let descriptor = Descriptor::from_words(word, transaction_id);
+        let len = self.check_length(&descriptor)?;
+        let start = self.skip(len);
+        if self.strict {
+            self.check_trailer(start, len)?;
+        }
+        let size = buffer.len();
+        let Some(rest) = buffer.get_mut(..len - DESCRIPTOR_SIZE) else {
+            return Err(PacketError::TooLarge { packet: len, buffer: size }.into());
+        };
+        // Only what stands behind the descriptor: a second read of that could see another one.
+        match self.ring.words(start).get(DESCRIPTOR_SIZE / 8..len / 8) {
+            Some(words) => copy_out(words, rest),
+            None => self.copy_in_pieces(start, rest).map_err(RingError::from)?,
+        }
+        let packet = Packet::assemble(&descriptor, rest)?;
+        self.packets += 1;
+        Ok(Some(packet))
+    }
+
+    /// The length of the next packet, which lies in the ring with its trailer.
+    #[inline]
+    fn check_length(&self, descriptor: &Descriptor) -> Result<usize, RingError> {
+        let len = descriptor.packet_len;
+        let available = self.available as usize;
+        if len < DESCRIPTOR_SIZE || len + TRAILER_SIZE > available {
+            return Err(RingError::PacketLength { packet: len, available, at: self.read });
+        }
+        Ok(len)
+    }
+
+    /// Copies what stands behind the descriptor at `start`, around the end or from memory in pieces.
+    #[cold]
+    fn copy_in_pieces(&self, start: u32, rest: &mut [u8]) -> Result<(), OutOfRange> {
+        self.ring.read(self.ring.advance(start, DESCRIPTOR_SIZE), rest)
+    }
+
+    /// Compares the trailer of the packet at `start`, `len` bytes long, with what it has to be.
+    fn check_trailer(&self, start: u32, len: usize) -> Result<(), ReceiveError> {
+        let at = self.ring.advance(start, len);
+        let found = self.ring.read_word(at).map_err(RingError::from)?;
+        let expected = u64::from(start) << 32;
+        if found != expected {
+            return Err(PacketError::Trailer { expected, found }.into());
+        }
+        Ok(())
+    }
+
+    /// The next packet where it lies. `None` if the ring is empty.
+    ///
+    /// Nothing is copied but the descriptor and the count of ranges. The packet stays the next one until
+    /// [`PacketView::advance`]. Whoever drops the view instead and looks again may see other bytes: the peer can write to
+    /// them meanwhile.
+    ///
+    /// # Errors
+    /// [`ReceiveError::Packet`] for a packet that was skipped, [`ReceiveError::Ring`] for a broken ring.
+    #[inline]
+    pub fn peek(&mut self) -> Result<Option<PacketView<'_, M>>, ReceiveError> {
+        if self.available == 0 && !self.refresh()? {
+            return Ok(None);
+        }
+        let start = self.read;
+        let descriptor = self.ring.descriptor(start)?;
+        let len = self.check_length(&descriptor)?;
+        let checked = if self.strict { self.check_trailer(start, len) } else { Ok(()) };
+        let parts = match checked.and_then(|()| view::Parts::of(&self.ring, start, &descriptor)) {
+            Ok(parts) => parts,
+            Err(error) => {
+                self.skip(len);
+                return Err(error);
+            }
+        };
+        Ok(Some(PacketView::new(self, descriptor, parts)))
+    }
+
+    /// Shows the writer what has been read. True if it waits for space and has to be signalled.
+    ///
+    /// # Errors
+    /// If the writer's index is impossible.
+    #[inline(always)]
+    pub fn commit(&mut self) -> Result<bool, RingError> {
+        if self.read == self.published {
+            return Ok(false);
+        }
+        let before = self.published;
+        self.ring.store(READ_INDEX, self.read)?;
+        self.published = self.read;
+        // The index must be visible before the writer's wish is looked at, or the writer could wait for ever.
+        full_barrier();
+        // Some writers store a size with the low bits set (PROTOCOL §5).
+        match self.ring.load(PENDING_SEND_SIZE)? & !7 {
+            0 => Ok(false),
+            wanted => self.crossed(before, wanted),
+        }
+    }
+
+    /// Whether the reads since `before` made more than `wanted` bytes free, and fewer were free then.
+    #[cold]
+    fn crossed(&self, before: u32, wanted: u32) -> Result<bool, RingError> {
+        if self.ring.load(FEATURE_BITS)? & FEATURE_PENDING_SEND_SIZE == 0 {
+            return Ok(false);
+        }
+        let write = self.ring.load_index(WRITE_INDEX, "write")?;
+        let free_before = self.ring.size - self.ring.distance(before, write);
+        let free_now = self.ring.size - self.ring.distance(self.read, write);
+        Ok(free_before <= wanted && free_now > wanted)
+    }
+
+    /// Asks the writer not to signal: the reader is at work.
+    ///
+    /// # Errors
+    /// Only if the memory is no longer what it was.
+    pub fn mask(&mut self) -> Result<(), RingError> {
+        self.ring.store(INTERRUPT_MASK, 1)
+    }
+
+    /// Asks the writer to signal again, and looks once more. True if something came meanwhile; the ring is then masked
+    /// again and no signal may come for it.
+    ///
+    /// # Errors
+    /// If the writer's index is impossible.
+    pub fn unmask(&mut self) -> Result<bool, RingError> {
+        self.ring.store(INTERRUPT_MASK, 0)?;
+        full_barrier();
+        if !self.refresh()? {
+            return Ok(false);
+        }
+        self.mask()?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,100 @@
+//! Packets built in the ring itself.
+
+use super::{RingError, RingWriter, SendError};
+use crate::memory::SharedMemory;
+use crate::packet::{DESCRIPTOR_SIZE, Outgoing, TRAILER_SIZE};
+
+/// Bytes that did not go into a [`Slot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    /// More than was reserved.
+    #[error("{len} bytes for a slot that has room for {room} more")]
+    Room {
+        /// Bytes that were given.
+        len: usize,
+        /// Bytes still free in the slot.
+        room: usize,
+    },
+    /// The ring is broken.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+}
+
+/// A packet being built where the peer will read it. [`Slot::finish`] stages it; a slot that is dropped leaves the ring as
+/// it was.
+///
+/// What was reserved is an upper bound: the packet becomes as long as what was written.
+#[derive(Debug)]
+pub struct Slot<'r, M> {
+    writer: &'r mut RingWriter<M>,
+    /// The descriptor, but for the length.
+    descriptor: [u64; 2],
+    /// Where the next byte goes.
+    at: u32,
+    /// Bytes of descriptor, extra header and message so far.
+    len: usize,
+    /// Bytes still free.
+    room: usize,
+}
+
+impl<'r, M: SharedMemory> Slot<'r, M> {
+    pub(super) fn new(
+        writer: &'r mut RingWriter<M>,
+        packet: &Outgoing<'_>,
+        room: usize,
+    ) -> Result<Self, SendError> {
+        let header = packet.header_len();
+        let len = header + packet.payload().len();
+        let most = len.saturating_add(room).checked_next_multiple_of(8);
+        let most = most
+            .filter(|most| *most < usize::MAX - TRAILER_SIZE)
+            .ok_or_else(|| SendError::TooLarge { len: usize::MAX, most: writer.capacity() })?;
+        writer.claim(most)?;
+        let start = writer.ring.advance(writer.write, DESCRIPTOR_SIZE);
+        let at = writer.put_message_in_pieces(packet, start)?;
+        Ok(Self { descriptor: packet.descriptor(header, 0), writer, at, len, room })
+    }
+
+    /// Bytes that can still be appended.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Appends to the message.
+    ///
+    /// # Errors
+    /// [`SlotError::Room`] if that is more than was reserved; nothing is then written.
+    #[inline]
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), SlotError> {
+        let room = self.room;
+        self.room =
+            room.checked_sub(bytes.len()).ok_or(SlotError::Room { len: bytes.len(), room })?;
+        self.writer.ring.write(self.at, bytes).map_err(RingError::from)?;
+        self.at = self.writer.ring.advance(self.at, bytes.len());
+        self.len += bytes.len();
+        Ok(())
+    }
+
+    /// Completes the packet. The reader sees it after [`RingWriter::commit`].
+    ///
+    /// # Errors
+    /// Only if the memory is no longer what it was.
+    pub fn finish(self) -> Result<(), RingError> {
+        let Self { writer, descriptor: [word, id], mut at, len, .. } = self;
+        let padding = len.wrapping_neg() % 8;
+        let len = len + padding;
+        if padding != 0 {
+            writer.ring.write(at, &[0; 8][..padding])?;
+            at = writer.ring.advance(at, padding);
+        }
+        let start = writer.write;
+        writer.ring.write(at, &(u64::from(start) << 32).to_le_bytes())?;
+        let mut head = [0; DESCRIPTOR_SIZE];
+        head[..8].copy_from_slice(&(word | (len as u64 / 8) << 32).to_le_bytes());
+        head[8..].copy_from_slice(&id.to_le_bytes());
+        writer.ring.write(start, &head)?;
+        writer.finish(len + TRAILER_SIZE);
+        Ok(())
+    }
+}
