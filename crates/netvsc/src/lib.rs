@@ -5,6 +5,7 @@ extern crate alloc;
 pub mod mac;
 pub mod nvsp;
 pub mod port;
+pub mod rndis;
 
 pub use mac::{MacAddress, MacAddressError};
 pub use port::{Path, PortError, PortLink, VfPort};

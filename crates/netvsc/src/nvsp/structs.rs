@@ -1,4 +1,8 @@
 //! The bytes of the messages. Field names and offsets as in PROTOCOL §7.2; every message starts with its type.
+#![expect(
+    missing_debug_implementations,
+    reason = "the derives of zerocopy make a marker type for every field; they seem ours when a macro names them"
+)]
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
