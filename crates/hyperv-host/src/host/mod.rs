@@ -280,6 +280,8 @@ impl Host {
                             && let Some(port) = self.switch.port_mut(nic.port)
                         {
                             nic.service.close(port);
+                            // Its events still have to be fetched.
+                            nic.dirty = true;
                         }
                     }
                     Some(&Owner::Vf(nic)) => {

@@ -3,35 +3,25 @@
 use std::collections::VecDeque;
 
 use netvsc::MacAddress;
+use netvsc::nvsp::{self, ChannelType, SectionUse, Version};
+use netvsc::rndis::{
+    GuestMessage, HostMessage, InitializeComplete, MAJOR_VERSION, MessageType, Oid, Status,
+};
 use vmbus::Instant;
 use vmbus::packet::{Outgoing, TransferRange};
 
 use super::outbox::Outbox;
 use super::receive::Use;
 use super::setup::Circumstances;
-use super::wire::nvsp::{self, NvspVersion, RndisSource, Status};
-use super::wire::rndis::{self, Request, status};
 use super::{Link, NicService, NicServiceError, NicServiceEvent};
 use crate::switch::{Path, SideState, SwitchPort};
 
 /// Most bytes in one transfer, as the guest is told: a large send with headers, several times over.
 const MAX_TRANSFER: u32 = 0x40_0000;
-
-/// Object identifiers that guests ask for.
-mod oid {
-    pub(super) const MAXIMUM_FRAME_SIZE: u32 = 0x0001_0106;
-    pub(super) const LINK_SPEED: u32 = 0x0001_0107;
-    pub(super) const CURRENT_PACKET_FILTER: u32 = 0x0001_010e;
-    pub(super) const MEDIA_CONNECT_STATUS: u32 = 0x0001_0114;
-    pub(super) const LINK_STATE: u32 = 0x0001_0207;
-    pub(super) const RNDIS_CONFIG_PARAMETER: u32 = 0x0001_021b;
-    pub(super) const FRIENDLY_NAME: u32 = 0x0002_0216;
-    pub(super) const PERMANENT_ADDRESS: u32 = 0x0101_0101;
-    pub(super) const CURRENT_ADDRESS: u32 = 0x0101_0102;
-    pub(super) const OFFLOAD_CURRENT_CONFIG: u32 = 0xfc01_020b;
-    pub(super) const OFFLOAD_PARAMETERS: u32 = 0xfc01_020c;
-    pub(super) const OFFLOAD_HARDWARE: u32 = 0xfc01_020d;
-}
+/// Most PACKET messages in one data message, as the guest is told.
+const PACKETS_PER_MESSAGE: u32 = 8;
+/// PACKET messages start at multiples of 2 to this power, as the guest is told.
+const ALIGNMENT: u32 = 3;
 
 /// State of RNDIS on a channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,13 +63,46 @@ impl Control {
     /// Tells the guest about the link, if it can hear it. What it asks later is answered by the state of that moment.
     pub(super) fn indicate_link(&mut self, up: bool, now: Instant) {
         if self.is_operational() {
-            let what = if up { status::CONNECT } else { status::DISCONNECT };
-            self.push(rndis::indicate_status(what, &[]), now);
+            let status = if up { Status::MEDIA_CONNECT } else { Status::MEDIA_DISCONNECT };
+            self.push(HostMessage::Indicate { status, buffer: &[] }, now);
         }
     }
 
-    fn push(&mut self, bytes: Vec<u8>, due: Instant) {
+    fn push(&mut self, message: HostMessage<'_>, due: Instant) {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
         self.replies.push_back(Reply { due, bytes, ends_startup: false });
+    }
+
+    fn initialize(
+        &mut self,
+        request_id: u32,
+        major: u32,
+        due: Instant,
+    ) -> Result<(), NicServiceError> {
+        if self.state != State::Down {
+            return Err(NicServiceError::InitializedTwice);
+        }
+        let good = major == MAJOR_VERSION;
+        let answer = InitializeComplete {
+            request_id,
+            status: if good { Status::SUCCESS } else { Status::BAD_VERSION },
+            major: MAJOR_VERSION,
+            minor: 0,
+            device_flags: 1,
+            medium: 0,
+            max_packets: PACKETS_PER_MESSAGE,
+            max_transfer: MAX_TRANSFER,
+            alignment_factor: ALIGNMENT,
+        };
+        self.push(HostMessage::InitializeComplete(answer), due);
+        if good {
+            self.state = State::Operational;
+            if let Some(reply) = self.replies.back_mut() {
+                reply.ends_startup = true;
+            }
+        }
+        Ok(())
     }
 
     /// When the next message is due; none while it only waits for a free piece or room in the ring.
@@ -95,56 +118,49 @@ impl NicService {
         &mut self,
         link: &mut Link,
         transaction: u64,
-        source: RndisSource,
+        section: Option<SectionUse>,
         with: Circumstances<'_, '_>,
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         self.counters.control_requests += 1;
-        let bytes = self.transmit.gather_apart(&link.setup, source, &with)?;
-        let request = rndis::parse_request(&bytes)?;
-        let initialize = matches!(request, Request::Initialize { .. });
+        let bytes = self.transmit.gather_apart(&link.setup, section, &with)?;
+        let request = GuestMessage::decode(&bytes)?;
+        let initialize = matches!(request, GuestMessage::Initialize { .. });
         if link.control.state == State::Down && !initialize {
-            return Err(NicServiceError::NotInitialized(nvsp::message_type(&bytes).0));
+            return Err(NicServiceError::NotInitialized(kind(&bytes)));
         }
-        link.complete_send(transaction, Status::SUCCESS)?;
+        link.complete_send(transaction, nvsp::Status::SUCCESS)?;
         let due = with.now + self.config.policy.rndis_delay;
         match request {
-            Request::Initialize { id, major } => {
-                if link.control.state != State::Down {
-                    return Err(NicServiceError::InitializedTwice);
-                }
-                let good = major == 1;
-                let answer = if good { status::SUCCESS } else { status::BAD_VERSION };
-                let bytes = rndis::initialize_complete(id, answer, MAX_TRANSFER);
-                if good {
-                    link.control.state = State::Operational;
-                }
-                link.control.replies.push_back(Reply { due, bytes, ends_startup: good });
+            GuestMessage::Initialize { request_id, major, .. } => {
+                link.control.initialize(request_id, major, due)?;
             }
-            Request::Halt => {
+            GuestMessage::Halt { .. } => {
                 link.control.state = State::Halted;
                 link.control.filter = 0;
                 port.set_side(Path::Synthetic, SideState::Down);
                 self.events.push_back(NicServiceEvent::Halted);
             }
-            Request::Query { id, oid } => {
+            GuestMessage::Query { request_id, oid, .. } => {
                 let answer = self.query(link, oid);
-                let bytes = match &answer {
-                    Some(data) => rndis::query_complete(id, status::SUCCESS, data),
-                    None => rndis::query_complete(id, status::NOT_SUPPORTED, &[]),
-                };
-                link.control.push(bytes, due);
+                let status = if answer.is_some() { Status::SUCCESS } else { Status::NOT_SUPPORTED };
+                let info = &answer.unwrap_or_default();
+                link.control.push(HostMessage::QueryComplete { request_id, status, info }, due);
             }
-            Request::Set { id, oid, data } => {
-                let answer = set(link, oid, data, port);
-                link.control.push(rndis::set_complete(id, answer), due);
-                if oid == oid::OFFLOAD_PARAMETERS && answer == status::SUCCESS {
-                    let config = offload_config(link.setup.version);
-                    link.control.push(rndis::indicate_status(status::OFFLOAD_CONFIG, &config), due);
+            GuestMessage::Set { request_id, oid, info } => {
+                let status = set(link, oid, info, port);
+                link.control.push(HostMessage::SetComplete { request_id, status }, due);
+                if oid == Oid::OFFLOAD_PARAMETERS {
+                    let (status, config) =
+                        (Status::OFFLOAD_CURRENT_CONFIG, offload_config(link.setup.version));
+                    link.control.push(HostMessage::Indicate { status, buffer: &config }, due);
                 }
             }
-            Request::KeepAlive { id } => link.control.push(rndis::keep_alive_complete(id), due),
-            Request::Other(kind) => return Err(NicServiceError::UnexpectedRndis(kind)),
+            GuestMessage::KeepAlive { request_id } => {
+                let status = Status::SUCCESS;
+                link.control.push(HostMessage::KeepAliveComplete { request_id, status }, due);
+            }
+            GuestMessage::Reset => return Err(NicServiceError::Reset),
         }
         // The buffer serves the next message as well.
         self.transmit.give_back(bytes);
@@ -152,23 +168,23 @@ impl NicService {
     }
 
     /// The answer to a query; `None` for an OID that this host does not know.
-    fn query(&self, link: &Link, oid: u32) -> Option<Vec<u8>> {
+    fn query(&self, link: &Link, oid: Oid) -> Option<Vec<u8>> {
         let word = |value: u32| Some(value.to_le_bytes().to_vec());
         let frame = link.setup.frame();
         match oid {
-            oid::MAXIMUM_FRAME_SIZE => word(frame.saturating_sub(14)),
-            oid::LINK_SPEED => {
+            Oid::MAXIMUM_FRAME_SIZE => word(frame.saturating_sub(14)),
+            Oid::LINK_SPEED => {
                 word(u32::try_from(self.config.link_speed / 100).unwrap_or(u32::MAX))
             }
-            oid::CURRENT_PACKET_FILTER => word(link.control.filter),
-            oid::MEDIA_CONNECT_STATUS => word(u32::from(!self.link_up)),
-            oid::LINK_STATE => Some(link_state(self.link_up, self.config.link_speed)),
-            oid::PERMANENT_ADDRESS | oid::CURRENT_ADDRESS => {
+            Oid::CURRENT_PACKET_FILTER => word(link.control.filter),
+            Oid::MEDIA_CONNECT_STATUS => word(u32::from(!self.link_up)),
+            Oid::LINK_STATE => Some(link_state(self.link_up, self.config.link_speed)),
+            Oid::PERMANENT_ADDRESS | Oid::CURRENT_ADDRESS => {
                 let MacAddress(bytes) = self.config.mac;
                 Some(bytes.to_vec())
             }
-            oid::FRIENDLY_NAME => Some(friendly_name("Network Adapter")),
-            oid::OFFLOAD_CURRENT_CONFIG | oid::OFFLOAD_HARDWARE => {
+            Oid::FRIENDLY_NAME => Some(friendly_name("Network Adapter")),
+            Oid::OFFLOAD_CURRENT_CONFIG | Oid::OFFLOAD_HARDWARE_CAPABILITIES => {
                 Some(offload_config(link.setup.version))
             }
             _ => None,
@@ -186,7 +202,8 @@ impl NicService {
             if !link.outbox.is_empty() || !Outbox::room(&mut link.channel, 128)? {
                 return Ok(());
             }
-            let message = nvsp::rndis_packet(true, link.setup.message_size());
+            let message = nvsp::rndis_packet(ChannelType::CONTROL, None);
+            let message = message.get(..link.setup.message_size()).unwrap_or(&message);
             let Some(buffer) = &mut link.setup.receive else { return Ok(()) };
             let Some(piece) = buffer.take(Use::Control) else { return Ok(()) };
             let Some(reply) = link.control.replies.pop_front() else { return Ok(()) };
@@ -198,7 +215,7 @@ impl NicService {
                 transaction_id: buffer.send(&[piece]),
                 pageset: buffer.id,
                 ranges: &[range],
-                payload: message.as_bytes(),
+                payload: message,
             };
             link.channel.stage(&packet)?;
             self.counters.control_messages += 1;
@@ -225,23 +242,28 @@ impl NicService {
     }
 }
 
+/// The type of a message, for errors; 0 if there is none.
+fn kind(bytes: &[u8]) -> MessageType {
+    MessageType(bytes.first_chunk().map_or(0, |kind| u32::from_le_bytes(*kind)))
+}
+
 /// Carries out a SET; its status.
-fn set(link: &mut Link, oid: u32, data: &[u8], port: &mut SwitchPort) -> u32 {
+fn set(link: &mut Link, oid: Oid, data: &[u8], port: &mut SwitchPort) -> Status {
     match oid {
-        oid::CURRENT_PACKET_FILTER => {
+        Oid::CURRENT_PACKET_FILTER => {
             let Some(filter) = data.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)) else {
-                return status::INVALID_DATA;
+                return Status::INVALID_DATA;
             };
             link.control.filter = filter;
             port.set_filter(filter);
             port.set_receive_limit(link.setup.frame() as usize + VLAN_TAG);
             let receives = link.control.receives();
             port.set_side(Path::Synthetic, if receives { SideState::Up } else { SideState::Down });
-            status::SUCCESS
+            Status::SUCCESS
         }
         // Taken, and without effect: there is one queue, every offload is always at hand, and the address is the host's.
-        oid::OFFLOAD_PARAMETERS | oid::RNDIS_CONFIG_PARAMETER => status::SUCCESS,
-        _ => status::NOT_SUPPORTED,
+        Oid::OFFLOAD_PARAMETERS | Oid::CONFIG_PARAMETER => Status::SUCCESS,
+        _ => Status::NOT_SUPPORTED,
     }
 }
 
@@ -270,7 +292,7 @@ fn friendly_name(name: &str) -> Vec<u8> {
 
 /// What the host's NIC can do for the guest's frames (PROTOCOL §9.3): checksums over TCP, UDP and IPv4 headers on the
 /// way out, large sends. On the way in it promises nothing.
-fn offload_config(version: Option<NvspVersion>) -> Vec<u8> {
+fn offload_config(version: Option<Version>) -> Vec<u8> {
     const ENCAPSULATION: u32 = 2;
     const CHECKSUM_V4: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100;
     const CHECKSUM_V6: u32 = 0x4 | 0x10 | 0x40;
@@ -278,7 +300,7 @@ fn offload_config(version: Option<NvspVersion>) -> Vec<u8> {
     const SEGMENTS_MIN: u32 = 2;
     const TCP_OPTIONS_V6: u32 = 0x4;
     let (revision, size) = match version {
-        Some(version) if version >= NvspVersion::V5 => (3, 156),
+        Some(version) if version >= Version::V5 => (3, 156),
         _ => (2, 144),
     };
     let mut bytes = vec![0xa7, revision, size, 0];

@@ -1,5 +1,7 @@
 //! Frames to the guest: into free pieces of the receive buffer, many per transfer-page packet; and the pieces' way back.
 
+use netvsc::nvsp::{self, ChannelType, GuestMessage, HostMessage, Status};
+use netvsc::rndis::packet::{PACKET_HEADER, PpiType, VlanTag, WORD_PPI, write_header};
 use vmbus::Instant;
 use vmbus::memory::OutOfRange;
 use vmbus::packet::{Outgoing, Packet, TransferRange};
@@ -7,8 +9,7 @@ use vmbus::packet::{Outgoing, Packet, TransferRange};
 use super::association::Action;
 use super::outbox::Outbox;
 use super::receive::{FRAME_OFFSET, Piece, ReceiveBuffer, Use};
-use super::wire::nvsp::{self, Status};
-use super::wire::rndis;
+use super::setup;
 use super::{ASSOCIATION_TRANSACTION, Link, NOTICE_TRANSACTION, NicService, NicServiceError};
 use crate::switch::{Path, SwitchPort};
 
@@ -18,6 +19,9 @@ const RESERVE: usize = 512;
 /// Where the ethertype of a frame is, and bytes of an 802.1Q tag.
 const ETHERTYPE: usize = 12;
 const VLAN_TAG: usize = 4;
+
+/// Header of a frame with checksum and tag.
+const LONGEST_HEADER: usize = PACKET_HEADER + 2 * WORD_PPI;
 
 impl NicService {
     /// Delivers what waits at the port, as far as pieces and ring allow.
@@ -32,7 +36,8 @@ impl NicService {
             && link.outbox.is_empty()
             && port.peek_for_guest(Path::Synthetic, now).is_some()
         {
-            let message = nvsp::rndis_packet(false, link.setup.message_size());
+            let message = nvsp::rndis_packet(ChannelType::DATA, None);
+            let message = message.get(..link.setup.message_size()).unwrap_or(&message);
             let Some(buffer) = &mut link.setup.receive else { break };
             if buffer.free(Use::Data) == 0 {
                 self.counters.receive_starved += 1;
@@ -60,7 +65,7 @@ impl NicService {
                 transaction_id: buffer.send(&self.pieces),
                 pageset: buffer.id,
                 ranges: &self.ranges,
-                payload: message.as_bytes(),
+                payload: message,
             };
             link.channel.stage(&packet)?;
             self.counters.receive_messages += 1;
@@ -85,8 +90,10 @@ impl NicService {
             return Err(NicServiceError::NotOutstanding(id));
         };
         let freed = buffer.complete(id).map_err(|_| NicServiceError::NotOutstanding(id))?;
-        let status =
-            nvsp::completion_status(packet.payload).map_err(NicServiceError::WrongCompletion)?;
+        let message = GuestMessage::decode(packet.payload)?;
+        let GuestMessage::RndisPacketComplete { status } = message else {
+            return Err(NicServiceError::WrongCompletion(setup::kind(packet.payload)));
+        };
         if status != Status::SUCCESS {
             self.counters.refused_by_guest += u64::from(freed);
         }
@@ -95,19 +102,19 @@ impl NicService {
 
     /// Sends what the association machine wants said.
     pub(super) fn tell(&mut self, link: &mut Link, action: Action) -> Result<(), NicServiceError> {
-        let size = link.setup.message_size();
+        let version = link.setup.message_version();
         let Link { channel, outbox, unconfirmed, .. } = link;
         match action {
             Action::Associate { allocated, serial } => {
                 let completion = self.config.policy.association_completion;
-                let message = nvsp::vf_association(allocated, serial.0, size);
-                outbox.send(channel, ASSOCIATION_TRANSACTION, completion, message.as_bytes())?;
+                let message = HostMessage::VfAssociation { allocated, serial }.encode(version);
+                outbox.send(channel, ASSOCIATION_TRANSACTION, completion, &message)?;
                 unconfirmed[0] += u32::from(completion);
                 self.counters.associations += 1;
             }
             Action::Notice(path) => {
-                let message = nvsp::switch_data_path(path == Path::Vf, size);
-                outbox.send(channel, NOTICE_TRANSACTION, true, message.as_bytes())?;
+                let message = HostMessage::SwitchDataPath(path.into()).encode(version);
+                outbox.send(channel, NOTICE_TRANSACTION, true, &message)?;
                 unconfirmed[1] += 1;
                 self.counters.notices += 1;
             }
@@ -122,13 +129,18 @@ impl NicService {
 /// Writes a frame with its header into a piece; a tag travels outside the frame. Returns the bytes of the range.
 fn write_frame(buffer: &ReceiveBuffer, piece: Piece, frame: &[u8]) -> Result<u32, OutOfRange> {
     let tag = match frame.get(ETHERTYPE..ETHERTYPE + VLAN_TAG) {
-        Some([0x81, 0x00, high, low]) => Some(u16::from_be_bytes([*high, *low])),
+        Some([0x81, 0x00, high, low]) => Some(VlanTag(u16::from_be_bytes([*high, *low]))),
         _ => None,
     };
     let skipped = if tag.is_some() { VLAN_TAG } else { 0 };
     // The port lets no longer frame through than the guest's frame and a tag.
     let len = (frame.len() - skipped).min(buffer.frame_room());
-    buffer.write(piece, 0, &rndis::receive_header(FRAME_OFFSET, len, tag))?;
+    // The checksum entry is always there and says nothing: this host verifies none, so the guest has to.
+    let info = [(PpiType::CHECKSUM, 0), (PpiType::VLAN, tag.map_or(0, VlanTag::to_ppi))];
+    let info = if tag.is_some() { &info[..] } else { &info[..1] };
+    let mut header = [0; LONGEST_HEADER];
+    let written = write_header(&mut header, info, FRAME_OFFSET, len).unwrap_or_default();
+    buffer.write(piece, 0, header.get(..written).unwrap_or_default())?;
     if skipped == 0 {
         buffer.write(piece, FRAME_OFFSET, frame.get(..len).unwrap_or_default())?;
     } else {

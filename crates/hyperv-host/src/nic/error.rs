@@ -1,13 +1,12 @@
 //! Why a NIC service gave a channel up.
 
+use netvsc::nvsp::{self, ChannelType, DataPath, MessageType};
+use netvsc::rndis;
 use thiserror::Error;
 use vmbus::GpadlId;
 use vmbus::memory::OutOfRange;
 use vmbus::packet::PacketError;
 use vmbus::ring::{RingError, SendError};
-
-use super::wire::nvsp::{MessageType, NvspError};
-use super::wire::rndis::RndisError;
 
 /// What the guest did that ended the use of its channel. It has to close and open it again.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -24,10 +23,10 @@ pub enum NicServiceError {
     Send(SendError),
     /// A message that cannot be read.
     #[error(transparent)]
-    Message(#[from] NvspError),
+    Message(#[from] nvsp::DecodeError),
     /// A control message that cannot be read.
     #[error(transparent)]
-    Rndis(#[from] RndisError),
+    Rndis(#[from] rndis::DecodeError),
     /// Transfer-page packets go from host to guest only.
     #[error("the guest sent a transfer-page packet; only the host does that")]
     TransferPages,
@@ -51,6 +50,12 @@ pub enum NicServiceError {
         /// What had to come first.
         missing: MessageType,
     },
+    /// An RNDIS message that is about neither data nor control.
+    #[error("RNDIS message of channel type {0}, expected DATA or CONTROL")]
+    ChannelType(ChannelType),
+    /// A path that does not exist.
+    #[error("switch to data path {0}, expected SYNTHETIC or VF")]
+    DataPath(DataPath),
     /// A message that must ask for a completion did not.
     #[error("{0} without asking for a completion")]
     NoCompletionRequested(MessageType),
@@ -101,14 +106,14 @@ pub enum NicServiceError {
     #[error("control message cannot be read: {0}")]
     ControlSource(#[from] SourceError),
     /// The first RNDIS message was not INITIALIZE.
-    #[error("RNDIS message {0:#x} before INITIALIZE")]
-    NotInitialized(u32),
+    #[error("RNDIS {0} before INITIALIZE")]
+    NotInitialized(rndis::MessageType),
     /// A second INITIALIZE.
     #[error("a second RNDIS INITIALIZE on this connection")]
     InitializedTwice,
-    /// An RNDIS message that ends the channel: RESET, or one that only hosts send.
-    #[error("RNDIS message {0:#x} is not one that this host takes")]
-    UnexpectedRndis(u32),
+    /// RESET, which hosts take for an error.
+    #[error("RNDIS RESET, which this host does not do")]
+    Reset,
     /// Guest memory that was there is not there any more.
     #[error(transparent)]
     Memory(#[from] OutOfRange),

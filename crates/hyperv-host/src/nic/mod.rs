@@ -18,22 +18,21 @@ mod deliver;
 mod error;
 pub mod offload;
 mod outbox;
+mod packet;
 mod policy;
 mod receive;
 mod setup;
 mod transmit;
-mod wire;
 
 pub use association::VfState;
 pub use counters::NicCounters;
 pub use error::{NicServiceError, SourceError};
 pub use policy::{NicPolicy, NicServiceConfig, SwitchAnswer};
 pub use receive::CONTROL_PIECES;
-pub use wire::nvsp::{MessageType, NvspError, NvspVersion};
-pub use wire::rndis::RndisError;
 
 use std::collections::VecDeque;
 
+use netvsc::nvsp;
 use vmbus::memory::PageList;
 use vmbus::packet::{Packet, PacketKind, TransferRange};
 use vmbus::ring::ReceiveError;
@@ -78,7 +77,7 @@ pub enum NicServiceEvent {
     /// RNDIS is up: the guest finished start-up.
     Operational {
         /// NVSP version agreed on.
-        version: NvspVersion,
+        version: nvsp::Version,
         /// The guest takes part in SR-IOV.
         sriov: bool,
     },

@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use netvsc::MacAddress;
-
-use super::wire::nvsp::NvspVersion;
+use netvsc::nvsp::Version;
 
 /// How the host answers a `SWITCH_DATA_PATH` that asks for a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +33,7 @@ impl Default for SwitchAnswer {
 #[derive(Clone, Debug)]
 pub struct NicPolicy {
     /// NVSP versions that are accepted; others are refused.
-    pub versions: Vec<NvspVersion>,
+    pub versions: Vec<Version>,
     /// A repeated NDIS_CONFIG, NDIS_VERSION or buffer message is answered instead of ending the channel.
     pub tolerate_repeats: bool,
     /// Time between an RNDIS request and its answer.
@@ -60,7 +59,7 @@ pub struct NicPolicy {
 impl Default for NicPolicy {
     fn default() -> Self {
         Self {
-            versions: vec![NvspVersion::V6_1, NvspVersion::V5],
+            versions: vec![Version::V6_1, Version::V5],
             tolerate_repeats: false,
             rndis_delay: Duration::ZERO,
             association_delay: Duration::ZERO,

@@ -1,11 +1,14 @@
 //! NVSP from INIT to the buffers, and the buffers' way back. Every step in its order, once.
 
+use netvsc::nvsp::{
+    Capabilities, ChannelType, DecodeError, GuestMessage, HostMessage, MessageType, ReceiveSection,
+    Status, Version,
+};
 use vmbus::memory::{PageList, SharedMemory};
 use vmbus::packet::{GpaRanges, Packet};
 use vmbus::{GpadlId, Instant};
 
 use super::receive::{CONTROL_PIECES, ReceiveBuffer};
-use super::wire::nvsp::{self, GuestMessage, HostMessage, MessageType, NvspVersion, Status};
 use super::{GuestView, Link, NicService, NicServiceError, SourceError};
 use crate::switch::{Path, SideState, SwitchPort};
 
@@ -14,6 +17,14 @@ pub(super) const SECTION_SIZE: u32 = 6144;
 
 /// Smallest and largest frame, Ethernet header included, that a guest may configure; others become the smallest.
 const FRAME_SIZES: std::ops::RangeInclusive<u32> = 1514..=9216;
+
+/// Longest chain of memory descriptors, as real hosts give it in INIT_COMPLETE.
+const MDL_CHAIN: u32 = 34;
+
+/// The type of a message, for errors; 0 if there is none.
+pub(super) fn kind(payload: &[u8]) -> MessageType {
+    MessageType(payload.first_chunk().map_or(0, |kind| u32::from_le_bytes(*kind)))
+}
 
 /// The guest's send buffer.
 #[derive(Debug)]
@@ -55,7 +66,7 @@ pub(super) struct NdisConfig {
 /// What was agreed on over a channel so far.
 #[derive(Debug, Default)]
 pub(super) struct Setup {
-    pub version: Option<NvspVersion>,
+    pub version: Option<Version>,
     pub config: Option<NdisConfig>,
     ndis_version: bool,
     pub receive: Option<ReceiveBuffer>,
@@ -67,7 +78,12 @@ pub(super) struct Setup {
 impl Setup {
     /// The size of NVSP messages on this channel.
     pub(super) fn message_size(&self) -> usize {
-        nvsp::message_size(self.version)
+        self.message_version().message_size()
+    }
+
+    /// The version whose message size counts: until one is agreed on, messages are short.
+    pub(super) fn message_version(&self) -> Version {
+        self.version.unwrap_or(Version::V1)
     }
 
     /// Longest frame, Ethernet header included.
@@ -120,8 +136,9 @@ impl Setup {
 
 impl Link {
     /// Completes a message of the guest with a message.
-    fn answer(&mut self, transaction: u64, message: &HostMessage) -> Result<(), NicServiceError> {
-        Ok(self.outbox.complete(&mut self.channel, transaction, message.as_bytes())?)
+    fn answer(&mut self, transaction: u64, message: HostMessage) -> Result<(), NicServiceError> {
+        let message = message.encode(self.setup.message_version());
+        Ok(self.outbox.complete(&mut self.channel, transaction, &message)?)
     }
 
     /// Completes a SEND_RNDIS_PACKET.
@@ -130,8 +147,7 @@ impl Link {
         transaction: u64,
         status: Status,
     ) -> Result<(), NicServiceError> {
-        let size = self.setup.message_size();
-        self.answer(transaction, &nvsp::rndis_packet_complete(status, size))
+        self.answer(transaction, HostMessage::RndisPacketComplete { status })
     }
 }
 
@@ -152,27 +168,29 @@ impl NicService {
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         let id = packet.transaction_id;
-        let kind = nvsp::message_type(packet.payload);
-        let message = nvsp::parse(packet.payload)?;
+        let kind = kind(packet.payload);
+        let message = GuestMessage::decode(packet.payload)?;
         if with.ranges.is_some() && kind != MessageType::SEND_RNDIS_PACKET {
             return Err(NicServiceError::GpaDirect(kind));
         }
         if must_be_answered(kind) && !packet.completion_requested {
             return Err(NicServiceError::NoCompletionRequested(kind));
         }
-        let size = link.setup.message_size();
         match message {
-            GuestMessage::Init { minimum, maximum } => {
-                return self.handle_init(link, id, minimum, maximum);
+            GuestMessage::Init { min, max } => return self.handle_init(link, id, min, max),
+            GuestMessage::RndisPacketComplete { .. } => {
+                return Err(DecodeError::Unexpected(kind).into());
             }
-            GuestMessage::Rndis(source) => {
+            GuestMessage::RndisPacket(source) => {
                 if !link.setup.ended {
                     link.setup.end()?;
                 }
-                return if source.control {
-                    self.handle_control(link, id, source, with, port)
-                } else {
-                    self.handle_data(link, id, source, with)
+                return match source.channel_type {
+                    ChannelType::CONTROL => {
+                        self.handle_control(link, id, source.section, with, port)
+                    }
+                    ChannelType::DATA => self.handle_data(link, id, source.section, with),
+                    other => Err(NicServiceError::ChannelType(other)),
                 };
             }
             _ if link.setup.version.is_none() => return Err(NicServiceError::BeforeInit(kind)),
@@ -182,24 +200,27 @@ impl NicService {
             GuestMessage::SendBuffer { gpadl, id: buffer } => {
                 return self.handle_send_buffer(link, id, gpadl, buffer, with.guest);
             }
-            GuestMessage::SwitchDataPath { vf } => {
+            GuestMessage::SwitchDataPath(wanted) => {
                 self.counters.switch_requests += 1;
-                let path = if vf { Path::Vf } else { Path::Synthetic };
+                let path = wanted.path().ok_or(NicServiceError::DataPath(wanted))?;
                 let transaction = packet.completion_requested.then_some(id);
                 let policy = &mut self.config.policy;
                 self.association.switch_requested(path, transaction, policy, with.now);
                 return Ok(());
             }
             // This NIC has the one queue; a request for more is refused whole.
-            GuestMessage::SubChannels => return link.answer(id, &nvsp::sub_channels_refused(size)),
-            GuestMessage::OidQuery => return link.answer(id, &nvsp::oid_query_refused(size)),
-            GuestMessage::NdisVersion => {
+            GuestMessage::SubChannels { .. } => {
+                let refusal = HostMessage::SubChannels { status: Status::FAILURE, count: 0 };
+                return link.answer(id, refusal);
+            }
+            GuestMessage::NdisVersion { .. } => {
                 link.setup.once(kind, link.setup.ndis_version, self.tolerates())?;
                 link.setup.ndis_version = true;
             }
-            GuestMessage::NdisConfig { mtu, sriov } => {
+            GuestMessage::NdisConfig { mtu, capabilities } => {
                 link.setup.once(kind, link.setup.config.is_some(), self.tolerates())?;
                 let frame = if FRAME_SIZES.contains(&mtu) { mtu } else { *FRAME_SIZES.start() };
+                let sriov = capabilities.contains(Capabilities::SRIOV);
                 link.setup.config = Some(NdisConfig { frame, sriov });
             }
             GuestMessage::RevokeReceiveBuffer { id } => {
@@ -230,15 +251,23 @@ impl NicService {
         &mut self,
         link: &mut Link,
         id: u64,
-        minimum: NvspVersion,
-        maximum: NvspVersion,
+        min: Version,
+        max: Version,
     ) -> Result<(), NicServiceError> {
         if link.setup.version.is_some() {
             return Err(NicServiceError::Repeated(MessageType::INIT));
         }
-        let accepted = minimum == maximum && self.config.policy.versions.contains(&maximum);
-        link.answer(id, &nvsp::init_complete(accepted))?;
-        link.setup.version = accepted.then_some(maximum);
+        let accepted = min == max && self.config.policy.versions.contains(&max);
+        // Real hosts refuse with status 0, and name no version either way.
+        link.answer(
+            id,
+            HostMessage::InitComplete {
+                version: u32::MAX,
+                max_mdl_chain: MDL_CHAIN,
+                status: if accepted { Status::SUCCESS } else { Status::NONE },
+            },
+        )?;
+        link.setup.version = accepted.then_some(max);
         Ok(())
     }
 
@@ -264,9 +293,21 @@ impl NicService {
             return Err(NicServiceError::ReceiveBufferTooSmall { size, needed });
         };
         let (piece, count) = (receive.piece_size as u32, receive.pieces());
-        let answer = nvsp::receive_buffer_complete(piece, count, link.setup.message_size());
+        let first = ReceiveSection {
+            offset: 0,
+            sub_alloc_size: piece,
+            num_sub_allocs: count,
+            end_offset: piece.saturating_mul(count),
+        };
         link.setup.receive = Some(receive);
-        link.answer(id, &answer)
+        link.answer(
+            id,
+            HostMessage::ReceiveBufferComplete {
+                status: Status::SUCCESS,
+                sections: 1,
+                first: Some(first),
+            },
+        )
     }
 
     fn handle_send_buffer(
@@ -286,7 +327,8 @@ impl NicService {
             return Err(NicServiceError::SendBufferTooSmall { size, needed });
         }
         link.setup.send = Some(SendBuffer { pages, id: buffer, sections });
-        link.answer(id, &nvsp::send_buffer_complete(SECTION_SIZE, link.setup.message_size()))
+        let (status, section_size) = (Status::SUCCESS, SECTION_SIZE);
+        link.answer(id, HostMessage::SendBufferComplete { status, section_size })
     }
 }
 
@@ -299,7 +341,6 @@ fn must_be_answered(message: MessageType) -> bool {
             | MessageType::SEND_SEND_BUFFER
             | MessageType::SEND_RNDIS_PACKET
             | MessageType::SUB_CHANNEL
-            | MessageType::OID_QUERY_EX
     )
 }
 

@@ -1,14 +1,15 @@
 //! Frames from the guest: gathered from send section and guest memory, checked as a whole, then passed to the switch.
 
+use netvsc::nvsp::{SectionUse, Status};
+use netvsc::rndis::packet::VlanTag;
 use vmbus::Instant;
 use vmbus::Pfn;
 use vmbus::memory::SharedMemory;
 use vmbus::packet::GpaRanges;
 
 use super::offload::{OffloadError, Segments, fill_checksums};
+use super::packet::{PacketError, TransmitPacket};
 use super::setup::{Circumstances, Setup};
-use super::wire::nvsp::{RndisSource, Status};
-use super::wire::rndis::{self, RndisError};
 use super::{Link, NicCounters, NicService, NicServiceError, SourceError};
 use crate::switch::{Offered, Path, SwitchPort};
 
@@ -23,7 +24,7 @@ const ADDRESSES: usize = 12;
 struct Planned {
     start: usize,
     end: usize,
-    vlan: Option<u16>,
+    vlan: Option<VlanTag>,
     segments: Option<Segments>,
 }
 
@@ -54,13 +55,13 @@ impl Transmit {
     fn gather(
         &mut self,
         setup: &Setup,
-        source: RndisSource,
+        section: Option<SectionUse>,
         with: &Circumstances<'_, '_>,
     ) -> Result<(), SourceError> {
         self.stream.clear();
-        if let Some((section, bytes)) = source.section {
-            let buffer = setup.send.as_ref().ok_or(SourceError::NoSendBuffer(section))?;
-            buffer.read(section, bytes, &mut self.stream)?;
+        if let Some(used) = section {
+            let buffer = setup.send.as_ref().ok_or(SourceError::NoSendBuffer(used.index))?;
+            buffer.read(used.index, used.bytes, &mut self.stream)?;
         }
         for range in with.ranges.iter().flat_map(GpaRanges::iter) {
             let start = self.stream.len();
@@ -83,10 +84,10 @@ impl Transmit {
     pub(super) fn gather_apart(
         &mut self,
         setup: &Setup,
-        source: RndisSource,
+        section: Option<SectionUse>,
         with: &Circumstances<'_, '_>,
     ) -> Result<Vec<u8>, SourceError> {
-        self.gather(setup, source, with)?;
+        self.gather(setup, section, with)?;
         Ok(std::mem::take(&mut self.stream))
     }
 
@@ -102,9 +103,8 @@ impl Transmit {
         let mut start = 0;
         while start < self.stream.len() {
             let message = self.stream.get_mut(start..).unwrap_or_default();
-            let packet = rndis::parse_packet(message)?;
-            let data = packet.data_offset..packet.data_offset + packet.data_len;
-            let frame = message.get_mut(data.clone()).unwrap_or_default();
+            let packet = TransmitPacket::read(message)?;
+            let frame = message.get_mut(packet.data.clone()).unwrap_or_default();
             let segments = match packet.large_send {
                 Some(large) => Some(Segments::new(frame, large)?),
                 None => None,
@@ -112,7 +112,8 @@ impl Transmit {
             if let (Some(request), None) = (packet.checksum, segments) {
                 fill_checksums(frame, request)?;
             }
-            let (next, data) = (start + packet.message_len, start + data.start..start + data.end);
+            let data = start + packet.data.start..start + packet.data.end;
+            let next = start + packet.length;
             let vlan = packet.vlan;
             self.plan.push(Planned { start: data.start, end: data.end, vlan, segments });
             start = next;
@@ -154,7 +155,7 @@ enum RefusedSend {
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
-    Message(#[from] RndisError),
+    Message(#[from] PacketError),
     #[error(transparent)]
     Offload(#[from] OffloadError),
     #[error("no frame in the message")]
@@ -169,12 +170,12 @@ impl NicService {
         &mut self,
         link: &mut Link,
         transaction: u64,
-        source: RndisSource,
+        section: Option<SectionUse>,
         with: Circumstances<'_, '_>,
     ) -> Result<(), NicServiceError> {
         self.counters.transmit_messages += 1;
         let outcome = if link.control.is_operational() {
-            let gathered = self.transmit.gather(&link.setup, source, &with);
+            let gathered = self.transmit.gather(&link.setup, section, &with);
             gathered.map_err(RefusedSend::from).and_then(|()| self.transmit.plan())
         } else {
             Err(RefusedSend::NotOperational)
@@ -212,7 +213,7 @@ impl NicService {
 }
 
 /// Puts an 802.1Q tag behind the addresses.
-fn insert_tag(frame: &[u8], tag: u16, out: &mut Vec<u8>) {
+fn insert_tag(frame: &[u8], VlanTag(tag): VlanTag, out: &mut Vec<u8>) {
     let (addresses, rest) = frame.split_at(frame.len().min(ADDRESSES));
     out.clear();
     out.extend_from_slice(addresses);

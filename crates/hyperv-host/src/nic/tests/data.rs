@@ -1,5 +1,6 @@
 //! Frames in both directions.
 
+use netvsc::nvsp;
 use vmbus::packet::Outgoing;
 
 use super::guest::*;
@@ -218,7 +219,16 @@ fn double_and_malformed_completions_end_the_channel() {
     let Heard::Frames { id, .. } = rig.hear()[0] else { panic!() };
     rig.complete(id, &[]);
     rig.poll();
-    assert_eq!(rig.failure(), NicServiceError::WrongCompletion(MessageType(0)));
+    assert_eq!(rig.failure(), NicServiceError::Message(nvsp::DecodeError::NoType(0)));
+    rig.open();
+    rig.start();
+    rig.peer_sends(&frame(1, 60));
+    rig.poll();
+    let Heard::Frames { id, .. } = rig.hear()[0] else { panic!() };
+    rig.complete(id, &[129, 1]);
+    rig.poll();
+    let expected = NicServiceError::WrongCompletion(nvsp::MessageType::SWITCH_DATA_PATH);
+    assert_eq!(rig.failure(), expected);
 }
 
 #[test]
