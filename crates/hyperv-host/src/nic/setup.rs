@@ -178,9 +178,6 @@ impl NicService {
         }
         match message {
             GuestMessage::Init { min, max } => return self.handle_init(link, id, min, max),
-            GuestMessage::RndisPacketComplete { .. } => {
-                return Err(DecodeError::Unexpected(kind).into());
-            }
             GuestMessage::RndisPacket(source) => {
                 if !link.setup.ended {
                     link.setup.end()?;
@@ -213,6 +210,24 @@ impl NicService {
                 let refusal = HostMessage::SubChannels { status: Status::FAILURE, count: 0 };
                 return link.answer(id, refusal);
             }
+            silent => self.handle_silent(link, kind, silent, port)?,
+        }
+        // Nothing to say, but whoever asks for a completion gets one.
+        if packet.completion_requested {
+            link.outbox.complete(&mut link.channel, id, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Messages without an answer of their own.
+    fn handle_silent(
+        &mut self,
+        link: &mut Link,
+        kind: MessageType,
+        message: GuestMessage,
+        port: &mut SwitchPort,
+    ) -> Result<(), NicServiceError> {
+        match message {
             GuestMessage::NdisVersion { .. } => {
                 link.setup.once(kind, link.setup.ndis_version, self.tolerates())?;
                 link.setup.ndis_version = true;
@@ -235,10 +250,7 @@ impl NicService {
                 let buffer = buffer.ok_or(NicServiceError::NoBuffer(kind))?;
                 same_buffer(kind, id, buffer.id)?;
             }
-        }
-        // Nothing to say, but whoever asks for a completion gets one.
-        if packet.completion_requested {
-            link.outbox.complete(&mut link.channel, id, &[])?;
+            _ => return Err(DecodeError::Unexpected(kind).into()),
         }
         Ok(())
     }
