@@ -7,10 +7,16 @@
 #![no_std]
 extern crate alloc;
 
+pub mod assign;
 pub mod bar;
 pub mod bus;
+pub mod config;
 pub mod message;
+pub mod naming;
 pub mod slot;
+pub mod window;
 
 pub use bus::{Event, Function, FunctionId, PciBus, PciBusConfig};
+pub use config::ConfigSpace;
 pub use slot::{BadSlot, DevFn, Slot};
+pub use window::{MmioWindow, Width};

@@ -17,8 +17,8 @@ use crate::slot::Slot;
 /// more. So an answer for a function that has gone can never reach the one that came after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FunctionId {
-    pub(super) slot: Slot,
-    pub(super) generation: u64,
+    pub(crate) slot: Slot,
+    pub(crate) generation: u64,
 }
 
 impl FunctionId {
