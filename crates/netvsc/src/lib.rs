@@ -2,6 +2,8 @@
 #![no_std]
 extern crate alloc;
 
+pub mod adapter;
+pub mod failover;
 pub mod mac;
 pub mod nvsp;
 pub mod port;

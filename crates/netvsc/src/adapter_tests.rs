@@ -1,0 +1,298 @@
+extern crate std;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::vec;
+use std::vec::Vec;
+
+use super::*;
+use crate::mac::MacAddress;
+
+/// What fake NIC and fake port share with the test.
+#[derive(Default)]
+struct Wire {
+    /// Frames that left, by path, in the order in which they did.
+    sent: Vec<(Path, Vec<u8>)>,
+    /// Frames in the VF's queue that are not out yet.
+    queued: VecDeque<Vec<u8>>,
+    confirmed: u64,
+    link: Option<PortLink>,
+    /// Frames that the NIC takes until it is full.
+    room: usize,
+    switches: Vec<Path>,
+    signs: VecDeque<Sign>,
+    from_nic: Vec<Vec<u8>>,
+    from_port: Vec<Vec<u8>>,
+}
+
+impl Wire {
+    /// The VF sends and confirms `count` of its frames.
+    fn confirm(&mut self, count: usize) {
+        for frame in self.queued.drain(..count.min(self.queued.len())).collect::<Vec<_>>() {
+            self.sent.push((Path::Vf, frame));
+            self.confirmed += 1;
+        }
+    }
+}
+
+type Shared = Rc<RefCell<Wire>>;
+
+struct FakeNic(Shared);
+
+impl Synthetic for FakeNic {
+    type Event = Sign;
+    type Error = ();
+
+    fn poll(&mut self, _: Instant, sink: &mut dyn FnMut(&dyn Frame)) -> Result<(), ()> {
+        for frame in core::mem::take(&mut self.0.borrow_mut().from_nic) {
+            sink(&frame.as_slice());
+        }
+        Ok(())
+    }
+
+    fn poll_event(&mut self) -> Option<Sign> {
+        self.0.borrow_mut().signs.pop_front()
+    }
+
+    fn sign(event: &Sign) -> Option<Sign> {
+        Some(*event)
+    }
+
+    fn poll_deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused> {
+        let mut wire = self.0.borrow_mut();
+        wire.room = wire.room.checked_sub(1).ok_or(Refused::Full)?;
+        wire.sent.push((Path::Synthetic, frame.to_vec()));
+        Ok(())
+    }
+
+    fn flush(&mut self) {}
+
+    fn switch_data_path(&mut self, path: Path, _: Instant) {
+        self.0.borrow_mut().switches.push(path);
+    }
+}
+
+struct FakePort(Shared);
+
+impl VfPort for FakePort {
+    fn permanent_mac(&self) -> Option<MacAddress> {
+        None
+    }
+
+    fn link(&mut self) -> PortLink {
+        self.0.borrow().link.unwrap_or(PortLink::Up)
+    }
+
+    fn transmit(&mut self, frame: &[u8]) -> Result<(), PortError> {
+        let mut wire = self.0.borrow_mut();
+        if wire.link == Some(PortLink::Gone) {
+            return Err(PortError::Gone);
+        }
+        if wire.queued.len() == 4 {
+            return Err(PortError::Full);
+        }
+        wire.queued.push_back(frame.to_vec());
+        Ok(())
+    }
+
+    fn flush(&mut self) {}
+
+    fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> usize {
+        let frames = core::mem::take(&mut self.0.borrow_mut().from_port);
+        frames.iter().for_each(|frame| sink(frame));
+        frames.len()
+    }
+
+    fn confirmed(&mut self) -> u64 {
+        self.0.borrow().confirmed
+    }
+}
+
+fn at(millis: u64) -> Instant {
+    Instant::from_nanos(millis * 1_000_000)
+}
+
+fn frame(number: u8) -> Vec<u8> {
+    vec![number; 60]
+}
+
+fn numbers(wire: &Shared) -> Vec<(Path, u8)> {
+    wire.borrow().sent.iter().map(|(path, frame)| (*path, frame[0])).collect()
+}
+
+/// A card on its VF.
+fn on_vf() -> (Adapter<FakeNic, FakePort>, Shared) {
+    let wire = Shared::default();
+    wire.borrow_mut().room = 1000;
+    wire.borrow_mut().signs.push_back(Sign::Ready);
+    let mut card = Adapter::new(FakeNic(wire.clone()), AdapterConfig::default());
+    poll(&mut card, at(0));
+    assert!(card.bind(FakePort(wire.clone()), at(1)).is_ok());
+    assert_eq!(wire.borrow().switches, [Path::Vf]);
+    complete(&mut card, &wire, Path::Vf, at(2));
+    assert_eq!(card.path(), Path::Vf);
+    (card, wire)
+}
+
+fn poll(card: &mut Adapter<FakeNic, FakePort>, now: Instant) -> Vec<(Path, usize)> {
+    let mut seen = Vec::new();
+    card.poll(now, &mut |path, frame| seen.push((path, frame.len()))).unwrap();
+    seen
+}
+
+fn complete(card: &mut Adapter<FakeNic, FakePort>, wire: &Shared, path: Path, now: Instant) {
+    wire.borrow_mut().signs.push_back(Sign::SwitchCompleted(path));
+    poll(card, now);
+}
+
+fn released(card: &mut Adapter<FakeNic, FakePort>) -> Option<bool> {
+    core::iter::from_fn(|| card.poll_event()).find_map(|event| match event {
+        AdapterEvent::Released { orderly, .. } => Some(orderly),
+        _ => None,
+    })
+}
+
+// F5, F6.
+#[test]
+fn what_a_vanished_vf_did_not_confirm_goes_out_again_before_anything_newer() {
+    let (mut card, wire) = on_vf();
+    for number in 1..=4 {
+        card.transmit(&frame(number), at(3)).unwrap();
+    }
+    wire.borrow_mut().confirm(2);
+    wire.borrow_mut().link = Some(PortLink::Gone);
+    wire.borrow_mut().queued.clear();
+    card.transmit(&frame(5), at(4)).unwrap();
+    let expected = [
+        (Path::Vf, 1),
+        (Path::Vf, 2),
+        (Path::Synthetic, 3),
+        (Path::Synthetic, 4),
+        (Path::Synthetic, 5),
+    ];
+    assert_eq!(numbers(&wire), expected);
+    let counters = card.counters();
+    assert_eq!((counters.frames_accepted, counters.frames_resent), (5, 2));
+    assert_eq!(released(&mut card), Some(false));
+    assert!(!card.has_port());
+}
+
+#[test]
+fn frames_are_sent_again_as_room_comes_and_newer_ones_wait() {
+    let (mut card, wire) = on_vf();
+    for number in 1..=3 {
+        card.transmit(&frame(number), at(3)).unwrap();
+    }
+    wire.borrow_mut().link = Some(PortLink::Gone);
+    wire.borrow_mut().room = 2;
+    poll(&mut card, at(4));
+    assert_eq!(card.transmit(&frame(4), at(5)), Err(AdapterError::Full));
+    assert_eq!(numbers(&wire), [(Path::Synthetic, 1), (Path::Synthetic, 2)]);
+    wire.borrow_mut().room = 10;
+    card.transmit(&frame(4), at(6)).unwrap();
+    assert_eq!(numbers(&wire)[2..], [(Path::Synthetic, 3), (Path::Synthetic, 4)]);
+}
+
+// F4, F6, HISTORY 39: nothing is lost or overtaken when a VF is left in order.
+#[test]
+fn a_vf_that_is_left_in_order_is_drained_first() {
+    let (mut card, wire) = on_vf();
+    for number in 1..=3 {
+        card.transmit(&frame(number), at(3)).unwrap();
+    }
+    card.release(Cause::Eject, at(4));
+    assert_eq!(wire.borrow().switches, [Path::Vf, Path::Synthetic]);
+    assert_eq!(card.transmit(&frame(4), at(5)), Err(AdapterError::Full), "would overtake");
+    assert_eq!(released(&mut card), None);
+    wire.borrow_mut().confirm(3);
+    card.transmit(&frame(4), at(6)).unwrap_err();
+    card.transmit(&frame(4), at(6)).unwrap();
+    assert_eq!(released(&mut card), None, "the host has not switched yet");
+    complete(&mut card, &wire, Path::Synthetic, at(7));
+    assert_eq!(released(&mut card), Some(true));
+    let expected = [(Path::Vf, 1), (Path::Vf, 2), (Path::Vf, 3), (Path::Synthetic, 4)];
+    assert_eq!(numbers(&wire), expected);
+    assert_eq!(card.counters().frames_resent, 0);
+}
+
+#[test]
+fn a_vf_that_never_confirms_is_given_up_in_time() {
+    let (mut card, wire) = on_vf();
+    card.transmit(&frame(1), at(3)).unwrap();
+    card.release(Cause::Eject, at(4));
+    complete(&mut card, &wire, Path::Synthetic, at(5));
+    assert_eq!(card.poll_deadline(), Some(at(1004)));
+    poll(&mut card, at(1004));
+    assert_eq!(numbers(&wire), [(Path::Synthetic, 1)]);
+    assert_eq!(released(&mut card), Some(false));
+}
+
+// F1.
+#[test]
+fn both_paths_are_received_from_whatever_the_path() {
+    let (mut card, wire) = on_vf();
+    wire.borrow_mut().from_nic.push(frame(1));
+    wire.borrow_mut().from_port.push(vec![2; 100]);
+    assert_eq!(poll(&mut card, at(3)), [(Path::Synthetic, 60), (Path::Vf, 100)]);
+    card.release(Cause::Eject, at(4));
+    wire.borrow_mut().from_port.push(vec![3; 80]);
+    assert_eq!(poll(&mut card, at(5)), [(Path::Vf, 80)]);
+    assert_eq!(card.counters().frames_received, 3);
+}
+
+// HISTORY 35.
+#[test]
+fn carrier_loss_is_followed_within_one_poll() {
+    let (mut card, wire) = on_vf();
+    wire.borrow_mut().link = Some(PortLink::Down);
+    poll(&mut card, at(3));
+    assert_eq!(card.path(), Path::Synthetic);
+    card.transmit(&frame(1), at(4)).unwrap();
+    assert_eq!(numbers(&wire), [(Path::Synthetic, 1)]);
+    assert!(card.has_port(), "it may come back");
+}
+
+#[test]
+fn a_full_vf_pushes_back_and_loses_nothing() {
+    let (mut card, wire) = on_vf();
+    for number in 1..=4 {
+        card.transmit(&frame(number), at(3)).unwrap();
+    }
+    assert_eq!(card.transmit(&frame(5), at(3)), Err(AdapterError::Full));
+    wire.borrow_mut().confirm(1);
+    card.transmit(&frame(5), at(4)).unwrap();
+    wire.borrow_mut().confirm(4);
+    poll(&mut card, at(5));
+    assert!(card.is_quiet());
+    assert_eq!(numbers(&wire).len(), 5);
+}
+
+#[test]
+fn a_second_port_is_handed_back() {
+    let (mut card, wire) = on_vf();
+    assert!(card.bind(FakePort(wire), at(3)).is_err());
+}
+
+#[test]
+fn a_frame_that_is_too_long_is_refused_and_costs_nothing() {
+    let (mut card, _) = on_vf();
+    let error = card.transmit(&[0; 2000], at(3)).unwrap_err();
+    assert_eq!(error, AdapterError::Refused { len: 2000, most: 1518 });
+}
+
+#[test]
+fn the_replay_buffer_wraps() {
+    let mut replay = Replay::new(3, 60);
+    for number in 0..100 {
+        replay.push(&frame(number));
+        replay.push(&frame(number + 1));
+        assert_eq!(replay.front(), Some(&frame(number)[..]));
+        replay.forget(1);
+        assert_eq!(replay.front(), Some(&frame(number + 1)[..]));
+        replay.forget(5);
+        assert!(replay.is_empty() && replay.front().is_none());
+    }
+}

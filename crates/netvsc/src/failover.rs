@@ -1,0 +1,404 @@
+//! Which path a NIC's frames take: the sequence of rules F1 to F10 and F12, as a machine without I/O.
+//!
+//! [`Failover`] decides; whoever owns NIC and port carries out ([`Adapter`](crate::adapter::Adapter)). One value holds the
+//! state of the path, so guest and host cannot come to differ in more than a message that is under way.
+//!
+//! | on | then |
+//! |---|---|
+//! | port bound, up, with carrier | [`Action::Switch`] to the VF; frames follow only after the host's completion (F2) |
+//! | carrier lost, port asked back, NIC closing | frames stop on the VF at once, [`Action::Switch`] to synthetic, drain, release (F4) |
+//! | port vanished | what it never confirmed goes out again before anything newer (F5) |
+//! | the host says "synthetic" | obeyed at once, answered with nothing (F3) |
+//! | a completion does not come | said once; the path in use stays synthetic; the late one still counts (F7) |
+//! | the NIC's channel closed and opened | synthetic, then the VF again if it is still bound (F9) |
+
+use alloc::collections::VecDeque;
+use core::fmt;
+use core::time::Duration;
+
+use vmbus::Instant;
+use vmbus::time::earliest;
+
+use crate::port::Path;
+
+/// How patient failover is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailoverConfig {
+    /// How long a switch may take before that is reported (F7).
+    pub switch_deadline: Duration,
+    /// How long a VF may take to confirm its last frames; what is then unconfirmed is sent again.
+    pub drain_deadline: Duration,
+    /// Switches within [`FailoverConfig::flap_window`] that are still normal (F10).
+    pub flap_limit: usize,
+    /// The window in which switches are counted.
+    pub flap_window: Duration,
+}
+
+impl Default for FailoverConfig {
+    /// 5 seconds for a switch, 1 second to drain, 10 switches in an hour.
+    fn default() -> Self {
+        Self {
+            switch_deadline: Duration::from_secs(5),
+            drain_deadline: Duration::from_secs(1),
+            flap_limit: 10,
+            flap_window: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Why the path changed, or why the port goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The VF's port is bound and has carrier.
+    PortUp,
+    /// The VF's port has no carrier.
+    LinkDown,
+    /// The host asked for the VF back.
+    Eject,
+    /// Pairing took the port away.
+    Unbound,
+    /// The port vanished.
+    Gone,
+    /// The host switched by itself.
+    Host,
+    /// The NIC's channel closed.
+    ChannelClosed,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PortUp => "the VF is up and the host has switched",
+            Self::LinkDown => "the VF has no carrier",
+            Self::Eject => "the host asked for the VF back",
+            Self::Unbound => "the VF belongs to this NIC no longer",
+            Self::Gone => "the VF vanished",
+            Self::Host => "the host switched by itself",
+            Self::ChannelClosed => "the NIC's channel closed",
+        })
+    }
+}
+
+/// What is to be done now, in the order given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask the host to switch its data path.
+    Switch(Path),
+    /// Frames go out on this path from now on.
+    Transmit {
+        /// The path.
+        path: Path,
+        /// Why.
+        cause: Cause,
+    },
+    /// Send what the VF has not confirmed again on the synthetic path, before anything newer.
+    Resend,
+    /// The port is quiet and can be given back. `true` if it let everything go in order.
+    Release {
+        /// Whether the port was still there and everything was confirmed.
+        orderly: bool,
+    },
+    /// Say that the host has not completed a switch in time.
+    ReportOverdue {
+        /// The switch that is missing.
+        path: Path,
+    },
+    /// Say that the path switches too often.
+    ReportFlapping {
+        /// Switches within the window.
+        switches: usize,
+    },
+}
+
+/// What a frame that is to be sent meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlet {
+    /// It goes out on this path.
+    Path(Path),
+    /// It waits until the VF has confirmed what it has, so that no frame overtakes another (F6).
+    Draining,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    /// There is none.
+    Absent,
+    /// There is one.
+    Bound { up: bool },
+    /// It is to go as soon as it is quiet.
+    Leaving,
+}
+
+/// A switch that the host has not completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Request {
+    path: Path,
+    /// When the completion is late; `None` once that has been said.
+    due: Option<Instant>,
+    /// The host has told the outcome by itself, so that the completion says nothing any more.
+    void: bool,
+}
+
+/// The path of one NIC.
+#[derive(Clone, Debug)]
+pub struct Failover {
+    config: FailoverConfig,
+    /// Whether the NIC can carry switch messages.
+    open: bool,
+    port: Port,
+    /// Where frames go.
+    transmit: Path,
+    /// When the VF has to have confirmed what it has, while that is waited for.
+    draining: Option<Instant>,
+    /// What the host was asked for and has not completed. One request at a time: hosts complete a second one without effect.
+    request: Option<Request>,
+    /// What the host said last.
+    confirmed: Path,
+    /// The host left the VF by itself: nothing is asked until something changes.
+    overruled: bool,
+    /// Times of the last switches, oldest first.
+    recent: VecDeque<Instant>,
+    actions: VecDeque<Action>,
+    /// Whether everything the port had was confirmed or is being sent again.
+    orderly: bool,
+}
+
+impl Failover {
+    /// A NIC without port whose channel is not ready yet.
+    #[must_use]
+    pub fn new(config: FailoverConfig) -> Self {
+        Self {
+            recent: VecDeque::with_capacity(config.flap_limit + 2),
+            config,
+            open: false,
+            port: Port::Absent,
+            transmit: Path::Synthetic,
+            draining: None,
+            request: None,
+            confirmed: Path::Synthetic,
+            overruled: false,
+            actions: VecDeque::new(),
+            orderly: true,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Failover::handle_deadline`] has something to say.
+    #[must_use]
+    pub fn poll_deadline(&self) -> Option<Instant> {
+        earliest(self.request.and_then(|request| request.due), self.draining)
+    }
+
+    /// Where a frame goes now.
+    #[must_use]
+    pub fn outlet(&self) -> Outlet {
+        match self.draining {
+            Some(_) => Outlet::Draining,
+            None => Outlet::Path(self.transmit),
+        }
+    }
+
+    /// The path as the host confirmed it last.
+    #[must_use]
+    pub fn host_path(&self) -> Path {
+        self.confirmed
+    }
+
+    /// Whether a switch is under way.
+    #[must_use]
+    pub fn is_switching(&self) -> bool {
+        self.request.is_some()
+    }
+
+    /// The NIC is ready: its channel is open and it can carry switch messages (F9).
+    pub fn channel_opened(&mut self, now: Instant) {
+        self.open = true;
+        self.overruled = false;
+        self.advance(Cause::PortUp, now);
+    }
+
+    /// The NIC's channel is closed or being reset: the host is on synthetic, and no message can change that (F9).
+    pub fn channel_closed(&mut self, now: Instant) {
+        self.open = false;
+        self.request = None;
+        self.confirmed = Path::Synthetic;
+        self.leave_vf(Cause::ChannelClosed, now);
+        self.settle();
+    }
+
+    /// A port was bound to the NIC; `up` is whether it has carrier.
+    pub fn port_bound(&mut self, up: bool, now: Instant) {
+        self.port = Port::Bound { up };
+        self.overruled = false;
+        self.orderly = true;
+        self.advance(Cause::PortUp, now);
+    }
+
+    /// The port's carrier.
+    pub fn port_link(&mut self, up: bool, now: Instant) {
+        let Port::Bound { up: was } = self.port else { return };
+        if was == up {
+            return;
+        }
+        self.port = Port::Bound { up };
+        self.overruled = false;
+        self.advance(Cause::LinkDown, now);
+    }
+
+    /// The port is to go, and still works: the host asked for it, or pairing took it away (F4, F12).
+    pub fn port_leaving(&mut self, cause: Cause, now: Instant) {
+        if let Port::Bound { .. } = self.port {
+            self.port = Port::Leaving;
+            self.advance(cause, now);
+        }
+    }
+
+    /// The port vanished (F5).
+    pub fn port_gone(&mut self, now: Instant) {
+        if self.port == Port::Absent {
+            return;
+        }
+        self.port = Port::Absent;
+        if self.transmit == Path::Vf {
+            self.move_to(Path::Synthetic, Cause::Gone, now);
+        }
+        self.draining = None;
+        self.actions.push_back(Action::Resend);
+        self.actions.push_back(Action::Release { orderly: false });
+        self.advance(Cause::Gone, now);
+    }
+
+    /// The VF has confirmed every frame that it had.
+    pub fn drained(&mut self) {
+        self.draining = None;
+        self.settle();
+    }
+
+    /// The host completed a switch. One that is not waited for any more is left alone.
+    pub fn switch_completed(&mut self, path: Path, now: Instant) {
+        let Some(request) = self.request.filter(|request| request.path == path) else { return };
+        self.request = None;
+        if !request.void {
+            self.confirmed = path;
+        }
+        if self.confirmed == Path::Vf && self.wants_vf() {
+            self.move_to(Path::Vf, Cause::PortUp, now);
+        }
+        self.ask(now);
+        self.settle();
+    }
+
+    /// The host says by itself where the data path is. It is the truth, and is not answered (F3).
+    pub fn host_switched(&mut self, path: Path, now: Instant) {
+        if path == Path::Vf {
+            // No known host says this; what it means for us is what a completion would.
+            return self.switch_completed(path, now);
+        }
+        self.confirmed = Path::Synthetic;
+        self.overruled = true;
+        if let Some(request) = &mut self.request {
+            request.void = true;
+        }
+        self.leave_vf(Cause::Host, now);
+        self.settle();
+    }
+
+    /// The NIC is associated anew: what the host said before counts no longer.
+    pub fn associated(&mut self, now: Instant) {
+        self.overruled = false;
+        self.advance(Cause::PortUp, now);
+    }
+
+    /// Says what is late.
+    pub fn handle_deadline(&mut self, now: Instant) {
+        if let Some(request) = &mut self.request
+            && request.due.is_some_and(|at| at <= now)
+        {
+            request.due = None;
+            self.actions.push_back(Action::ReportOverdue { path: request.path });
+            self.ask(now);
+        }
+        if self.draining.is_some_and(|at| at <= now) {
+            self.draining = None;
+            self.orderly = false;
+            self.actions.push_back(Action::Resend);
+        }
+        self.settle();
+    }
+
+    fn wants_vf(&self) -> bool {
+        self.open && self.port == (Port::Bound { up: true }) && !self.overruled
+    }
+
+    /// Takes the next step towards the path that is wanted.
+    fn advance(&mut self, cause: Cause, now: Instant) {
+        if !self.wants_vf() {
+            self.leave_vf(cause, now);
+        }
+        self.ask(now);
+        self.settle();
+    }
+
+    /// Asks the host for the path that is wanted, unless it is there or an answer is still to come. The newest wish wins, one
+    /// request after the other (F8); only a host that is late is asked for something else meanwhile.
+    fn ask(&mut self, now: Instant) {
+        let path = if self.wants_vf() { Path::Vf } else { Path::Synthetic };
+        let ask = match self.request {
+            None => path != self.confirmed,
+            Some(request) => request.due.is_none() && !request.void && request.path != path,
+        };
+        if self.open && ask {
+            let due = Some(now + self.config.switch_deadline);
+            self.request = Some(Request { path, due, void: false });
+            self.actions.push_back(Action::Switch(path));
+        }
+    }
+
+    /// Stops transmitting on the VF; what it has is waited for.
+    fn leave_vf(&mut self, cause: Cause, now: Instant) {
+        if self.transmit == Path::Vf {
+            self.move_to(Path::Synthetic, cause, now);
+            self.draining = Some(now + self.config.drain_deadline);
+        }
+    }
+
+    fn move_to(&mut self, path: Path, cause: Cause, now: Instant) {
+        if self.transmit == path {
+            return;
+        }
+        self.transmit = path;
+        self.actions.push_back(Action::Transmit { path, cause });
+        self.recent.push_back(now);
+        while self.recent.front().is_some_and(|at| now.since(*at) > self.config.flap_window)
+            || self.recent.len() > self.config.flap_limit + 1
+        {
+            self.recent.pop_front();
+        }
+        if self.recent.len() > self.config.flap_limit {
+            self.actions.push_back(Action::ReportFlapping { switches: self.recent.len() });
+        }
+    }
+
+    /// Gives a port back that is to go, once it is quiet: nothing on the VF, nothing unconfirmed, and the host on synthetic or
+    /// too late to be waited for.
+    fn settle(&mut self) {
+        let quiet = self.transmit == Path::Synthetic && self.draining.is_none();
+        let host_left = match self.request {
+            None => self.confirmed == Path::Synthetic,
+            // An answer that is late is not waited for any longer.
+            Some(request) => request.void || request.due.is_none(),
+        };
+        if self.port == Port::Leaving && quiet && (host_left || !self.open) {
+            self.port = Port::Absent;
+            self.actions.push_back(Action::Release { orderly: self.orderly });
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "failover_tests.rs"]
+mod tests;
