@@ -78,7 +78,7 @@ pub struct Channel<M = SharedPages, D = SignalFlag> {
     tx: RingWriter<M>,
     rx: RingReader<M>,
     doorbell: D,
-    /// Without packets and bytes, which the rings count.
+    /// Signals alone; the rest is counted by the rings.
     stats: ChannelStats,
 }
 
@@ -108,8 +108,7 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     /// [`SendError`]; nothing is then written. After [`SendError::Full`] call [`Channel::request_space`].
     #[inline(always)]
     pub fn stage(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
-        let Self { tx, stats, .. } = self;
-        tx.stage(packet).inspect_err(|error| note_unsent(stats, error))
+        self.tx.stage(packet)
     }
 
     /// Makes room for a packet that is built in the ring itself: `packet` with its payload, and up to `room` bytes more
@@ -122,8 +121,7 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
         packet: &Outgoing<'_>,
         room: usize,
     ) -> Result<Slot<'_, M>, SendError> {
-        let Self { tx, stats, .. } = self;
-        tx.reserve(packet, room).inspect_err(|error| note_unsent(stats, error))
+        self.tx.reserve(packet, room)
     }
 
     /// Shows the peer what was staged, with one doorbell at most.
@@ -145,7 +143,7 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     ///
     /// # Errors
     /// [`SendError`]; nothing is then written.
-    #[inline]
+    #[inline(always)]
     pub fn try_send(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
         self.stage(packet)?;
         Ok(self.commit()?)
@@ -163,7 +161,7 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
         &mut self,
         buffer: &'b mut [u8],
     ) -> Result<Option<Packet<'b>>, ReceiveError> {
-        self.rx.receive(buffer).inspect_err(|error| note_unread(&mut self.stats, error))
+        self.rx.receive(buffer)
     }
 
     /// The next packet where it lies, without a copy; see [`RingReader::peek`] for what that asks of the caller.
@@ -172,8 +170,7 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     /// As for [`Channel::receive`].
     #[inline]
     pub fn peek(&mut self) -> Result<Option<PacketView<'_, M>>, ReceiveError> {
-        let Self { rx, stats, .. } = self;
-        rx.peek().inspect_err(|error| note_unread(stats, error))
+        self.rx.peek()
     }
 
     /// Shows the peer what was read, and rings if it waited for that space.
@@ -241,23 +238,10 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
             sent_bytes: sent.bytes,
             received_packets: received.packets,
             received_bytes: received.bytes,
+            bad_packets: received.failed,
+            full: sent.failed,
             ..self.stats
         }
-    }
-}
-
-/// Counts a packet that was not written.
-#[cold]
-fn note_unsent(stats: &mut ChannelStats, error: &SendError) {
-    stats.full += u64::from(matches!(error, SendError::Full { .. }));
-}
-
-/// Counts a packet that could not be read.
-#[cold]
-fn note_unread(stats: &mut ChannelStats, error: &ReceiveError) {
-    if let ReceiveError::Packet(error) = error {
-        stats.bad_packets += 1;
-        tracing::debug!(%error, "packet skipped");
     }
 }
 

@@ -48,7 +48,7 @@ impl SharedPages {
     /// - While it lives, this process reaches that memory only through atomics or through this crate.
     ///
     /// # Panics
-    /// If `frames` is neither empty nor `pages` long.
+    /// If `pages` is 0, or `frames` is neither empty nor `pages` long.
     #[must_use]
     pub unsafe fn from_raw(
         base: NonNull<u8>,
@@ -56,6 +56,7 @@ impl SharedPages {
         frames: &[Pfn],
         backing: Arc<dyn Backing>,
     ) -> Self {
+        assert!(pages > 0, "shared memory has at least one page");
         assert!(frames.is_empty() || frames.len() == pages, "one page frame number per page");
         Self {
             base: base.cast(),
@@ -134,6 +135,8 @@ impl SharedPages {
     /// [`OutOfRange`] if it does not lie inside or `offset` is not a multiple of 4.
     #[inline]
     pub fn atomic_u32(&self, offset: usize) -> Result<&AtomicU32, OutOfRange> {
+        // SAFETY: every constructor makes sure of one page at least. The fields of a ring's header need no check then.
+        unsafe { core::hint::assert_unchecked(self.size >= PAGE_SIZE) };
         check(offset, 4, self.size)?;
         if !offset.is_multiple_of(4) {
             return Err(OutOfRange { offset, len: 4, size: self.size });

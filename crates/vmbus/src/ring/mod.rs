@@ -44,8 +44,8 @@ pub const FEATURE_PENDING_SEND_SIZE: u32 = 1;
 /// A ring that cannot be used any further. The channel it belongs to is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
-    /// Memory too small for a ring, or larger than 32-bit indices reach.
-    #[error("ring memory of {0} bytes: expected a header page and 1 to 1048574 pages of data")]
+    /// Memory too small for a ring, or larger than any.
+    #[error("ring memory of {0} bytes: expected a header page and 1 to 262144 pages of data")]
     Size(usize),
     /// The peer's index is outside the ring or not a multiple of 8.
     #[error("peer's {which} index {value:#x} is not a multiple of 8 below the ring size {size:#x}")]
@@ -129,7 +129,12 @@ pub struct Traffic {
     pub packets: u64,
     /// Bytes in the ring: headers, messages, padding and trailers.
     pub bytes: u64,
+    /// Packets that did not fit; of a reader, packets that were skipped.
+    pub failed: u64,
 }
+
+/// Most bytes of data, so that an index and the length of a packet never overflow together.
+const LARGEST_RING: u32 = 1 << 30;
 
 /// The part of a ring that both sides need: memory and geometry.
 #[derive(Debug)]
@@ -146,8 +151,7 @@ impl<M: SharedMemory> Ring<M> {
         if data == 0 || !data.is_multiple_of(PAGE_SIZE) {
             return Err(error);
         }
-        // Two pages below 4 GiB, so that index plus length never overflows.
-        let size = u32::try_from(data).ok().filter(|size| *size <= u32::MAX - 8191).ok_or(error)?;
+        let size = u32::try_from(data).ok().filter(|size| *size <= LARGEST_RING).ok_or(error)?;
         Ok(Self { memory, size })
     }
 
@@ -197,10 +201,9 @@ impl<M: SharedMemory> Ring<M> {
         if next >= self.size { next - self.size } else { next }
     }
 
-    /// What `packets` packets took that went from `first` to `now` in so many laps.
-    fn traffic(&self, packets: u64, first: u32, now: u32, laps: u64) -> Traffic {
-        let bytes = laps * u64::from(self.size) + u64::from(now) - u64::from(first);
-        Traffic { packets, bytes }
+    /// Bytes from `first` to `now` in so many laps.
+    fn travelled(&self, first: u32, now: u32, laps: u64) -> u64 {
+        laps * u64::from(self.size) + u64::from(now) - u64::from(first)
     }
 
     /// The data from `at` on, to the end of the ring or of the piece of memory.
@@ -224,23 +227,33 @@ impl<M: SharedMemory> Ring<M> {
     }
 
     /// Writes bytes at `at`, around the end of the ring if need be.
+    #[inline]
     fn write(&self, at: u32, bytes: &[u8]) -> Result<(), OutOfRange> {
-        let room = (self.size - at) as usize;
-        if let Some((first, rest)) = bytes.split_at_checked(room) {
-            self.memory.write(PAGE_SIZE + at as usize, first)?;
-            self.memory.write(PAGE_SIZE, rest)
-        } else {
-            self.memory.write(PAGE_SIZE + at as usize, bytes)
+        if bytes.len() <= (self.size - at) as usize {
+            return self.memory.write(PAGE_SIZE + at as usize, bytes);
         }
+        self.write_around(at, bytes)
+    }
+
+    #[cold]
+    fn write_around(&self, at: u32, bytes: &[u8]) -> Result<(), OutOfRange> {
+        let (first, rest) = bytes.split_at((self.size - at) as usize);
+        self.memory.write(PAGE_SIZE + at as usize, first)?;
+        self.memory.write(PAGE_SIZE, rest)
     }
 
     /// Reads bytes at `at`, around the end of the ring if need be.
+    #[inline]
     fn read(&self, at: u32, bytes: &mut [u8]) -> Result<(), OutOfRange> {
-        let room = (self.size - at) as usize;
-        if bytes.len() <= room {
+        if bytes.len() <= (self.size - at) as usize {
             return self.memory.read(PAGE_SIZE + at as usize, bytes);
         }
-        let (first, rest) = bytes.split_at_mut(room);
+        self.read_around(at, bytes)
+    }
+
+    #[cold]
+    fn read_around(&self, at: u32, bytes: &mut [u8]) -> Result<(), OutOfRange> {
+        let (first, rest) = bytes.split_at_mut((self.size - at) as usize);
         self.memory.read(PAGE_SIZE + at as usize, first)?;
         self.memory.read(PAGE_SIZE, rest)
     }
@@ -248,12 +261,32 @@ impl<M: SharedMemory> Ring<M> {
     /// A little-endian word at `at`.
     #[inline]
     fn read_word(&self, at: u32) -> Result<u64, OutOfRange> {
-        if let Some(word) = self.words(at).first() {
+        if let Some([word]) = self.straight(at, 1) {
             return Ok(u64::from_le(word.load(Ordering::Relaxed)));
         }
+        self.read_word_in_pieces(at)
+    }
+
+    #[inline(never)]
+    fn read_word_in_pieces(&self, at: u32) -> Result<u64, OutOfRange> {
         let mut bytes = [0; 8];
-        self.read(at, &mut bytes)?;
+        self.memory.read(PAGE_SIZE + at as usize, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes a little-endian word at `at`.
+    #[inline]
+    fn write_word(&self, at: u32, value: u64) -> Result<(), OutOfRange> {
+        if let Some([word]) = self.straight(at, 1) {
+            word.store(value.to_le(), Ordering::Relaxed);
+            return Ok(());
+        }
+        self.write_word_in_pieces(at, value)
+    }
+
+    #[inline(never)]
+    fn write_word_in_pieces(&self, at: u32, value: u64) -> Result<(), OutOfRange> {
+        self.memory.write(PAGE_SIZE + at as usize, &value.to_le_bytes())
     }
 }
 

@@ -17,14 +17,14 @@ pub struct RingReader<M> {
     read: u32,
     /// The read index as the writer sees it.
     published: u32,
-    /// The writer's index as last seen.
-    write: u32,
-    /// Bytes from `read` to `write`.
+    /// Bytes from `read` to the writer's index as last seen.
     available: u32,
     /// Whether trailers are checked.
     strict: bool,
     /// Packets read, without those that were skipped.
     pub(super) packets: u64,
+    /// Packets skipped because they contradict themselves.
+    skipped: u64,
     /// Where the reader started.
     first: u32,
     /// How often it passed the end.
@@ -45,10 +45,10 @@ impl<M: SharedMemory> RingReader<M> {
             ring,
             read,
             published: read,
-            write,
             available,
             strict: false,
             packets: 0,
+            skipped: 0,
             first: read,
             laps: 0,
         })
@@ -63,41 +63,39 @@ impl<M: SharedMemory> RingReader<M> {
     /// What was read since the ring was attached. Packets that were skipped count as bytes only.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
-        self.ring.traffic(self.packets, self.first, self.read, self.laps)
+        let bytes = self.ring.travelled(self.first, self.read, self.laps);
+        Traffic { packets: self.packets, bytes, failed: self.skipped }
     }
 
-    /// Looks at the writer's index anew, where all was read that was known. True if there is something to read.
+    /// Looks at the writer's index anew, where everything known of was read. True if there is something to read.
     #[inline(always)]
     fn refresh(&mut self) -> Result<bool, RingError> {
         let write = self.ring.load(WRITE_INDEX)?;
-        if write == self.write {
-            return Ok(self.available != 0);
+        if write == self.read {
+            return Ok(false);
         }
         // Where all that was read is published, any index inside the ring is possible.
-        if self.read == self.published && self.read == self.write && self.ring.is_index(write) {
-            self.write = write;
+        if self.read == self.published && self.ring.is_index(write) {
             self.available = self.ring.distance(self.read, write);
             return Ok(true);
         }
         self.moved(write)
     }
 
-    /// Takes over an index of the writer that differs from the last.
+    /// Takes over an index of the writer. True if there is something to read.
     #[inline(never)]
     fn moved(&mut self, write: u32) -> Result<bool, RingError> {
         self.ring.check_index(write, "write")?;
         // The writer can only have moved away from what was published as read.
-        if self.ring.distance(self.published, write)
-            < self.ring.distance(self.published, self.write)
-        {
+        let known = self.ring.distance(self.published, self.read) + self.available;
+        if self.ring.distance(self.published, write) < known {
             return Err(RingError::IndexJump {
                 which: "write",
-                from: self.write,
+                from: self.ring.advance(self.read, self.available as usize),
                 to: write,
                 own: self.published,
             });
         }
-        self.write = write;
         self.available = self.ring.distance(self.read, write);
         Ok(self.available != 0)
     }
@@ -135,7 +133,7 @@ impl<M: SharedMemory> RingReader<M> {
         let transaction_id = u64::from_le(second.load(Ordering::Relaxed));
         // What is short enough to be inlined: a packet without ranges that lies in one piece.
         if let Some((kind, completion_requested, words)) = plain_parts(word)
-            && words < self.available as usize / 8
+            && words * 8 + TRAILER_SIZE <= self.available as usize
             && let Some([_, _, body @ .., _]) = self.ring.straight(start, words + 1)
             && body.len() * 8 <= buffer.len()
             && !self.strict
@@ -172,6 +170,31 @@ impl<M: SharedMemory> RingReader<M> {
         let descriptor = Descriptor::from_words(word, transaction_id);
         let len = self.check_length(&descriptor)?;
         let start = self.skip(len);
+        let read = self.read_skipped(start, &descriptor, buffer);
+        match &read {
+            Ok(_) => self.packets += 1,
+            Err(ReceiveError::Packet(error)) => self.note_skipped(*error),
+            Err(ReceiveError::Ring(_)) => {}
+        }
+        read.map(Some)
+    }
+
+    /// Counts a packet that is unusable.
+    #[cold]
+    fn note_skipped(&mut self, error: PacketError) {
+        self.skipped += 1;
+        tracing::debug!(%error, "packet skipped");
+    }
+
+    /// Copies the packet at `start`, behind which the reader has moved, into `buffer`.
+    #[inline]
+    fn read_skipped<'b>(
+        &self,
+        start: u32,
+        descriptor: &Descriptor,
+        buffer: &'b mut [u8],
+    ) -> Result<Packet<'b>, ReceiveError> {
+        let len = descriptor.packet_len;
         if self.strict {
             self.check_trailer(start, len)?;
         }
@@ -184,9 +207,7 @@ impl<M: SharedMemory> RingReader<M> {
             Some(words) => copy_out(words, rest),
             None => self.copy_in_pieces(start, rest).map_err(RingError::from)?,
         }
-        let packet = Packet::assemble(&descriptor, rest)?;
-        self.packets += 1;
-        Ok(Some(packet))
+        Ok(Packet::assemble(descriptor, rest)?)
     }
 
     /// The length of the next packet, which lies in the ring with its trailer.
@@ -238,6 +259,9 @@ impl<M: SharedMemory> RingReader<M> {
             Ok(parts) => parts,
             Err(error) => {
                 self.skip(len);
+                if let ReceiveError::Packet(error) = error {
+                    self.note_skipped(error);
+                }
                 return Err(error);
             }
         };
@@ -293,7 +317,8 @@ impl<M: SharedMemory> RingReader<M> {
     pub fn unmask(&mut self) -> Result<bool, RingError> {
         self.ring.store(INTERRUPT_MASK, 0)?;
         full_barrier();
-        if !self.refresh()? {
+        let write = self.ring.load(WRITE_INDEX)?;
+        if !self.moved(write)? {
             return Ok(false);
         }
         self.mask()?;

@@ -38,6 +38,7 @@ pub struct Slot<'r, M> {
 }
 
 impl<'r, M: SharedMemory> Slot<'r, M> {
+    #[inline]
     pub(super) fn new(
         writer: &'r mut RingWriter<M>,
         packet: &Outgoing<'_>,
@@ -80,6 +81,7 @@ impl<'r, M: SharedMemory> Slot<'r, M> {
     ///
     /// # Errors
     /// Only if the memory is no longer what it was.
+    #[inline]
     pub fn finish(self) -> Result<(), RingError> {
         let Self { writer, descriptor: [word, id], mut at, len, .. } = self;
         let padding = len.wrapping_neg() % 8;
@@ -89,11 +91,9 @@ impl<'r, M: SharedMemory> Slot<'r, M> {
             at = writer.ring.advance(at, padding);
         }
         let start = writer.write;
-        writer.ring.write(at, &(u64::from(start) << 32).to_le_bytes())?;
-        let mut head = [0; DESCRIPTOR_SIZE];
-        head[..8].copy_from_slice(&(word | (len as u64 / 8) << 32).to_le_bytes());
-        head[8..].copy_from_slice(&id.to_le_bytes());
-        writer.ring.write(start, &head)?;
+        writer.ring.write_word(at, u64::from(start) << 32)?;
+        writer.ring.write_word(start, word | (len as u64 / 8) << 32)?;
+        writer.ring.write_word(writer.ring.advance(start, 8), id)?;
         writer.finish(len + TRAILER_SIZE);
         Ok(())
     }

@@ -26,6 +26,8 @@ pub struct RingWriter<M> {
     waiting: bool,
     /// Packets written.
     packets: u64,
+    /// Packets that did not fit.
+    full: u64,
     /// Where the writer started.
     first: u32,
     /// How often it passed the end.
@@ -52,6 +54,7 @@ impl<M: SharedMemory> RingWriter<M> {
             room: 0,
             waiting: false,
             packets: 0,
+            full: 0,
             first: write,
             laps: 0,
         };
@@ -68,7 +71,8 @@ impl<M: SharedMemory> RingWriter<M> {
     /// What was written since the ring was attached, published or not.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
-        self.ring.traffic(self.packets, self.first, self.write, self.laps)
+        let bytes = self.ring.travelled(self.first, self.write, self.laps);
+        Traffic { packets: self.packets, bytes, failed: self.full }
     }
 
     /// Bytes that can be used as far as the reader's index is known: one word always stays free, and no packet is longer
@@ -119,6 +123,7 @@ impl<M: SharedMemory> RingWriter<M> {
             return Err(SendError::TooLarge { len: total, most: self.capacity() });
         }
         if self.refresh()? < total as u32 {
+            self.full += 1;
             return Err(SendError::Full { need: total });
         }
         Ok(self.stop_waiting()?)
@@ -163,7 +168,7 @@ impl<M: SharedMemory> RingWriter<M> {
     fn stage_plain(&mut self, kind: PacketType, completion: bool, id: u64, payload: &[u8]) -> bool {
         let body = words_for(payload.len());
         let words = body + (DESCRIPTOR_SIZE + TRAILER_SIZE) / 8;
-        if words > self.room as usize / 8 {
+        if words * 8 > self.room as usize {
             return false;
         }
         let start = self.write;
@@ -221,7 +226,7 @@ impl<M: SharedMemory> RingWriter<M> {
     ) -> Result<(), RingError> {
         let mut at = self.write;
         for value in descriptor {
-            self.ring.write(at, &value.to_le_bytes())?;
+            self.ring.write_word(at, value)?;
             at = self.ring.advance(at, 8);
         }
         at = self.put_message_in_pieces(packet, at)?;
@@ -231,18 +236,18 @@ impl<M: SharedMemory> RingWriter<M> {
             self.ring.write(at, &[0; 8][..padding])?;
             at = self.ring.advance(at, padding);
         }
-        self.ring.write(at, &(u64::from(self.write) << 32).to_le_bytes())?;
-        Ok(())
+        Ok(self.ring.write_word(at, u64::from(self.write) << 32)?)
     }
 
     /// Writes extra header and payload from `at` on, and returns where they end.
+    #[inline]
     pub(super) fn put_message_in_pieces(
         &mut self,
         packet: &Outgoing<'_>,
         mut at: u32,
     ) -> Result<u32, RingError> {
         packet.extra_words(|value| {
-            self.ring.write(at, &value.to_le_bytes())?;
+            self.ring.write_word(at, value)?;
             at = self.ring.advance(at, 8);
             Ok::<_, OutOfRange>(())
         })?;
@@ -256,6 +261,7 @@ impl<M: SharedMemory> RingWriter<M> {
     ///
     /// # Errors
     /// [`SendError`]; nothing is then written.
+    #[inline]
     pub fn reserve(
         &mut self,
         packet: &Outgoing<'_>,
