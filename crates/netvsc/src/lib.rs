@@ -6,6 +6,7 @@ pub mod adapter;
 pub mod failover;
 pub mod mac;
 pub mod nvsp;
+pub mod pairing;
 pub mod port;
 pub mod rndis;
 

@@ -1,0 +1,342 @@
+//! Which port of a virtual function belongs to which NIC: rules P1 to P15.
+//!
+//! A join of facts that come from different sides in any order: what the host says about NICs (their channel), about
+//! functions (their virtual PCI bus), and what drivers say about ports. [`Pairing`] takes the facts and yields
+//! [`Decision`]s, each with its reason. It never waits for anybody.
+//!
+//! After every fact the pairs are those that the facts so far call for, whatever their order: the rules (in `rules`)
+//! look at facts only, not at what was decided before. Two pairs can need the same NIC or port one after the other; so
+//! [`Decision::Bind`] is held back until [`Pairing::unbound`] has confirmed every [`Decision::Unbind`] in its way.
+//!
+//! The handles that facts return carry generations. A fact about something that has left is an error value.
+
+mod arena;
+mod decision;
+mod explain;
+mod facts;
+mod index;
+mod rules;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use vmbus::{Guid, Instant, Serial};
+
+use self::arena::Arena;
+use self::index::Indexes;
+use self::rules::{Claim, Verdict};
+use self::settle::{Dirty, Hold, Waiter, Watch};
+use crate::mac::MacAddress;
+
+pub use self::decision::{
+    Decision, Dispute, Facts, NicRef, Overdue, Parting, Party, PortRef, Reason, Refusal,
+};
+pub use self::explain::{Conflict, Explanation, NicState, Standing};
+pub use self::facts::{
+    DeviceKind, FactError, FunctionId, FunctionKey, MacPolicy, NicId, PairingConfig, PermanentMac,
+    PortId, PortKey,
+};
+
+#[derive(Debug)]
+struct Nic {
+    instance: Guid,
+    mac: MacAddress,
+    /// The serial, while `allocated` is 1 (P2).
+    associated: Option<Serial>,
+    /// Claims of ports on this NIC, the strongest first.
+    claims: BTreeSet<Claim>,
+    watch: Watch,
+}
+
+#[derive(Debug)]
+struct Function {
+    key: FunctionKey,
+    ports: BTreeMap<u32, PortId>,
+}
+
+#[derive(Debug)]
+struct Port {
+    function: FunctionId,
+    key: PortKey,
+    mac: PermanentMac,
+    verdict: Verdict,
+    /// What was last said about it.
+    standing: Option<Standing>,
+    watch: Watch,
+}
+
+/// Pairs NICs with ports.
+#[derive(Debug)]
+pub struct Pairing {
+    config: PairingConfig,
+    nics: Arena<Nic>,
+    functions: Arena<Function>,
+    ports: Arena<Port>,
+    index: Indexes,
+    /// Who has which port, also while it is being unbound, also after either has left.
+    holds: BTreeMap<PortId, Hold>,
+    held: BTreeMap<NicId, PortId>,
+    /// The conflicts that were reported, with their parties.
+    reported: BTreeMap<Dispute, (alloc::vec::Vec<NicRef>, alloc::vec::Vec<PortRef>)>,
+    deadlines: BTreeSet<(Instant, Waiter)>,
+    decisions: VecDeque<Decision>,
+    examined: u64,
+}
+
+impl Pairing {
+    /// Nothing is here yet.
+    #[must_use]
+    pub const fn new(config: PairingConfig) -> Self {
+        Self {
+            config,
+            nics: Arena::new(),
+            functions: Arena::new(),
+            ports: Arena::new(),
+            index: Indexes::new(),
+            holds: BTreeMap::new(),
+            held: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            decisions: VecDeque::new(),
+            examined: 0,
+        }
+    }
+
+    /// A synthetic NIC is here, with its permanent MAC.
+    ///
+    /// Saying it again changes nothing. With another MAC it is another NIC: the old one has left.
+    pub fn nic_arrived(&mut self, instance: Guid, mac: MacAddress, now: Instant) -> NicId {
+        let mut dirty = Dirty::default();
+        if let Some(&known) = self.index.instances.get(&instance) {
+            if self.nics.get(known.0).is_some_and(|nic| nic.mac == mac) {
+                return known;
+            }
+            self.remove_nic(known, &mut dirty);
+        }
+        let watch = Watch::default();
+        let record = Nic { instance, mac, associated: None, claims: BTreeSet::new(), watch };
+        let nic = NicId(self.nics.insert(record));
+        self.index.instances.insert(instance, nic);
+        self.index.nics_by_mac.insert(mac, nic);
+        self.touch_nic(nic, &mut dirty);
+        self.settle(dirty, now);
+        nic
+    }
+
+    /// A NIC has left. Its port, if it has one, is to be unbound.
+    ///
+    /// # Errors
+    /// [`FactError::NicLeft`] if it had already.
+    pub fn nic_left(&mut self, nic: NicId, now: Instant) -> Result<(), FactError> {
+        self.nics.get(nic.0).ok_or(FactError::NicLeft(nic))?;
+        let mut dirty = Dirty::default();
+        self.remove_nic(nic, &mut dirty);
+        self.settle(dirty, now);
+        Ok(())
+    }
+
+    /// The host says on the NIC's channel that a VF with this serial is allocated to it.
+    ///
+    /// # Errors
+    /// [`FactError::NicLeft`] for a stale handle.
+    pub fn associated(
+        &mut self,
+        nic: NicId,
+        serial: Serial,
+        now: Instant,
+    ) -> Result<(), FactError> {
+        let instance = self.nics.get(nic.0).ok_or(FactError::NicLeft(nic))?.instance;
+        if self.config.isolated {
+            let party = Party::Nic(NicRef { instance, id: nic });
+            self.decisions.push_back(Decision::Refused { party, refusal: Refusal::Isolated });
+            return Ok(());
+        }
+        self.associate(nic, Some(serial), now);
+        Ok(())
+    }
+
+    /// The host says that no VF is allocated to the NIC (any more).
+    ///
+    /// # Errors
+    /// [`FactError::NicLeft`] for a stale handle.
+    pub fn disassociated(&mut self, nic: NicId, now: Instant) -> Result<(), FactError> {
+        self.nics.get(nic.0).ok_or(FactError::NicLeft(nic))?;
+        self.associate(nic, None, now);
+        Ok(())
+    }
+
+    /// A function came over vPCI.
+    ///
+    /// Saying it again changes nothing. If the slot held a function with another identity, that one has left with all
+    /// its ports, and the new one has arrived (P13).
+    pub fn function_arrived(&mut self, key: FunctionKey, now: Instant) -> FunctionId {
+        let mut dirty = Dirty::default();
+        if let Some(&known) = self.index.slots.get(&(key.bus, key.slot))
+            && let Some(old) = self.functions.get(known.0).map(|function| function.key)
+        {
+            if old == key {
+                return known;
+            }
+            self.decisions.push_back(Decision::Replaced { old, new: key });
+            self.remove_function(known, &mut dirty);
+        }
+        let function = FunctionId(self.functions.insert(Function { key, ports: BTreeMap::new() }));
+        self.index.slots.insert((key.bus, key.slot), function);
+        self.settle(dirty, now);
+        function
+    }
+
+    /// A function has left, with all its ports.
+    ///
+    /// # Errors
+    /// [`FactError::FunctionLeft`] if it had already.
+    pub fn function_left(&mut self, function: FunctionId, now: Instant) -> Result<(), FactError> {
+        self.functions.get(function.0).ok_or(FactError::FunctionLeft(function))?;
+        let mut dirty = Dirty::default();
+        self.remove_function(function, &mut dirty);
+        self.settle(dirty, now);
+        Ok(())
+    }
+
+    /// The driver of a function reports a port.
+    ///
+    /// Saying it again adds what was not known: a MAC that has become known, or that never will be. A *known* permanent
+    /// MAC that differs makes it another port: the old one has left.
+    ///
+    /// # Errors
+    /// [`FactError::FunctionLeft`] for a stale handle.
+    pub fn port_arrived(
+        &mut self,
+        function: FunctionId,
+        index: u32,
+        mac: PermanentMac,
+        now: Instant,
+    ) -> Result<PortId, FactError> {
+        let home = self.functions.get(function.0).ok_or(FactError::FunctionLeft(function))?;
+        let key = PortKey { function: home.key, index };
+        let mut dirty = Dirty::default();
+        if let Some(&known) = home.ports.get(&index)
+            && let Some(record) = self.ports.get_mut(known.0)
+        {
+            match (record.mac.known(), mac.known()) {
+                (Some(old), Some(new)) if old != new => self.remove_port(known, &mut dirty),
+                (None, Some(new)) => {
+                    record.mac = mac;
+                    self.index.ports_by_mac.insert(new, known);
+                    dirty.ports.insert(known);
+                    self.settle(dirty, now);
+                    return Ok(known);
+                }
+                (None, None) if mac == PermanentMac::Never => {
+                    record.mac = mac;
+                    dirty.ports.insert(known);
+                    self.settle(dirty, now);
+                    return Ok(known);
+                }
+                _ => return Ok(known),
+            }
+        }
+        let port = self.insert_port(function, key, mac, &mut dirty);
+        self.settle(dirty, now);
+        Ok(port)
+    }
+
+    /// A port has left.
+    ///
+    /// # Errors
+    /// [`FactError::PortLeft`] if it had already.
+    pub fn port_left(&mut self, port: PortId, now: Instant) -> Result<(), FactError> {
+        self.ports.get(port.0).ok_or(FactError::PortLeft(port))?;
+        let mut dirty = Dirty::default();
+        self.remove_port(port, &mut dirty);
+        self.settle(dirty, now);
+        Ok(())
+    }
+
+    /// A network device that did not come over vPCI was seen. It is never a candidate; the refusal says so (P1).
+    pub fn ignored(&mut self, kind: DeviceKind, mac: MacAddress) {
+        let refusal = Refusal::NotVpci(kind, mac);
+        self.decisions.push_back(Decision::Refused { party: Party::Stranger, refusal });
+    }
+
+    /// A [`Decision::Unbind`] has been carried out: the NIC has let go of the port. Handles of parties that have left
+    /// are still good for this.
+    ///
+    /// # Errors
+    /// [`FactError::NotUnbinding`] if these two were not being unbound.
+    pub fn unbound(&mut self, nic: NicId, port: PortId, now: Instant) -> Result<(), FactError> {
+        let hold = self.holds.get(&port).filter(|hold| hold.nic.id == nic && hold.parting);
+        let Some(hold) = hold else { return Err(FactError::NotUnbinding { nic, port }) };
+        if let Some(due) = hold.watch.due() {
+            self.deadlines.remove(&(due, Waiter::Hold(port)));
+        }
+        self.holds.remove(&port);
+        self.held.remove(&nic);
+        let mut dirty = Dirty::default();
+        dirty.nics.insert(nic);
+        if let Some(Verdict::Claims(claimed, _)) = self.ports.get(port.0).map(|port| port.verdict) {
+            dirty.nics.insert(claimed);
+        }
+        self.settle(dirty, now);
+        Ok(())
+    }
+
+    /// The next decision, in the order in which they are to be carried out.
+    pub fn poll_decision(&mut self) -> Option<Decision> {
+        self.decisions.pop_front()
+    }
+
+    /// When [`handle_deadline`](Self::handle_deadline) wants to be called.
+    #[must_use]
+    pub fn poll_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(due, _)| *due)
+    }
+
+    /// The pairs that are bound and not being unbound.
+    pub fn pairs(&self) -> impl Iterator<Item = (NicRef, PortRef, Reason)> + '_ {
+        self.holds.values().filter(|hold| !hold.parting).map(|h| (h.nic, h.port, h.reason))
+    }
+
+    /// The port a NIC is bound to and why, unless it is being unbound.
+    #[must_use]
+    pub fn bound(&self, nic: NicId) -> Option<(PortRef, Reason)> {
+        let hold = self.holds.get(self.held.get(&nic)?)?;
+        (!hold.parting).then_some((hold.port, hold.reason))
+    }
+
+    /// The NIC with this instance, if it is here.
+    #[must_use]
+    pub fn nic(&self, instance: Guid) -> Option<NicId> {
+        self.index.instances.get(&instance).copied()
+    }
+
+    /// The function in this slot, if one is here.
+    #[must_use]
+    pub fn function(&self, bus: Guid, slot: u32) -> Option<FunctionId> {
+        self.index.slots.get(&(bus, slot)).copied()
+    }
+
+    /// All NICs that are here.
+    pub fn nics(&self) -> impl Iterator<Item = NicRef> + '_ {
+        self.nics.iter().map(|(id, nic)| NicRef { instance: nic.instance, id: NicId(id) })
+    }
+
+    /// All ports that are here.
+    pub fn ports(&self) -> impl Iterator<Item = PortRef> + '_ {
+        self.ports.iter().map(|(id, port)| PortRef { key: port.key, id: PortId(id) })
+    }
+
+    /// How many NICs, functions and ports are here.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.nics.len(), self.functions.len(), self.ports.len())
+    }
+
+    /// How many parties have been looked at since the beginning. One fact costs as many as share its serial or MAC.
+    #[must_use]
+    pub const fn examined(&self) -> u64 {
+        self.examined
+    }
+}
