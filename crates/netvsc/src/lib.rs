@@ -5,10 +5,12 @@ extern crate alloc;
 pub mod adapter;
 pub mod failover;
 pub mod mac;
+pub mod nic;
 pub mod nvsp;
 pub mod pairing;
 pub mod port;
 pub mod rndis;
 
 pub use mac::{MacAddress, MacAddressError};
+pub use nic::{Nic, NicConfig, NicError, NicEvent, RxFrame, SharedBuffer, TransmitError};
 pub use port::{Path, PortError, PortLink, VfPort};

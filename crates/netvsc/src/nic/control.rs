@@ -1,0 +1,278 @@
+//! RNDIS on a NIC: requests that wait for replies, and what the host says unasked.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use vmbus::channel::Doorbell;
+
+use super::link::Sent;
+use super::stop::Stopping;
+use super::{Nic, NicError, NicEvent, Stage, Step};
+use crate::mac::MacAddress;
+use crate::nvsp;
+use crate::rndis::{
+    GuestMessage, HostMessage, InitializeComplete, MAJOR_VERSION, MAX_TRANSFER, Oid, PacketFilter,
+    Status,
+};
+
+/// What is asked of the host before frames flow. All at once; only the first has to be known to every host.
+const QUESTIONS: [Oid; 4] =
+    [Oid::PERMANENT_ADDRESS, Oid::MAXIMUM_FRAME_SIZE, Oid::MEDIA_CONNECT_STATUS, Oid::LINK_SPEED];
+/// Unit of link speeds, in bit/s.
+const SPEED_UNIT: u64 = 100;
+
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    id: u32,
+    step: Step,
+}
+
+/// Requests under way.
+#[derive(Debug)]
+pub(super) struct Control {
+    /// Messages that wait for the control slot.
+    queue: VecDeque<Vec<u8>>,
+    requests: Vec<Request>,
+    next_id: u32,
+    /// The link as an indication told it: that counts more than the answer to a question.
+    indicated: Option<bool>,
+}
+
+impl Control {
+    pub(super) fn new() -> Self {
+        Self { queue: VecDeque::new(), requests: Vec::new(), next_id: 0, indicated: None }
+    }
+
+    fn next_id(&mut self) -> u32 {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id
+    }
+
+    fn push(&mut self, message: &GuestMessage<'_>) {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        self.queue.push_back(bytes);
+    }
+
+    /// Whether every message is in the ring.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    fn take(&mut self, id: u32) -> Option<Step> {
+        let place = self.requests.iter().position(|request| request.id == id)?;
+        Some(self.requests.swap_remove(place).step)
+    }
+}
+
+impl<D: Doorbell> Nic<D> {
+    /// Puts the next control message into its slot, if that is free.
+    pub(super) fn send_control(&mut self) -> Result<Sent, NicError> {
+        if self.transmit.control_busy() {
+            return Ok(Sent::Yes);
+        }
+        let Some(message) = self.control.queue.front() else { return Ok(Sent::Yes) };
+        debug_assert!(message.len() <= self.transmit.control_size());
+        let sent = self.transmit.send_control(&mut self.link, message)?;
+        if sent == Sent::Yes {
+            self.control.queue.pop_front();
+        }
+        Ok(sent)
+    }
+
+    /// The host is done with a control message; its reply is another matter.
+    pub(super) fn control_sent(&mut self, status: nvsp::Status) -> Result<(), NicError> {
+        match (self.stage, status) {
+            (_, nvsp::Status::SUCCESS) | (Stage::Stopping(_), _) => Ok(()),
+            (_, status) => Err(NicError::ControlRefused(status)),
+        }
+    }
+
+    fn request(&mut self, step: Step, message: impl FnOnce(u32) -> Vec<u8>) {
+        let id = self.control.next_id();
+        self.control.queue.push_back(message(id));
+        self.control.requests.push(Request { id, step });
+        self.waits.begin(step, self.now);
+    }
+
+    /// The buffers are in place: RNDIS begins.
+    pub(super) fn initialize(&mut self) {
+        self.stage = Stage::Initializing;
+        self.request(Step::Initialize, |request_id| {
+            encode(&GuestMessage::Initialize {
+                request_id,
+                major: MAJOR_VERSION,
+                minor: 0,
+                max_transfer: MAX_TRANSFER,
+            })
+        });
+    }
+
+    fn query(&mut self, oid: Oid) {
+        self.request(Step::Query(oid), |request_id| {
+            encode(&GuestMessage::Query { request_id, oid, info: &[] })
+        });
+    }
+
+    /// Says which frames are wanted.
+    pub(super) fn set_filter(&mut self, filter: PacketFilter) {
+        let info = filter.bits().to_le_bytes();
+        self.request(Step::Filter, |request_id| {
+            let oid = Oid::CURRENT_PACKET_FILTER;
+            encode(&GuestMessage::Set { request_id, oid, info: &info })
+        });
+    }
+
+    /// Says that this is all.
+    pub(super) fn halt(&mut self) {
+        let request_id = self.control.next_id();
+        self.control.push(&GuestMessage::Halt { request_id });
+    }
+
+    pub(super) fn handle_rndis(&mut self, message: &HostMessage<'_>) -> Result<(), NicError> {
+        let id = match *message {
+            HostMessage::Indicate { status, buffer } => {
+                self.handle_indication(status, buffer);
+                return Ok(());
+            }
+            HostMessage::InitializeComplete(InitializeComplete { request_id, .. })
+            | HostMessage::QueryComplete { request_id, .. }
+            | HostMessage::SetComplete { request_id, .. } => request_id,
+            HostMessage::KeepAliveComplete { .. } | HostMessage::ResetComplete { .. } => {
+                self.stats.bad.reply += 1;
+                return Ok(());
+            }
+        };
+        let Some(step) = self.control.take(id) else {
+            self.stats.bad.reply += 1;
+            return Ok(());
+        };
+        self.waits.end(step);
+        match (self.stage, step, *message) {
+            (Stage::Stopping(stopping), step, _) => {
+                if (stopping, step) == (Stopping::Filter, Step::Filter) {
+                    self.stage = Stage::Stopping(Stopping::Switching);
+                }
+                Ok(())
+            }
+            (_, Step::Initialize, HostMessage::InitializeComplete(said)) => self.initialized(&said),
+            (_, Step::Query(oid), HostMessage::QueryComplete { status, info, .. }) => {
+                self.learned(oid, status, info)
+            }
+            (_, Step::Filter, HostMessage::SetComplete { status, .. }) => self.filtered(status),
+            (_, step, _) => Err(NicError::WrongReply { step }),
+        }
+    }
+
+    fn initialized(&mut self, said: &InitializeComplete) -> Result<(), NicError> {
+        let InitializeComplete { status, major, medium, .. } = *said;
+        if status != Status::SUCCESS {
+            return Err(NicError::RequestRefused { step: Step::Initialize, status });
+        }
+        if major != MAJOR_VERSION || medium != 0 {
+            return Err(NicError::Rndis { major, medium });
+        }
+        self.transmit.share_messages(said.max_packets, said.max_transfer, said.alignment_factor);
+        self.stage = Stage::Querying;
+        for oid in QUESTIONS {
+            self.query(oid);
+        }
+        Ok(())
+    }
+
+    fn learned(&mut self, oid: Oid, status: Status, info: &[u8]) -> Result<(), NicError> {
+        if status != Status::SUCCESS {
+            if oid == Oid::PERMANENT_ADDRESS {
+                return Err(NicError::RequestRefused { step: Step::Query(oid), status });
+            }
+        } else if oid == Oid::PERMANENT_ADDRESS {
+            let mac = MacAddress(value(oid, info)?);
+            if !mac.is_unicast() {
+                return Err(NicError::Mac(mac));
+            }
+            self.info.mac = Some(mac);
+        } else {
+            self.learned_number(oid, u32::from_le_bytes(value(oid, info)?))?;
+        }
+        if self.control.requests.is_empty() {
+            self.stage = Stage::Filtering;
+            self.set_filter(self.config.filter);
+        }
+        Ok(())
+    }
+
+    fn learned_number(&mut self, oid: Oid, number: u32) -> Result<(), NicError> {
+        match oid {
+            Oid::MAXIMUM_FRAME_SIZE => {
+                self.info.mtu = NicError::check_mtu(number)?.min(self.config.mtu);
+                self.transmit.limit(self.info.mtu);
+            }
+            Oid::MEDIA_CONNECT_STATUS => {
+                self.info.link = self.control.indicated.unwrap_or(number == 0);
+            }
+            Oid::LINK_SPEED if self.info.speed.is_none() => {
+                self.info.speed = Some(u64::from(number) * SPEED_UNIT);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn filtered(&mut self, status: Status) -> Result<(), NicError> {
+        if status != Status::SUCCESS {
+            return Err(NicError::RequestRefused { step: Step::Filter, status });
+        }
+        let (Stage::Filtering, Some(mac), Some(version)) =
+            (self.stage, self.info.mac, self.info.version)
+        else {
+            return Ok(());
+        };
+        self.stage = Stage::Ready;
+        self.info.ready = true;
+        let (mtu, link) = (self.info.mtu, self.info.link);
+        self.events.push_back(NicEvent::Ready { mac, mtu, version, link });
+        Ok(())
+    }
+
+    fn handle_indication(&mut self, status: Status, buffer: &[u8]) {
+        match status {
+            Status::MEDIA_CONNECT => self.set_link(true),
+            Status::MEDIA_DISCONNECT => self.set_link(false),
+            Status::NETWORK_CHANGE if self.info.link => {
+                // Another network behind the same link: whoever looks at the link has to notice.
+                self.set_link(false);
+                self.set_link(true);
+            }
+            Status::LINK_SPEED_CHANGE => {
+                if let Some(speed) = buffer.first_chunk() {
+                    self.info.speed = Some(u64::from(u32::from_le_bytes(*speed)) * SPEED_UNIT);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn set_link(&mut self, up: bool) {
+        self.control.indicated = Some(up);
+        if self.info.link == up {
+            return;
+        }
+        self.info.link = up;
+        if self.info.ready {
+            self.stats.link_changes += 1;
+            self.events.push_back(NicEvent::Link { up });
+        }
+    }
+}
+
+fn encode(message: &GuestMessage<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    message.encode(&mut bytes);
+    bytes
+}
+
+/// The value of an object that has exactly `N` bytes, or more: some hosts pad.
+fn value<const N: usize>(oid: Oid, info: &[u8]) -> Result<[u8; N], NicError> {
+    let error = NicError::ValueLength { oid, len: info.len(), expected: N };
+    info.first_chunk().copied().ok_or(error)
+}

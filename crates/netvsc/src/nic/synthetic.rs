@@ -1,0 +1,66 @@
+//! The NIC as the [`Adapter`](crate::adapter::Adapter) sees it.
+
+use vmbus::Instant;
+use vmbus::channel::Doorbell;
+
+use super::{Nic, NicError, NicEvent, RxFrame, TransmitError};
+use crate::adapter::{Frame, Refused, Sign, Synthetic};
+use crate::port::Path;
+
+impl Frame for RxFrame<'_> {
+    fn len(&self) -> usize {
+        RxFrame::len(self)
+    }
+
+    fn copy_to(&self, out: &mut [u8]) -> usize {
+        RxFrame::copy_to(self, out)
+    }
+}
+
+impl<D: Doorbell> Synthetic for Nic<D> {
+    type Event = NicEvent;
+    type Error = NicError;
+
+    fn poll(&mut self, now: Instant, sink: &mut dyn FnMut(&dyn Frame)) -> Result<(), NicError> {
+        Nic::poll(self, now, &mut |frame| sink(&frame))
+    }
+
+    fn poll_event(&mut self) -> Option<NicEvent> {
+        Nic::poll_event(self)
+    }
+
+    fn sign(event: &NicEvent) -> Option<Sign> {
+        match *event {
+            NicEvent::Ready { .. } => Some(Sign::Ready),
+            NicEvent::Failed(_) | NicEvent::Stopped => Some(Sign::Closed),
+            NicEvent::Associated { .. } => Some(Sign::Associated),
+            NicEvent::SwitchCompleted { path } => Some(Sign::SwitchCompleted(path)),
+            NicEvent::HostSwitched { path } => Some(Sign::HostSwitched(path)),
+            NicEvent::Disassociated { .. } | NicEvent::Link { .. } | NicEvent::Overdue { .. } => {
+                None
+            }
+        }
+    }
+
+    fn poll_deadline(&self) -> Option<Instant> {
+        Nic::poll_deadline(self)
+    }
+
+    fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused> {
+        Nic::transmit(self, frame).map_err(|error| match error {
+            TransmitError::Full(_) => Refused::Full,
+            TransmitError::NotReady
+            | TransmitError::TooShort(_)
+            | TransmitError::TooLong { .. }
+            | TransmitError::Failed(_) => Refused::Never,
+        })
+    }
+
+    fn flush(&mut self) {
+        Nic::flush(self);
+    }
+
+    fn switch_data_path(&mut self, path: Path, now: Instant) {
+        Nic::switch_data_path(self, path, now);
+    }
+}

@@ -1,0 +1,503 @@
+//! What a NIC is told, what it says, and what it counts.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use vmbus::memory::SharedPages;
+use vmbus::ring::RingError;
+use vmbus::{GpadlId, Serial};
+
+use crate::mac::MacAddress;
+use crate::nvsp::{self, TABLE_ENTRIES, Version};
+use crate::port::Path;
+use crate::rndis::{self, Oid, PacketFilter};
+
+/// Bytes of an Ethernet header.
+pub(super) const ETHERNET_HEADER: usize = 14;
+/// Bytes of an 802.1Q tag in a frame.
+pub(super) const VLAN_TAG: usize = 4;
+/// Smallest and largest MTU: what IPv4 needs, what a GPADL's worth of sections takes.
+const MTUS: core::ops::RangeInclusive<u32> = 68..=65_000;
+
+/// Memory that the host has been told about: by the bus, or by whoever set up the channel.
+#[derive(Clone, Debug)]
+pub struct SharedBuffer {
+    /// The list by which the host knows it.
+    pub gpadl: GpadlId,
+    /// The memory.
+    pub pages: SharedPages,
+}
+
+/// How a NIC is driven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicConfig {
+    /// Versions to ask for, most wanted first.
+    pub versions: Vec<Version>,
+    /// Largest packet without Ethernet header. The host may make it smaller.
+    pub mtu: u32,
+    /// Whether a virtual function is welcome. If not, the host is not told so, and associations are ignored.
+    pub sriov: bool,
+    /// Whether this guest is kept apart from its host (a confidential VM): no virtual function whatever `sriov` says, and
+    /// no version before 6.1.
+    pub isolated: bool,
+    /// Which frames to receive.
+    pub filter: PacketFilter,
+    /// How long the host may take for each answer before that is reported.
+    pub deadline: Duration,
+}
+
+impl Default for NicConfig {
+    /// Versions 6.1 and 5.0, an MTU of 1,500, virtual functions welcome, ten seconds for each answer.
+    fn default() -> Self {
+        Self {
+            versions: [Version::V6_1, Version::V5].into(),
+            mtu: 1500,
+            sriov: true,
+            isolated: false,
+            filter: PacketFilter::DIRECTED | PacketFilter::ALL_MULTICAST | PacketFilter::BROADCAST,
+            deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+impl NicConfig {
+    /// What is wrong with it.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if !self.versions.iter().any(|version| self.allows(*version)) {
+            return Err(ConfigError::NoVersion { isolated: self.isolated });
+        }
+        if !MTUS.contains(&self.mtu) {
+            return Err(ConfigError::Mtu(self.mtu));
+        }
+        Ok(())
+    }
+
+    /// Whether this guest may speak `version`.
+    pub(super) fn allows(&self, version: Version) -> bool {
+        !self.isolated || version >= Version::V6_1
+    }
+
+    /// Whether an association means something.
+    pub(super) fn wants_vf(&self) -> bool {
+        self.sriov && !self.isolated
+    }
+}
+
+/// Why a NIC was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing to ask the host for.
+    #[error(
+        "no NVSP version to ask for: expected at least one{}",
+        if *isolated { ", 6.1 or newer since the guest is isolated" } else { "" }
+    )]
+    NoVersion {
+        /// Whether versions before 6.1 did not count.
+        isolated: bool,
+    },
+    /// An MTU that cannot be.
+    #[error("MTU of {0}: expected {least} to {most}", least = MTUS.start(), most = MTUS.end())]
+    Mtu(u32),
+    /// No send buffer: this NIC sends from nothing else.
+    #[error("no send buffer: expected one, since messages and frames are sent from its sections")]
+    NoSendBuffer,
+    /// The channel is unusable.
+    #[error(transparent)]
+    Channel(#[from] NicError),
+}
+
+/// Something that the host owes an answer for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// INIT for this version.
+    Version(Version),
+    /// SEND_RECEIVE_BUFFER.
+    ReceiveBuffer,
+    /// SEND_SEND_BUFFER.
+    SendBuffer,
+    /// RNDIS INITIALIZE.
+    Initialize,
+    /// RNDIS QUERY of this object.
+    Query(Oid),
+    /// RNDIS SET of the packet filter.
+    Filter,
+    /// SWITCH_DATA_PATH to this path.
+    Switch(Path),
+    /// RNDIS HALT: the completion of its transport.
+    Halt,
+    /// At the end: everything that was sent and not completed.
+    Drain,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(version) => write!(f, "INIT for version {version}"),
+            Self::ReceiveBuffer => f.write_str("SEND_RECEIVE_BUFFER"),
+            Self::SendBuffer => f.write_str("SEND_SEND_BUFFER"),
+            Self::Initialize => f.write_str("RNDIS INITIALIZE"),
+            Self::Query(oid) => write!(f, "RNDIS QUERY of {oid}"),
+            Self::Filter => f.write_str("RNDIS SET of the packet filter"),
+            Self::Switch(path) => write!(f, "SWITCH_DATA_PATH to {path}"),
+            Self::Halt => f.write_str("RNDIS HALT"),
+            Self::Drain => f.write_str("what was sent"),
+        }
+    }
+}
+
+/// Why a NIC does not work, or no longer. Nothing more is sent or read after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NicError {
+    /// The ring is broken.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The ring is too small for a message of the protocol.
+    #[error("a ring that takes {most} bytes at most: expected at least {len}")]
+    RingTooSmall {
+        /// Bytes of the message.
+        len: usize,
+        /// Most that fits.
+        most: usize,
+    },
+    /// The host took none of the versions.
+    #[error(
+        "the host refused every NVSP version, {last} as the last with status {status}: expected 1"
+    )]
+    VersionsRefused {
+        /// The last one.
+        last: Version,
+        /// How it was refused.
+        status: nvsp::Status,
+    },
+    /// An answer that cannot be read.
+    #[error("answer to {step}: {error}")]
+    BadAnswer {
+        /// What it should have answered.
+        step: Step,
+        /// What is wrong with it.
+        error: nvsp::DecodeError,
+    },
+    /// An answer to something else.
+    #[error("answer to {step}: expected its own completion, got {found}")]
+    WrongAnswer {
+        /// What it should have answered.
+        step: Step,
+        /// Type of the message that came.
+        found: nvsp::MessageType,
+    },
+    /// An RNDIS reply of another kind than the request.
+    #[error("RNDIS reply to {step}: expected its own completion, got another kind")]
+    WrongReply {
+        /// What it should have answered.
+        step: Step,
+    },
+    /// The host says no.
+    #[error("the host refused {step} with status {status}: expected 1")]
+    Refused {
+        /// What it refused.
+        step: Step,
+        /// How.
+        status: nvsp::Status,
+    },
+    /// The host says no to a request of RNDIS.
+    #[error("the host refused {step} with status {status}: expected 0")]
+    RequestRefused {
+        /// What it refused.
+        step: Step,
+        /// How.
+        status: rndis::Status,
+    },
+    /// The host did not take a control message at all.
+    #[error("the host did not take an RNDIS message: status {0}, expected 1")]
+    ControlRefused(nvsp::Status),
+    /// A receive buffer divided in a way that nobody does.
+    #[error(
+        "receive buffer of {buffer} bytes divided into {sections} sections, the first at {offset} with {count} times \
+         {size} bytes: expected one section at 0, pieces of 68 bytes or more, all inside"
+    )]
+    Division {
+        /// Bytes of the buffer.
+        buffer: usize,
+        /// Number of sections.
+        sections: u32,
+        /// Where the first starts.
+        offset: u32,
+        /// Bytes of a piece.
+        size: u32,
+        /// Number of pieces.
+        count: u32,
+    },
+    /// Send sections that are too few or too small.
+    #[error(
+        "send buffer of {buffer} bytes in sections of {section}: expected room for two frames of {frame} bytes with \
+         their headers, each in one section unless the buffer's page frames are known"
+    )]
+    Sections {
+        /// Bytes of the buffer.
+        buffer: usize,
+        /// Bytes of a section.
+        section: u32,
+        /// Bytes of the longest frame.
+        frame: usize,
+    },
+    /// RNDIS of another kind.
+    #[error("RNDIS version {major} for medium {medium}: expected version 1 for medium 0 (802.3)")]
+    Rndis {
+        /// Major version.
+        major: u32,
+        /// Medium.
+        medium: u32,
+    },
+    /// The value of an object has another length.
+    #[error("value of {oid} has {len} bytes: expected {expected}")]
+    ValueLength {
+        /// The object.
+        oid: Oid,
+        /// Bytes that came.
+        len: usize,
+        /// Bytes that there have to be.
+        expected: usize,
+    },
+    /// A permanent address that no station can have.
+    #[error("permanent MAC address {0}: expected one of a single station")]
+    Mac(MacAddress),
+    /// A frame size that is of no use.
+    #[error("the host takes packets of {0} bytes: expected at least {least}", least = MTUS.start())]
+    Mtu(u32),
+}
+
+impl NicError {
+    /// Smallest MTU that is of any use.
+    pub(super) fn check_mtu(mtu: u32) -> Result<u32, Self> {
+        if mtu < *MTUS.start() { Err(Self::Mtu(mtu)) } else { Ok(mtu) }
+    }
+}
+
+/// Something that happened to a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NicEvent {
+    /// Start-up is finished; frames go.
+    Ready {
+        /// The permanent address.
+        mac: MacAddress,
+        /// Largest packet without Ethernet header.
+        mtu: u32,
+        /// The version agreed on.
+        version: Version,
+        /// Whether the link is up.
+        link: bool,
+    },
+    /// A virtual function with this serial number belongs to the NIC. May come before [`NicEvent::Ready`].
+    Associated {
+        /// The number.
+        serial: Serial,
+    },
+    /// No virtual function belongs to the NIC any more.
+    Disassociated {
+        /// The number of the last one.
+        serial: Serial,
+    },
+    /// The link went up or down, after [`NicEvent::Ready`].
+    Link {
+        /// Whether it is up.
+        up: bool,
+    },
+    /// The host completed a switch that was asked for. It does not say whether the switch succeeded; if not,
+    /// [`NicEvent::HostSwitched`] follows.
+    SwitchCompleted {
+        /// Where to.
+        path: Path,
+    },
+    /// The host says that this is the path now. That is the truth, whatever was asked for.
+    HostSwitched {
+        /// The path.
+        path: Path,
+    },
+    /// The host has not answered in time. Its answer is still understood when it comes.
+    Overdue {
+        /// What it has not answered.
+        step: Step,
+    },
+    /// The NIC does not work, or no longer.
+    Failed(NicError),
+    /// Shut down: the host has let go of the buffers as far as it can be told.
+    Stopped,
+}
+
+/// What is known of a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NicInfo {
+    /// The version agreed on.
+    pub version: Option<Version>,
+    /// The permanent address.
+    pub mac: Option<MacAddress>,
+    /// Largest packet without Ethernet header: what was configured, or less if the host says so.
+    pub mtu: u32,
+    /// Whether the link is up. Up until the host says otherwise.
+    pub link: bool,
+    /// Speed in bit/s, if the host told.
+    pub speed: Option<u64>,
+    /// The serial number of the virtual function that belongs to the NIC.
+    pub association: Option<Serial>,
+    /// The path as the host last confirmed or announced it.
+    pub path: Path,
+    /// Which channel for which transmit hash, if the host told.
+    pub send_table: Option<[u32; TABLE_ENTRIES]>,
+    /// Whether start-up is finished and nothing has ended it.
+    pub ready: bool,
+}
+
+/// Why a frame was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransmitError {
+    /// No room in the ring or no free section. What was taken before is on its way; a doorbell of the host will make
+    /// [`Nic::poll`](super::Nic::poll) find room.
+    #[error("no room for a frame: expected a free {0}")]
+    Full(Lack),
+    /// Start-up is not finished, or the NIC is shut down or dead.
+    #[error("the NIC is not ready for frames")]
+    NotReady,
+    /// Not a whole Ethernet header.
+    #[error("frame of {0} bytes: expected at least the {ETHERNET_HEADER} of its header")]
+    TooShort(usize),
+    /// Longer than the MTU allows.
+    #[error("frame of {len} bytes: expected at most {most}")]
+    TooLong {
+        /// Its bytes.
+        len: usize,
+        /// Most that is taken.
+        most: usize,
+    },
+    /// The ring is broken. The next [`Nic::poll`](super::Nic::poll) says so too.
+    #[error(transparent)]
+    Failed(#[from] NicError),
+}
+
+/// What a frame has to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// Room in the ring.
+    Ring,
+    /// A send section.
+    Section,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ring => "stretch of ring",
+            Self::Section => "send section",
+        })
+    }
+}
+
+/// Messages and ranges of the host that could not be used, by cause. Each cost itself and nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BadInput {
+    /// Packets that contradict themselves.
+    pub packet: u64,
+    /// In-band messages that cannot be read.
+    pub message: u64,
+    /// In-band messages of a type that is never sent unasked.
+    pub unexpected: u64,
+    /// GPA-direct packets: hosts do not send them.
+    pub gpa_direct: u64,
+    /// Completions of nothing that is under way, or a second time.
+    pub completion: u64,
+    /// Completions of frames that do not say what became of them.
+    pub answer: u64,
+    /// Transfer pages before there was a receive buffer, or of another buffer.
+    pub buffer: u64,
+    /// Transfer pages without SEND_RNDIS_PACKET.
+    pub carrier: u64,
+    /// Ranges outside the receive buffer or longer than one of its pieces.
+    pub range: u64,
+    /// Frames whose header contradicts itself.
+    pub header: u64,
+    /// Frames whose per-packet information contradicts itself or is too long.
+    pub info: u64,
+    /// Parts of coalesced segments, which this NIC does not ask for.
+    pub coalesced: u64,
+    /// Frames without a whole Ethernet header.
+    pub runt: u64,
+    /// RNDIS control messages that cannot be read.
+    pub control: u64,
+    /// RNDIS replies that nobody waits for.
+    pub reply: u64,
+    /// Indirection tables that name channels which there are not.
+    pub table: u64,
+    /// Switches to paths that there are not.
+    pub path: u64,
+}
+
+impl BadInput {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        [
+            self.packet,
+            self.message,
+            self.unexpected,
+            self.gpa_direct,
+            self.completion,
+            self.answer,
+            self.buffer,
+            self.carrier,
+            self.range,
+            self.header,
+            self.info,
+            self.coalesced,
+            self.runt,
+            self.control,
+            self.reply,
+            self.table,
+            self.path,
+        ]
+        .into_iter()
+        .fold(0, u64::saturating_add)
+    }
+}
+
+/// What a NIC did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NicStats {
+    /// Frames taken for sending.
+    pub tx_frames: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Messages they were sent in; several frames share one.
+    pub tx_messages: u64,
+    /// Messages that the host completed.
+    pub tx_completed: u64,
+    /// Messages that the host completed with anything but success: their frames are lost.
+    pub tx_refused: u64,
+    /// Times that no room was found in the ring.
+    pub tx_ring_full: u64,
+    /// Times that no section was free.
+    pub tx_sections_full: u64,
+    /// Frames delivered.
+    pub rx_frames: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Frames that came before they were asked for.
+    pub rx_early: u64,
+    /// Transfer-page packets completed.
+    pub rx_packets: u64,
+    /// Completions that had to wait for room in the ring.
+    pub completions_delayed: u64,
+    /// Associations told by the host, repetitions included.
+    pub associations: u64,
+    /// Associations ignored because nobody wants a virtual function.
+    pub associations_ignored: u64,
+    /// Switches asked for and sent.
+    pub switches: u64,
+    /// Switches that the host announced.
+    pub host_switches: u64,
+    /// Changes of the link after start-up.
+    pub link_changes: u64,
+    /// Answers that did not come in time.
+    pub overdue: u64,
+    /// What could not be used.
+    pub bad: BadInput,
+}
