@@ -11,6 +11,7 @@ pub mod assign;
 pub mod bar;
 pub mod bus;
 pub mod config;
+pub mod interrupt;
 pub mod message;
 pub mod naming;
 pub mod slot;
@@ -18,5 +19,6 @@ pub mod window;
 
 pub use bus::{Event, Function, FunctionId, PciBus, PciBusConfig};
 pub use config::ConfigSpace;
+pub use interrupt::{Interrupt, InterruptWish};
 pub use slot::{BadSlot, DevFn, Slot};
 pub use window::{MmioWindow, Width};

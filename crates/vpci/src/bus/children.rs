@@ -22,12 +22,16 @@ pub(super) enum State {
     Ejected,
     /// The host did not let it be used.
     Failed,
+    /// The owner knows it, but the bus is off or was just turned on again.
+    Suspended,
+    /// The owner knows it; after a resume, its requirements or the assignment of its resources are under way.
+    Resuming,
 }
 
 impl State {
     /// Whether the owner has been told that it arrived, and not yet that it left.
     pub(super) const fn is_visible(self) -> bool {
-        matches!(self, Self::Arrived | Self::Ejecting)
+        matches!(self, Self::Arrived | Self::Ejecting | Self::Suspended | Self::Resuming)
     }
 }
 
@@ -105,7 +109,7 @@ impl Children {
     pub(super) fn eject(&mut self, slot: Slot) -> Eject {
         let Some(child) = self.map.get_mut(&slot) else { return Eject::Ignore };
         match child.state {
-            State::Arrived => {
+            State::Arrived | State::Suspended | State::Resuming => {
                 child.state = State::Ejecting;
                 Eject::Ask(child.function.id)
             }
@@ -114,6 +118,20 @@ impl Children {
                 Eject::Answer
             }
             State::Ejecting | State::Ejected => Eject::Ignore,
+        }
+    }
+
+    /// Whether the function that `id` names is still there.
+    pub(super) fn has(&self, id: FunctionId) -> bool {
+        self.get(id.slot).is_some_and(|child| child.function.id == id)
+    }
+
+    /// The bus is turned off for a while. What the owner knows is kept, what it gave up is forgotten: a host that still
+    /// lists it on a new channel means that it may be used.
+    pub(super) fn suspend(&mut self) {
+        self.map.retain(|_, child| child.state != State::Ejected);
+        for child in self.map.values_mut() {
+            child.state = if child.state.is_visible() { State::Suspended } else { State::Listed };
         }
     }
 

@@ -7,8 +7,10 @@ use vmbus::Serial;
 use vmbus::packet::PacketError;
 use vmbus::ring::{RingError, SendError};
 
+use super::request::{BlockData, RequestId};
 use crate::bar::{self, Bar, BarError};
-use crate::message::{BARS, Description, MessageError, Status, Version};
+use crate::interrupt::Interrupt;
+use crate::message::{BARS, Description, MessageError, PowerState, Status, Version};
 use crate::slot::Slot;
 
 /// One function, for as long as it is there.
@@ -83,6 +85,52 @@ pub enum Step {
     Requirements(FunctionId),
     /// Take note of a function's resources.
     Assign(FunctionId),
+    /// Create an interrupt.
+    CreateInterrupt {
+        /// For this function.
+        function: FunctionId,
+        /// With so many vectors.
+        vectors: u16,
+    },
+    /// Read a configuration block.
+    ReadBlock {
+        /// Of this function.
+        function: FunctionId,
+        /// Which.
+        block: u32,
+        /// So many bytes.
+        bytes: u32,
+    },
+    /// Write a configuration block.
+    WriteBlock {
+        /// Of this function.
+        function: FunctionId,
+        /// Which.
+        block: u32,
+    },
+    /// Take note of a function's power state.
+    Power {
+        /// Of this function.
+        function: FunctionId,
+        /// The new state.
+        state: PowerState,
+    },
+}
+
+impl Step {
+    /// The function that the step is about, if it is about one.
+    #[must_use]
+    pub const fn function(self) -> Option<FunctionId> {
+        match self {
+            Self::Requirements(function)
+            | Self::Assign(function)
+            | Self::CreateInterrupt { function, .. }
+            | Self::ReadBlock { function, .. }
+            | Self::WriteBlock { function, .. }
+            | Self::Power { function, .. } => Some(function),
+            Self::Version(_) | Self::Relations | Self::D0Entry | Self::D0Exit => None,
+        }
+    }
 }
 
 impl fmt::Display for Step {
@@ -94,6 +142,18 @@ impl fmt::Display for Step {
             Self::D0Exit => write!(f, "D0 exit"),
             Self::Requirements(id) => write!(f, "resource requirements of function {id}"),
             Self::Assign(id) => write!(f, "assignment of resources to function {id}"),
+            Self::CreateInterrupt { function, vectors } => {
+                write!(f, "interrupt with {vectors} vectors for function {function}")
+            }
+            Self::ReadBlock { function, block, .. } => {
+                write!(f, "reading of block {block} of function {function}")
+            }
+            Self::WriteBlock { function, block } => {
+                write!(f, "writing of block {block} of function {function}")
+            }
+            Self::Power { function, state } => {
+                write!(f, "power state {state} of function {function}")
+            }
         }
     }
 }
@@ -119,6 +179,14 @@ pub enum Failure {
         step: Step,
         /// What was wrong with the answer.
         error: MessageError,
+    },
+    /// An interrupt that is less than what was asked for. It was given back.
+    #[error("interrupt with {got} vectors: expected {asked}")]
+    TooFewVectors {
+        /// Vectors asked for.
+        asked: u16,
+        /// Vectors that the host gave.
+        got: u16,
     },
     /// The channel broke.
     #[error(transparent)]
@@ -170,6 +238,62 @@ pub enum Event {
         /// Bit n set: block n changed.
         mask: u64,
     },
+    /// The host announces something about stopping a function, or takes it back. There is no answer to it.
+    StopNotice {
+        /// The function.
+        function: FunctionId,
+        /// What is announced.
+        notice: StopNotice,
+    },
+    /// The function can be used again after a resume of the bus. Its BARs and interrupts are to be set up anew.
+    FunctionResumed(Function),
+    /// There is an interrupt.
+    InterruptCreated {
+        /// Whose.
+        function: FunctionId,
+        /// The request for it.
+        request: RequestId,
+        /// What the function has to write to raise it.
+        interrupt: Interrupt,
+    },
+    /// A configuration block was read.
+    BlockRead {
+        /// Of this function.
+        function: FunctionId,
+        /// The request for it.
+        request: RequestId,
+        /// Which block.
+        block: u32,
+        /// Its content.
+        data: BlockData,
+    },
+    /// A configuration block was written.
+    BlockWritten {
+        /// Of this function.
+        function: FunctionId,
+        /// The request for it.
+        request: RequestId,
+        /// Which block.
+        block: u32,
+    },
+    /// The host has taken note of a function's power state.
+    PowerChanged {
+        /// The function.
+        function: FunctionId,
+        /// The request for it.
+        request: RequestId,
+        /// The state.
+        state: PowerState,
+    },
+    /// A request for a function did not succeed.
+    RequestFailed {
+        /// The function.
+        function: FunctionId,
+        /// The request.
+        request: RequestId,
+        /// What stood in the way.
+        why: Failure,
+    },
     /// The host has not done its part in time. The wait goes on: an answer that comes late still counts.
     Overdue {
         /// What is missing.
@@ -181,6 +305,21 @@ pub enum Event {
     Failed(Failure),
     /// The bus is off; its channel may be closed.
     Stopped,
+    /// The bus is off and its channel may be closed; its functions are remembered until [`resume`] or the end.
+    ///
+    /// [`resume`]: super::PciBus::resume
+    Suspended,
+}
+
+/// What a host announces about stopping a function, to move resources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopNotice {
+    /// It would like to stop it.
+    Wanted,
+    /// It will not after all.
+    Cancelled,
+    /// The function may be used again.
+    Over,
 }
 
 /// A packet from the host that was of no use.
@@ -218,6 +357,8 @@ pub struct BusStats {
     pub ejects_ignored: u64,
     /// Messages that guests have no use for.
     pub ignored: u64,
+    /// Answers to requests for functions that had left.
+    pub late_answers: u64,
     /// Packets that were of no use.
     pub bad_packets: u64,
     /// The latest of them.

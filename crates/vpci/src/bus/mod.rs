@@ -9,7 +9,9 @@
 
 mod children;
 mod event;
+mod request;
 mod steps;
+mod suspend;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +33,11 @@ use crate::slot::Slot;
 use children::{Children, Eject, State};
 pub use event::{
     BadPacket, BusStats, ChannelError, Event, Failure, Function, FunctionId, NotEjecting, Step,
+    StopNotice,
 };
+use request::Interrupts;
+pub use request::{BlockData, RequestError, RequestId};
+pub use suspend::{NotOn, NotSuspended};
 
 /// Longest message from a host: a snapshot of 256 functions, with its packet header.
 const RECEIVE_BUFFER: usize = 8192;
@@ -50,16 +56,20 @@ pub struct PciBusConfig {
     pub versions: Vec<Version>,
     /// How long the host may take for each answer before that is reported.
     pub deadline: Duration,
+    /// Say which resources a function has in form 3 where the version has it. Linux stays with form 2, so that is what
+    /// hosts have seen most.
+    pub resources_form3: bool,
 }
 
 impl PciBusConfig {
-    /// Versions 1.4 to 1.1, ten seconds for each answer.
+    /// Versions 1.4 to 1.1, ten seconds for each answer, no resources in form 3.
     #[must_use]
     pub fn new(window_base: u64) -> Self {
         Self {
             window_base,
             versions: vec![Version::V1_4, Version::V1_3, Version::V1_2, Version::V1_1],
             deadline: Duration::from_secs(10),
+            resources_form3: false,
         }
     }
 }
@@ -79,6 +89,10 @@ enum Stage {
     Running,
     /// FDO_D0_EXIT has been sent, for good.
     Stopping,
+    /// FDO_D0_EXIT has been sent, for a while.
+    Suspending,
+    /// Off for a while: nothing is sent or read until there is a new channel.
+    Suspended,
     /// Off, failed or rescinded: nothing is sent or read any more.
     Over,
 }
@@ -116,6 +130,7 @@ pub struct PciBus<D = SignalFlag> {
     stage: Stage,
     version: Option<Version>,
     children: Children,
+    interrupts: Interrupts,
     /// The newest snapshot, if it was not acted upon yet. Kept to be filled again.
     snapshot: Vec<Description>,
     snapshot_is_new: bool,
@@ -142,6 +157,7 @@ impl<D: Doorbell> PciBus<D> {
             stage: Stage::Negotiating(0),
             version: None,
             children: Children::default(),
+            interrupts: Interrupts::default(),
             snapshot: Vec::new(),
             snapshot_is_new: false,
             relations: None,
@@ -163,7 +179,7 @@ impl<D: Doorbell> PciBus<D> {
     /// The channel is broken. The bus is then over, which [`Event::Failed`] says too.
     pub fn poll(&mut self, now: Instant) -> Result<(), ChannelError> {
         self.urgent = false;
-        if self.stage == Stage::Over {
+        if matches!(self.stage, Stage::Over | Stage::Suspended) {
             return Ok(());
         }
         let result = self.work(now);
@@ -197,7 +213,7 @@ impl<D: Doorbell> PciBus<D> {
     /// When [`PciBus::poll`] is to be called even if no doorbell rings; at once if it lies in the past.
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Instant> {
-        if self.stage == Stage::Over {
+        if matches!(self.stage, Stage::Over | Stage::Suspended) {
             return None;
         }
         let urgent = self.urgent.then_some(Instant::ZERO);
@@ -243,6 +259,7 @@ impl<D: Doorbell> PciBus<D> {
         child.state = State::Ejected;
         let left = Event::FunctionLeft(child.function);
         self.events.push_back(left);
+        self.delete_interrupts(Some(function));
         self.send_eject_complete(function.slot());
         Ok(())
     }
@@ -253,11 +270,17 @@ impl<D: Doorbell> PciBus<D> {
         match self.stage {
             Stage::Over => self.events.push_back(Event::Stopped),
             Stage::Stopping => {}
-            Stage::Negotiating(_) | Stage::Discovering => {
+            Stage::Negotiating(_) | Stage::Discovering | Stage::Suspended => {
                 self.end();
                 self.events.push_back(Event::Stopped);
             }
+            Stage::Suspending => {
+                self.children
+                    .clear(|function| self.events.push_back(Event::FunctionLeft(function)));
+                self.stage = Stage::Stopping;
+            }
             Stage::Entering { .. } | Stage::Recovering | Stage::Running => {
+                self.delete_interrupts(None);
                 self.release_resources();
                 self.children
                     .clear(|function| self.events.push_back(Event::FunctionLeft(function)));
@@ -296,7 +319,7 @@ impl<D: Doorbell> PciBus<D> {
 
     fn drain_into(&mut self, buffer: &mut [u8], now: Instant) -> Result<Drained, RingError> {
         for _ in 0..PACKETS_PER_POLL {
-            if self.stage == Stage::Over {
+            if matches!(self.stage, Stage::Over | Stage::Suspended) {
                 return Ok(Drained::All);
             }
             if self.outgoing.len() >= MOST_WAITING {
@@ -334,7 +357,7 @@ impl<D: Doorbell> PciBus<D> {
     }
 
     fn message(&mut self, message: HostMessage<'_>, now: Instant) {
-        if self.stage == Stage::Stopping {
+        if matches!(self.stage, Stage::Stopping | Stage::Suspending) {
             self.stats.ignored += 1;
             return;
         }
@@ -373,7 +396,21 @@ impl<D: Doorbell> PciBus<D> {
                     None => self.stats.ignored += 1,
                 }
             }
-            HostMessage::Stop(..) => self.stats.ignored += 1,
+            HostMessage::Stop(kind, slot) => {
+                self.apply_snapshot();
+                let notice = match kind {
+                    MessageType::QUERY_STOP => StopNotice::Wanted,
+                    MessageType::QUERY_STOP_FAILED => StopNotice::Cancelled,
+                    _ => StopNotice::Over,
+                };
+                match self.children.get(slot).filter(|child| child.state.is_visible()) {
+                    Some(child) => {
+                        let function = child.function.id;
+                        self.events.push_back(Event::StopNotice { function, notice });
+                    }
+                    None => self.stats.ignored += 1,
+                }
+            }
         }
     }
 
@@ -392,6 +429,7 @@ impl<D: Doorbell> PciBus<D> {
             self.children.apply(&self.snapshot, |function| {
                 self.events.push_back(Event::FunctionLeft(function));
             });
+            self.forget_the_gone();
         }
     }
 }

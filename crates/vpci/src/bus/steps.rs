@@ -12,9 +12,10 @@ use super::children::{Child, State};
 use super::{
     BadPacket, ChannelError, Event, Failure, FunctionId, PciBus, Pending, Stage, Step, Waiting,
 };
+use crate::interrupt;
 use crate::message::{
-    Bare, D0Entry, EjectComplete, MessageType, QueryVersion, Slotted, Status, Version,
-    requirements_of, status_of,
+    AssignedResources, Bare, D0Entry, EjectComplete, MSI3_STRIDE, MessageType, QueryVersion,
+    Slotted, Status, Version, requirements_of, status_of,
 };
 use crate::slot::Slot;
 
@@ -29,7 +30,7 @@ impl<D: Doorbell> PciBus<D> {
             Ok(status) => status,
             Err(error) => {
                 self.bad_packet(error.into());
-                self.answer_failed(step, Failure::Answer { step, error });
+                self.answer_failed(id, step, Failure::Answer { step, error });
                 return;
             }
         };
@@ -41,18 +42,28 @@ impl<D: Doorbell> PciBus<D> {
             Step::Requirements(id) => self.requirements_answered(id, reply, now),
             Step::Assign(id) if status.is_failure() => self.function_failed(id, refused),
             Step::Assign(id) => self.function_ready(id),
+            Step::CreateInterrupt { .. }
+            | Step::ReadBlock { .. }
+            | Step::WriteBlock { .. }
+            | Step::Power { .. } => self.request_answered(id, step, status, reply),
             // Snapshots are messages of their own; no request with this step is ever entered.
             Step::Relations => {}
         }
     }
 
     /// An answer could not be understood.
-    fn answer_failed(&mut self, step: Step, why: Failure) {
+    fn answer_failed(&mut self, request: u64, step: Step, why: Failure) {
         match step {
             Step::Requirements(id) | Step::Assign(id) => self.function_failed(id, why),
+            _ if step.function().is_some() => self.request_failed(request, step, why),
             _ if self.stage == Stage::Stopping => {
                 if step == Step::D0Exit {
                     self.stopped();
+                }
+            }
+            _ if self.stage == Stage::Suspending => {
+                if step == Step::D0Exit {
+                    self.suspended();
                 }
             }
             _ => self.fail(why),
@@ -101,6 +112,7 @@ impl<D: Doorbell> PciBus<D> {
         match self.stage {
             Stage::Recovering => self.enter_d0(true, now),
             Stage::Stopping if !self.waits_for(Step::D0Exit) => self.stopped(),
+            Stage::Suspending if !self.waits_for(Step::D0Exit) => self.suspended(),
             _ => {}
         }
     }
@@ -128,22 +140,31 @@ impl<D: Doorbell> PciBus<D> {
 
     /// The function, if it is still there and still being brought up.
     fn starting(&mut self, id: FunctionId) -> Option<&mut Child> {
-        self.children.by_id(id).filter(|child| child.state == State::Starting)
+        self.children
+            .by_id(id)
+            .filter(|child| matches!(child.state, State::Starting | State::Resuming))
     }
 
     fn function_ready(&mut self, id: FunctionId) {
         if let Some(child) = self.starting(id) {
-            child.state = State::Arrived;
-            let arrived = Event::FunctionArrived(child.function);
-            self.events.push_back(arrived);
+            let again = core::mem::replace(&mut child.state, State::Arrived) == State::Resuming;
+            let function = child.function;
+            self.events.push_back(if again {
+                Event::FunctionResumed(function)
+            } else {
+                Event::FunctionArrived(function)
+            });
         }
     }
 
     fn function_failed(&mut self, id: FunctionId, why: Failure) {
         if let Some(child) = self.starting(id) {
-            child.state = State::Failed;
-            let failed = Event::FunctionFailed { function: child.function, why };
-            self.events.push_back(failed);
+            let known = core::mem::replace(&mut child.state, State::Failed).is_visible();
+            let function = child.function;
+            if known {
+                self.events.push_back(Event::FunctionLeft(function));
+            }
+            self.events.push_back(Event::FunctionFailed { function, why });
         }
     }
 
@@ -165,6 +186,7 @@ impl<D: Doorbell> PciBus<D> {
         self.relations = None;
         self.pending.clear();
         self.outgoing.clear();
+        self.forget_the_gone();
     }
 
     /// Nobody waits for what was asked; what comes all the same is still known.
@@ -180,6 +202,9 @@ impl<D: Doorbell> PciBus<D> {
         for wait in self.pending.values_mut().chain(&mut self.relations) {
             if wait.due.is_some_and(|due| due <= now) {
                 wait.due = None;
+                if wait.step.function().is_some_and(|id| !self.children.has(id)) {
+                    continue;
+                }
                 self.events.push_back(Event::Overdue { step: wait.step, waited });
             }
         }
@@ -233,13 +258,16 @@ impl<D: Doorbell> PciBus<D> {
         let ready: Vec<_> = self
             .children
             .iter()
-            .filter(|child| child.state == State::Listed)
+            .filter(|child| matches!(child.state, State::Listed | State::Suspended))
             .map(|child| child.function.id)
             .filter(|id| busy.get(id.slot().to_wire() as usize) == Some(&false))
             .collect();
         for id in ready {
             if let Some(child) = self.children.by_id(id) {
-                child.state = State::Starting;
+                child.state = match child.state {
+                    State::Suspended => State::Resuming,
+                    _ => State::Starting,
+                };
                 let kind = MessageType::QUERY_RESOURCE_REQUIREMENTS;
                 self.request(Step::Requirements(id), slotted(kind, id.slot()).as_bytes(), now);
             }
@@ -249,8 +277,15 @@ impl<D: Doorbell> PciBus<D> {
     /// Says that a function has no resources of its own: its BARs are set through configuration space, its interrupts
     /// are made later. Linux does the same, and its lengths are used.
     fn assign_resources(&mut self, id: FunctionId, now: Instant) {
-        let kind = request_type(Step::Assign(id), self.version);
-        let len = if kind == MessageType::ASSIGNED_RESOURCES { 148 } else { 202 };
+        let mut kind = request_type(Step::Assign(id), self.version);
+        if self.config.resources_form3 && self.version >= Some(Version::V1_4) {
+            kind = MessageType::ASSIGNED_RESOURCES3;
+        }
+        let len = match kind {
+            MessageType::ASSIGNED_RESOURCES => 148,
+            MessageType::ASSIGNED_RESOURCES2 => 202,
+            _ => size_of::<AssignedResources>() + MSI3_STRIDE,
+        };
         let mut message = slotted(kind, id.slot()).as_bytes().to_vec();
         message.resize(len, 0);
         self.request(Step::Assign(id), &message, now);
@@ -277,14 +312,14 @@ impl<D: Doorbell> PciBus<D> {
         self.request(step, Bare { kind: kind.0.into() }.as_bytes(), now);
     }
 
-    fn request(&mut self, step: Step, message: &[u8], now: Instant) {
+    pub(super) fn request(&mut self, step: Step, message: &[u8], now: Instant) {
         self.last_id += 1;
         let due = Some(now + self.config.deadline);
         self.pending.insert(self.last_id, Pending { step, due });
         self.queue(self.last_id, true, message);
     }
 
-    fn queue(&mut self, transaction_id: u64, completion: bool, message: &[u8]) {
+    pub(super) fn queue(&mut self, transaction_id: u64, completion: bool, message: &[u8]) {
         self.outgoing.push_back(Waiting { transaction_id, completion, message: message.to_vec() });
         self.urgent = true;
     }
@@ -316,7 +351,7 @@ fn slotted(kind: MessageType, slot: Slot) -> Slotted {
 }
 
 /// The message that asks for a step.
-fn request_type(step: Step, version: Option<Version>) -> MessageType {
+pub(super) fn request_type(step: Step, version: Option<Version>) -> MessageType {
     match step {
         Step::Version(_) => MessageType::QUERY_PROTOCOL_VERSION,
         Step::Relations => MessageType::QUERY_BUS_RELATIONS,
@@ -325,5 +360,9 @@ fn request_type(step: Step, version: Option<Version>) -> MessageType {
         Step::Requirements(_) => MessageType::QUERY_RESOURCE_REQUIREMENTS,
         Step::Assign(_) if version >= Some(Version::V1_2) => MessageType::ASSIGNED_RESOURCES2,
         Step::Assign(_) => MessageType::ASSIGNED_RESOURCES,
+        Step::CreateInterrupt { .. } => interrupt::message_type(version.unwrap_or(Version::V1_1)),
+        Step::ReadBlock { .. } => MessageType::READ_BLOCK,
+        Step::WriteBlock { .. } => MessageType::WRITE_BLOCK,
+        Step::Power { .. } => MessageType::DEVICE_POWER_STATE_CHANGE,
     }
 }

@@ -122,6 +122,16 @@ open_enum! {
     }
 }
 
+open_enum! {
+    /// Power state of a function in DEVICE_POWER_STATE_CHANGE.
+    pub struct PowerState(u32) {
+        /// Working.
+        D0 = 1,
+        /// Off.
+        D3 = 4,
+    }
+}
+
 impl Status {
     /// Whether the request was refused or failed.
     #[must_use]

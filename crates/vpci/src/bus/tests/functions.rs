@@ -270,7 +270,7 @@ fn invalidated_blocks_are_told_for_functions_in_use() {
     let id = arrived(&mut bus)[0];
     host.say(MessageType::INVALIDATE_BLOCK, &[3, 6, 1]);
     host.say(MessageType::INVALIDATE_BLOCK, &[4, 6, 1]);
-    host.say(MessageType::QUERY_STOP, &[3]);
+    host.say(MessageType::QUERY_STOP, &[4]);
     bus.poll(START).unwrap();
     assert_eq!(events(&mut bus), [Event::BlocksInvalidated { function: id, mask: 0x1_0000_0006 }]);
     assert_eq!(bus.stats().ignored, 2);

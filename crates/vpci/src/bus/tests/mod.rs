@@ -4,6 +4,7 @@ extern crate std;
 
 mod faults;
 mod functions;
+mod requests;
 mod start;
 
 use std::vec;
