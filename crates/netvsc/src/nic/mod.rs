@@ -447,7 +447,11 @@ impl<D: Doorbell> Nic<D> {
         if self.stage != Stage::Ready {
             return Err(TransmitError::NotReady);
         }
-        self.transmit.transmit(&mut self.link, frame, &mut self.stats)
+        let taken = self.transmit.transmit(&mut self.link, frame, &mut self.stats);
+        if let Err(TransmitError::Failed(error)) = taken {
+            self.fail(error);
+        }
+        taken
     }
 
     /// Shows the host everything taken so far, with one doorbell at most. What finds no room in the ring goes out in a later

@@ -94,12 +94,13 @@ pub struct Rig {
 pub struct Shape {
     pub config: NicConfig,
     pub up_pages: u64,
+    pub down_pages: u64,
     pub send_pages: u64,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { config: NicConfig::default(), up_pages: 5, send_pages: 12 }
+        Self { config: NicConfig::default(), up_pages: 5, down_pages: 5, send_pages: 12 }
     }
 }
 
@@ -108,7 +109,7 @@ pub fn rig() -> Rig {
 }
 
 pub fn rig_of(shape: Shape) -> Rig {
-    let (up, down) = (pages(0, shape.up_pages), pages(100, 5));
+    let (up, down) = (pages(0, shape.up_pages), pages(100, shape.down_pages));
     let (receive, send) = (pages(1000, 32), pages(SEND_FRAME, shape.send_pages));
     let (to_host, to_guest) = (SignalFlag::new(), SignalFlag::new());
     let guest = Channel::from_parts(up.clone(), down.clone(), to_host.clone()).unwrap();

@@ -1,4 +1,9 @@
 //! The NIC against a host that follows a script, over two real rings.
 
+mod data;
+mod faults;
 mod host;
+mod path;
 mod start;
+mod stop;
+mod wakeups;
