@@ -1,5 +1,12 @@
 //! The program `netvsc`, as a library.
 
 pub mod args;
+pub mod embedded;
 pub mod error;
+pub mod event;
+pub mod guest;
+pub mod report;
+pub mod run;
+pub mod scenario;
+pub mod transfer;
 pub mod units;

@@ -24,7 +24,7 @@ const DIRECTIONS: [(&str, &[&str]); 6] = [
 ];
 
 /// Sources with `unsafe` in them.
-const UNSAFE_ROOMS: [&str; 2] = ["vmbus/src/memory.rs", "netvsc-linux/src/tap/request.rs"];
+const UNSAFE_ROOMS: [&str; 2] = ["vmbus/src/memory/", "netvsc-linux/src/tap/request.rs"];
 
 /// Modules that lift the ban on `unsafe`, each for one room.
 const DOORS: [&str; 2] = ["vmbus/src/lib.rs", "netvsc-linux/src/tap.rs"];
@@ -186,6 +186,10 @@ fn unsafe_lives_in_its_rooms_only() {
         .filter(|(path, _)| path != "netvsc-cli/tests/house.rs")
         .filter(|(_, text)| text.lines().any(uses_unsafe))
         .map(|(path, _)| path)
+        .map(|path| match UNSAFE_ROOMS.iter().find(|room| path.starts_with(**room)) {
+            Some(room) => (*room).to_owned(),
+            None => path,
+        })
         .collect();
     assert_eq!(used, set(&UNSAFE_ROOMS));
 }

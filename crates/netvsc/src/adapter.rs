@@ -55,6 +55,8 @@ pub enum Sign {
     Closed,
     /// The host associated it with a serial.
     Associated,
+    /// The host says that it has no VF any more.
+    Disassociated,
     /// The host completed a switch.
     SwitchCompleted(Path),
     /// The host switched by itself.
@@ -228,6 +230,26 @@ pub struct AdapterCounters {
     pub refused: u64,
     /// Frames that a VF did not take for their length and that went out on the synthetic path.
     pub too_long_for_vf: u64,
+}
+
+impl core::ops::Add for AdapterCounters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            frames_accepted: self.frames_accepted + other.frames_accepted,
+            frames_vf: self.frames_vf + other.frames_vf,
+            frames_synthetic: self.frames_synthetic + other.frames_synthetic,
+            frames_resent: self.frames_resent + other.frames_resent,
+            frames_received: self.frames_received + other.frames_received,
+            frames_received_vf: self.frames_received_vf + other.frames_received_vf,
+            switches_to_vf: self.switches_to_vf + other.switches_to_vf,
+            switches_to_synthetic: self.switches_to_synthetic + other.switches_to_synthetic,
+            pushed_back: self.pushed_back + other.pushed_back,
+            refused: self.refused + other.refused,
+            too_long_for_vf: self.too_long_for_vf + other.too_long_for_vf,
+        }
+    }
 }
 
 /// What an adapter has to say.
@@ -548,6 +570,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             Some(Sign::Ready) => self.failover.channel_opened(now),
             Some(Sign::Closed) => self.failover.channel_closed(now),
             Some(Sign::Associated) => self.failover.associated(now),
+            Some(Sign::Disassociated) => self.failover.disassociated(now),
             Some(Sign::SwitchCompleted(path)) => self.failover.switch_completed(path, now),
             Some(Sign::HostSwitched(path)) => self.failover.host_switched(path, now),
             None => {}

@@ -127,7 +127,7 @@ fn numbers(wire: &Shared) -> Vec<(Path, u8)> {
 fn on_vf() -> (Adapter<FakeNic, FakePort>, Shared) {
     let wire = Shared::default();
     wire.borrow_mut().room = 1000;
-    wire.borrow_mut().signs.push_back(Sign::Ready);
+    wire.borrow_mut().signs.extend([Sign::Ready, Sign::Associated]);
     let mut card = Adapter::new(FakeNic(wire.clone()), AdapterConfig::default());
     poll(&mut card, at(0));
     assert!(card.bind(FakePort(wire.clone()), at(1)).is_ok());

@@ -5,7 +5,7 @@
 //!
 //! | on | then |
 //! |---|---|
-//! | port bound, up, with carrier | [`Action::Switch`] to the VF; frames follow only after the host's completion (F2) |
+//! | port bound, up, with carrier, NIC associated | [`Action::Switch`] to the VF; frames follow only after the host's completion (F2) |
 //! | carrier lost, port asked back, NIC closing | frames stop on the VF at once, [`Action::Switch`] to synthetic, drain, release (F4) |
 //! | port vanished | what it never confirmed goes out again before anything newer (F5) |
 //! | the host says "synthetic" | obeyed at once, answered with nothing (F3) |
@@ -61,6 +61,8 @@ pub enum Cause {
     Gone,
     /// The host switched by itself.
     Host,
+    /// The host says that the NIC has no VF any more.
+    Disassociated,
     /// The NIC's channel closed.
     ChannelClosed,
 }
@@ -74,6 +76,7 @@ impl fmt::Display for Cause {
             Self::Unbound => "the VF belongs to this NIC no longer",
             Self::Gone => "the VF vanished",
             Self::Host => "the host switched by itself",
+            Self::Disassociated => "the host says that there is no VF",
             Self::ChannelClosed => "the NIC's channel closed",
         })
     }
@@ -145,6 +148,9 @@ pub struct Failover {
     config: FailoverConfig,
     /// Whether the NIC can carry switch messages.
     open: bool,
+    /// Whether the host has associated the NIC with a VF. A host completes a switch to a VF that it knows nothing of without
+    /// effect, so none is asked for before.
+    associated: bool,
     port: Port,
     /// Where frames go.
     transmit: Path,
@@ -171,6 +177,7 @@ impl Failover {
             recent: VecDeque::with_capacity(config.flap_limit + 2),
             config,
             open: false,
+            associated: false,
             port: Port::Absent,
             transmit: Path::Synthetic,
             draining: None,
@@ -224,6 +231,8 @@ impl Failover {
     /// The NIC's channel is closed or being reset: the host is on synthetic, and no message can change that (F9).
     pub fn channel_closed(&mut self, now: Instant) {
         self.open = false;
+        // The host says it anew after the next opening.
+        self.associated = false;
         self.request = None;
         self.confirmed = Path::Synthetic;
         self.leave_vf(Cause::ChannelClosed, now);
@@ -307,10 +316,17 @@ impl Failover {
         self.settle();
     }
 
-    /// The NIC is associated anew: what the host said before counts no longer.
+    /// The host associated the NIC with a VF. What it said before counts no longer.
     pub fn associated(&mut self, now: Instant) {
+        self.associated = true;
         self.overruled = false;
         self.advance(Cause::PortUp, now);
+    }
+
+    /// The host says that the NIC has no VF any more (F4).
+    pub fn disassociated(&mut self, now: Instant) {
+        self.associated = false;
+        self.advance(Cause::Disassociated, now);
     }
 
     /// Says what is late.
@@ -331,7 +347,8 @@ impl Failover {
     }
 
     fn wants_vf(&self) -> bool {
-        self.open && self.port == (Port::Bound { up: true }) && !self.overruled
+        let up = self.port == (Port::Bound { up: true });
+        self.open && self.associated && up && !self.overruled
     }
 
     /// Takes the next step towards the path that is wanted.

@@ -20,6 +20,7 @@ const fn transmit(path: Path, cause: Cause) -> Action {
 fn on_vf() -> Failover {
     let mut failover = Failover::new(FailoverConfig::default());
     failover.channel_opened(at(0));
+    failover.associated(at(0));
     failover.port_bound(true, at(1));
     failover.switch_completed(Path::Vf, at(2));
     let expected = vec![Action::Switch(Path::Vf), transmit(Path::Vf, Cause::PortUp)];
@@ -35,6 +36,7 @@ fn nothing_leaves_on_the_vf_before_the_completion() {
     failover.port_bound(true, at(0));
     assert_eq!(actions(&mut failover), [], "the NIC is not ready");
     failover.channel_opened(at(1));
+    failover.associated(at(1));
     assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)]);
     assert_eq!(failover.outlet(), Outlet::Path(Path::Synthetic));
     failover.switch_completed(Path::Vf, at(1000));
@@ -46,6 +48,7 @@ fn nothing_leaves_on_the_vf_before_the_completion() {
 fn a_port_without_carrier_is_not_switched_to_and_its_loss_is_followed_at_once() {
     let mut failover = Failover::new(FailoverConfig::default());
     failover.channel_opened(at(0));
+    failover.associated(at(0));
     failover.port_bound(false, at(1));
     assert_eq!(actions(&mut failover), []);
     failover.port_link(true, at(2));
@@ -90,6 +93,7 @@ fn a_port_asked_back_is_released_only_when_drained_and_switched() {
 fn a_port_that_was_never_used_is_released_at_once() {
     let mut failover = Failover::new(FailoverConfig::default());
     failover.channel_opened(at(0));
+    failover.associated(at(0));
     failover.port_bound(false, at(1));
     failover.port_leaving(Cause::Unbound, at(2));
     assert_eq!(actions(&mut failover), [Action::Release { orderly: true }]);
@@ -100,6 +104,7 @@ fn a_port_that_was_never_used_is_released_at_once() {
 fn a_wish_that_changes_under_way_waits_for_the_newest_answer() {
     let mut failover = Failover::new(FailoverConfig::default());
     failover.channel_opened(at(0));
+    failover.associated(at(0));
     failover.port_bound(true, at(1));
     failover.port_leaving(Cause::Eject, at(2));
     assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)], "one request at a time");
@@ -159,6 +164,7 @@ fn the_hosts_own_switch_is_obeyed_and_not_answered() {
 fn a_notice_before_the_completion_wins() {
     let mut failover = Failover::new(FailoverConfig::default());
     failover.channel_opened(at(0));
+    failover.associated(at(0));
     failover.port_bound(true, at(1));
     actions(&mut failover);
     failover.host_switched(Path::Synthetic, at(2));
@@ -172,6 +178,7 @@ fn a_notice_before_the_completion_wins() {
 fn a_missing_completion_is_said_once_and_a_late_one_counts() {
     let mut failover = Failover::new(FailoverConfig::default());
     failover.channel_opened(at(0));
+    failover.associated(at(0));
     failover.port_bound(true, at(1));
     actions(&mut failover);
     assert_eq!(failover.poll_deadline(), Some(at(5001)));
@@ -221,6 +228,8 @@ fn a_channel_that_closes_is_on_synthetic_and_returns_to_the_vf() {
     failover.switch_completed(Path::Vf, at(11));
     assert_eq!(actions(&mut failover), []);
     failover.channel_opened(at(12));
+    assert_eq!(actions(&mut failover), [], "the host has not named a VF since");
+    failover.associated(at(13));
     assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)]);
 }
 
@@ -243,6 +252,28 @@ fn flapping_is_reported() {
     assert_eq!(reports, 11, "of 21 switches the first ten are normal");
 }
 
+// HISTORY 44: a port that comes before the association may be paired, and is not switched to.
+#[test]
+fn no_switch_is_asked_for_before_the_association() {
+    let mut failover = Failover::new(FailoverConfig::default());
+    failover.channel_opened(at(0));
+    failover.port_bound(true, at(1));
+    assert_eq!(actions(&mut failover), []);
+    assert_eq!(failover.poll_deadline(), None, "nothing waits");
+    failover.associated(at(5000));
+    assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)]);
+}
+
+// F4.
+#[test]
+fn a_disassociation_is_followed_at_once() {
+    let mut failover = on_vf();
+    failover.disassociated(at(10));
+    let expected =
+        [transmit(Path::Synthetic, Cause::Disassociated), Action::Switch(Path::Synthetic)];
+    assert_eq!(actions(&mut failover), expected);
+}
+
 /// A host that does what it is asked, late, and sometimes something by itself.
 #[derive(Default)]
 struct Host {
@@ -253,7 +284,7 @@ struct Host {
 proptest::proptest! {
     // HISTORY 10: whatever happens, guest and host agree once everything has come to rest.
     #[test]
-    fn guest_and_host_agree_at_rest(events in proptest::collection::vec((0u8..9, 1u64..500), 0..200)) {
+    fn guest_and_host_agree_at_rest(events in proptest::collection::vec((0u8..11, 1u64..500), 0..200)) {
         let mut failover = Failover::new(FailoverConfig::default());
         let mut host = Host { path: Some(Path::Synthetic), ..Host::default() };
         let mut now = at(0);
@@ -277,6 +308,8 @@ proptest::proptest! {
                     host.path = Some(path);
                     failover.switch_completed(path, now);
                 },
+                8 => failover.associated(now),
+                9 => failover.disassociated(now),
                 _ => failover.drained(),
             }
             while let Some(action) = failover.poll_action() {

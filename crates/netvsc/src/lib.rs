@@ -11,6 +11,7 @@ pub mod pairing;
 pub mod port;
 pub mod rndis;
 
+pub use adapter::Adapter;
 pub use mac::{MacAddress, MacAddressError};
 pub use nic::{Nic, NicConfig, NicError, NicEvent, RxFrame, SharedBuffer, TransmitError};
 pub use port::{Path, PortError, PortLink, VfPort};

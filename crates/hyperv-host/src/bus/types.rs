@@ -101,6 +101,7 @@ impl Default for BusPolicy {
 }
 
 /// What happened on the bus.
+#[expect(clippy::large_enum_variant, reason = "events are few, and each is moved once")]
 #[derive(Debug)]
 pub enum BusEvent {
     /// A guest made contact.

@@ -36,9 +36,8 @@ impl<D: Doorbell> Synthetic for Nic<D> {
             NicEvent::Associated { .. } => Some(Sign::Associated),
             NicEvent::SwitchCompleted { path } => Some(Sign::SwitchCompleted(path)),
             NicEvent::HostSwitched { path } => Some(Sign::HostSwitched(path)),
-            NicEvent::Disassociated { .. } | NicEvent::Link { .. } | NicEvent::Overdue { .. } => {
-                None
-            }
+            NicEvent::Disassociated { .. } => Some(Sign::Disassociated),
+            NicEvent::Link { .. } | NicEvent::Overdue { .. } => None,
         }
     }
 

@@ -1,0 +1,179 @@
+//! The embedded host: host and guest in one process, over one shared memory, on one clock.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hyperv_host::Host;
+use hyperv_host::bus::BusPolicy;
+use hyperv_host::memory::GuestRam;
+use hyperv_host::pci::PciPolicy;
+use hyperv_host::vf::{SimulatedPort, VfWindow};
+use vmbus::memory::SharedPages;
+use vmbus::platform::{AllocError, Platform};
+use vmbus::time::earliest;
+use vmbus::{ConnectionId, Guid, Instant, SignalFlag};
+use vpci::bus::Function;
+
+use crate::guest::{Guest, Machine, Sink};
+
+/// Pages of memory that the guest may share: 256 MiB.
+const SHARED_PAGES: usize = 65_536;
+/// Descriptors of each ring of a VF.
+const VF_DEPTH: u32 = 256;
+
+/// What one process has to know of both sides: doorbells that rang, and device windows that can be mapped.
+#[derive(Debug, Default)]
+struct Wiring {
+    doorbells: BTreeMap<ConnectionId, SignalFlag>,
+    /// Windows of VFs by the instance GUID of their bus, put there by the host when it offers them.
+    windows: BTreeMap<Guid, VfWindow>,
+    /// Interrupts of the VFs that the guest has open.
+    interrupts: BTreeMap<Guid, SignalFlag>,
+}
+
+/// The guest's machine on the embedded host.
+#[derive(Debug)]
+pub struct EmbeddedMachine {
+    ram: GuestRam,
+    wiring: Rc<RefCell<Wiring>>,
+}
+
+impl Platform for EmbeddedMachine {
+    fn allocate(&self, pages: usize) -> Result<SharedPages, AllocError> {
+        self.ram.allocate(pages)
+    }
+}
+
+impl Machine for EmbeddedMachine {
+    type Doorbell = SignalFlag;
+    type Port = SimulatedPort;
+
+    fn doorbell(&mut self, connection: ConnectionId) -> SignalFlag {
+        self.wiring.borrow_mut().doorbells.entry(connection).or_default().clone()
+    }
+
+    fn forget_doorbell(&mut self, connection: ConnectionId) {
+        self.wiring.borrow_mut().doorbells.remove(&connection);
+    }
+
+    fn open_port(&mut self, bus: Guid, _: &Function) -> Result<SimulatedPort, String> {
+        let window = self.wiring.borrow().windows.get(&bus).cloned();
+        let window = window.ok_or("its registers cannot be mapped")?;
+        let interrupt = window.interrupt.clone();
+        let port =
+            SimulatedPort::open(window, &self.ram, VF_DEPTH).map_err(|error| error.to_string())?;
+        self.wiring.borrow_mut().interrupts.insert(bus, interrupt);
+        Ok(port)
+    }
+}
+
+/// Host and guest, joined.
+#[derive(Debug)]
+pub struct World {
+    /// The host.
+    pub host: Host,
+    /// The guest.
+    pub guest: Guest<EmbeddedMachine>,
+    ram: GuestRam,
+    wiring: Rc<RefCell<Wiring>>,
+    /// Doorbells that rang, kept to use its memory again.
+    rang: Vec<ConnectionId>,
+}
+
+impl World {
+    /// A host without devices and a guest that has not made contact. `seed` chooses the guest's page frame numbers.
+    #[must_use]
+    pub fn new(bus: BusPolicy, pci: PciPolicy, seed: u64) -> Self {
+        let ram = GuestRam::new(seed, SHARED_PAGES);
+        let wiring = Rc::new(RefCell::new(Wiring::default()));
+        let machine = EmbeddedMachine { ram: ram.clone(), wiring: wiring.clone() };
+        Self {
+            host: Host::new(bus, pci, Arc::new(ram.clone())),
+            guest: Guest::new(machine),
+            ram,
+            wiring,
+            rang: Vec::new(),
+        }
+    }
+
+    /// Pages that the guest has allocated for sharing now.
+    #[must_use]
+    pub fn shared_pages(&self) -> usize {
+        self.ram.allocated()
+    }
+
+    /// Makes the registers of a VF that is about to be offered reachable for the guest's driver.
+    pub fn map_vf(&mut self, bus: Guid) {
+        if let Some(window) = self.host.map_vf(bus) {
+            self.wiring.borrow_mut().windows.insert(bus, window);
+        }
+    }
+
+    /// Removes the registers of a VF that is gone.
+    pub fn unmap_vf(&mut self, bus: Guid) {
+        let mut wiring = self.wiring.borrow_mut();
+        wiring.windows.remove(&bus);
+        wiring.interrupts.remove(&bus);
+    }
+
+    /// Carries messages, doorbells and interrupts between the two until neither has anything more to do at `now`. Frames for
+    /// the guest go to `sink` with the number of their NIC.
+    pub fn settle(&mut self, now: Instant, sink: &mut Sink<'_>) {
+        loop {
+            let mut moved = self.guest.poll(now, sink);
+            while let Some(post) = self.guest.poll_outgoing() {
+                self.host.handle_message(post.connection, &post.payload, now);
+                moved = true;
+            }
+            moved |= self.ring_host();
+            self.host.poll(now);
+            while let Some(message) = self.host.poll_message() {
+                self.guest.handle_message(&message, now);
+                moved = true;
+            }
+            let channels: Vec<_> = self.host.interrupts().collect();
+            for channel in channels {
+                self.guest.interrupt(channel);
+                moved = true;
+            }
+            moved |= self.interrupt_ports();
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// Tells the host which doorbells rang.
+    fn ring_host(&mut self) -> bool {
+        self.rang.clear();
+        let wiring = self.wiring.borrow();
+        self.rang
+            .extend(wiring.doorbells.iter().filter(|(_, flag)| flag.take()).map(|(id, _)| *id));
+        drop(wiring);
+        for connection in &self.rang {
+            self.host.signalled(*connection);
+        }
+        !self.rang.is_empty()
+    }
+
+    /// Tells the guest which VFs raised their interrupt.
+    fn interrupt_ports(&mut self) -> bool {
+        let wiring = self.wiring.borrow();
+        let mut any = false;
+        for (bus, interrupt) in &wiring.interrupts {
+            if interrupt.take() {
+                self.guest.port_interrupt(*bus);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// When something happens next although nobody does anything.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        earliest(self.host.poll_deadline(), self.guest.deadline())
+    }
+}

@@ -1,0 +1,394 @@
+//! The guest's shell: it joins the machines of `vmbus`, `vpci` and `netvsc` and gives them what they need.
+//!
+//! Everything a kernel would do around them is here: memory for rings and buffers, the order in which a NIC comes up, the way
+//! of a VF's port from the PCI bus to the NIC it belongs to, and back. It has no clock and no thread.
+
+mod nic;
+mod pair;
+mod pci;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use netvsc::adapter::{AdapterConfig, AdapterCounters, AdapterError};
+use netvsc::pairing::{DeviceKind, Pairing, PairingConfig};
+use netvsc::{MacAddress, VfPort};
+use vmbus::bus::{Bus, BusConfig, Event as BusEvent, Offer, Post};
+use vmbus::memory::SharedPages;
+use vmbus::message::{NIC_CLASS, VPCI_CLASS};
+use vmbus::platform::Platform;
+use vmbus::time::earliest;
+use vmbus::{Channel, ChannelId, ConnectionId, Doorbell, Guid, Instant};
+use vpci::bus::Function;
+
+use crate::error::Error;
+use crate::event::{PairLine, What};
+use crate::report::NicView;
+use nic::NicDevice;
+use pci::PciDevice;
+
+/// What the guest runs on.
+pub trait Machine: Platform {
+    /// How it tells the host to look at a channel.
+    type Doorbell: Doorbell;
+    /// Ports of virtual functions.
+    type Port: VfPort;
+
+    /// A doorbell for the channel with this connection id.
+    fn doorbell(&mut self, connection: ConnectionId) -> Self::Doorbell;
+
+    /// The channel with this connection id is gone.
+    fn forget_doorbell(&mut self, connection: ConnectionId);
+
+    /// The driver of a function takes it into use.
+    ///
+    /// # Errors
+    /// Why it could not, in words.
+    fn open_port(&mut self, bus: Guid, function: &Function) -> Result<Self::Port, String>;
+}
+
+/// Where frames that were received go: the number of their NIC, and how to append the frame to a buffer.
+pub type Sink<'a> = dyn FnMut(usize, &mut dyn FnMut(&mut Vec<u8>)) + 'a;
+
+/// What became of a frame that was to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// The NIC has it, or it can never be sent and was counted.
+    Taken,
+    /// Not now.
+    Later,
+}
+
+/// Who uses a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// The NIC with this number.
+    Nic(usize),
+    /// The PCI bus with this instance GUID.
+    Pci(Guid),
+}
+
+/// A guest.
+pub struct Guest<M: Machine> {
+    machine: M,
+    bus: Bus,
+    nics: Vec<NicDevice<M::Doorbell, M::Port>>,
+    buses: BTreeMap<Guid, PciDevice<M::Doorbell, M::Port>>,
+    owners: BTreeMap<ChannelId, (Owner, ConnectionId)>,
+    pairing: Pairing,
+    events: VecDeque<What>,
+}
+
+impl<M: Machine> std::fmt::Debug for Guest<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest").field("nics", &self.nics.len()).finish_non_exhaustive()
+    }
+}
+
+impl<M: Machine> Guest<M> {
+    /// A guest that has not made contact with its host.
+    #[must_use]
+    pub fn new(machine: M) -> Self {
+        Self {
+            machine,
+            bus: Bus::new(BusConfig::default()),
+            nics: Vec::new(),
+            buses: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            pairing: Pairing::new(PairingConfig::default()),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Makes contact with the host.
+    ///
+    /// # Errors
+    /// If it has been made before.
+    pub fn start(&mut self, now: Instant) -> Result<(), Error> {
+        self.bus.start(now).map_err(|error| Error::Run(error.to_string()))
+    }
+
+    /// An emulated network card was seen. It is never paired.
+    pub fn see_emulated(&mut self, mac: MacAddress) {
+        self.pairing.ignored(DeviceKind::Emulated, mac);
+    }
+
+    /// A control message of the host.
+    pub fn handle_message(&mut self, payload: &[u8], now: Instant) {
+        if let Err(error) = self.bus.handle_message(payload, now) {
+            self.events.push_back(What::Failed { what: format!("message of the host: {error}") });
+        }
+    }
+
+    /// The next message for the host.
+    pub fn poll_outgoing(&mut self) -> Option<Post> {
+        self.bus.poll_outgoing()
+    }
+
+    /// The host rang for a channel. An unknown one is no error: it may have been released just now.
+    pub fn interrupt(&mut self, channel: ChannelId) {
+        match self.owners.get(&channel) {
+            Some((Owner::Nic(nic), _)) => {
+                if let Some(nic) = self.nics.get_mut(*nic) {
+                    nic.rung = true;
+                }
+            }
+            Some((Owner::Pci(bus), _)) => {
+                if let Some(bus) = self.buses.get_mut(bus) {
+                    bus.rung = true;
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// A VF on this bus raised its interrupt.
+    pub fn port_interrupt(&mut self, bus: Guid) {
+        for nic in &mut self.nics {
+            if nic.bound.is_some_and(|bound| bound.bus == bus) {
+                nic.rung = true;
+            }
+        }
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<What> {
+        self.events.pop_front()
+    }
+
+    /// Does all that can be done at `now`. True if anything was done.
+    pub fn poll(&mut self, now: Instant, sink: &mut Sink<'_>) -> bool {
+        let mut any = false;
+        self.bus.handle_deadline(now);
+        self.pairing.handle_deadline(now);
+        loop {
+            let mut moved = false;
+            while let Some(event) = self.bus.poll_event() {
+                self.handle_bus_event(event, now);
+                moved = true;
+            }
+            for nic in 0..self.nics.len() {
+                moved |= self.poll_nic(nic, now, sink);
+            }
+            moved |= self.poll_buses(now);
+            while let Some(decision) = self.pairing.poll_decision() {
+                self.carry_out(decision, now);
+                moved = true;
+            }
+            if !moved {
+                return any;
+            }
+            any = true;
+        }
+    }
+
+    /// When to poll at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let mut at = earliest(self.bus.poll_deadline(), self.pairing.poll_deadline());
+        for nic in &self.nics {
+            at = earliest(at, nic.deadline());
+        }
+        for bus in self.buses.values() {
+            at = earliest(at, bus.deadline());
+        }
+        at
+    }
+
+    fn handle_bus_event(&mut self, event: BusEvent, now: Instant) {
+        match event {
+            BusEvent::Connected { version, .. } => {
+                self.events.push_back(What::Connected { version: version.to_string() });
+            }
+            BusEvent::ContactFailed(why) => self.fail(format!("no contact with the host: {why:?}")),
+            BusEvent::Offered(offer) => self.offered(&offer, now),
+            BusEvent::Opened { channel } => match self.owner(channel) {
+                Some(Owner::Nic(nic)) => self.share_buffers(nic, now),
+                Some(Owner::Pci(bus)) => {
+                    if let Some(bus) = self.buses.get_mut(&bus) {
+                        bus.opened(now);
+                    }
+                }
+                None => {}
+            },
+            BusEvent::Shared { channel, gpadl } => {
+                if let Some(Owner::Nic(nic)) = self.owner(channel) {
+                    self.buffer_shared(nic, gpadl, now);
+                }
+            }
+            BusEvent::OpenFailed { channel, step, status } => {
+                self.fail(format!("channel {channel} did not open: {step:?}, status {status:#x}"));
+            }
+            BusEvent::ShareFailed { channel, gpadl, status } => {
+                self.fail(format!(
+                    "channel {channel}: the host refused {gpadl}, status {status:#x}"
+                ));
+            }
+            BusEvent::Rescinded { channel } => self.rescinded(channel, now),
+            BusEvent::Released { channel } => {
+                if let Some((_, connection)) = self.owners.remove(&channel) {
+                    self.machine.forget_doorbell(connection);
+                }
+            }
+            BusEvent::Overdue(wait) => {
+                self.events.push_back(What::Overdue { what: format!("bus: {wait:?}") });
+            }
+            BusEvent::AllOffersDelivered
+            | BusEvent::Closed { .. }
+            | BusEvent::Unshared { .. }
+            | BusEvent::Unloaded => {}
+        }
+    }
+
+    fn owner(&self, channel: ChannelId) -> Option<Owner> {
+        self.owners.get(&channel).map(|(owner, _)| *owner)
+    }
+
+    fn fail(&mut self, what: String) {
+        self.events.push_back(What::Failed { what });
+    }
+
+    fn offered(&mut self, offer: &Offer, now: Instant) {
+        if offer.sub_channel != 0 {
+            return;
+        }
+        let pages = match offer.class {
+            NIC_CLASS => nic::RING_PAGES,
+            VPCI_CLASS => pci::RING_PAGES,
+            _ => return,
+        };
+        match self.open(offer, pages, now) {
+            Ok(link) if offer.class == NIC_CLASS => {
+                let number = self.nics.iter().position(|nic| nic.instance == offer.instance);
+                let number = number.unwrap_or(self.nics.len());
+                self.owners.insert(offer.channel, (Owner::Nic(number), offer.connection));
+                let instance = offer.instance;
+                if number == self.nics.len() {
+                    self.nics.push(NicDevice::new(instance));
+                }
+                if let Some(nic) = self.nics.get_mut(number) {
+                    nic.opening(offer.channel, link);
+                }
+                self.events.push_back(What::NicOffered { nic: number, instance });
+            }
+            Ok(link) => {
+                let owner = Owner::Pci(offer.instance);
+                self.owners.insert(offer.channel, (owner, offer.connection));
+                let device = PciDevice::new(offer.channel, link);
+                self.buses.insert(offer.instance, device);
+            }
+            Err(why) => self.fail(format!("device {}: {why}", offer.instance)),
+        }
+    }
+
+    /// Allocates rings of `pages` pages each, joins them to a channel and asks the host to open it.
+    fn open(
+        &mut self,
+        offer: &Offer,
+        pages: usize,
+        now: Instant,
+    ) -> Result<Channel<SharedPages, M::Doorbell>, String> {
+        let rings = self.machine.allocate(2 * pages).map_err(|error| error.to_string())?;
+        let halves = rings.slice(0, pages).zip(rings.slice(pages, pages));
+        let (tx, rx) = halves.ok_or("rings of no pages")?;
+        let doorbell = self.machine.doorbell(offer.connection);
+        let link = Channel::from_parts(tx, rx, doorbell).map_err(|error| error.to_string())?;
+        let downstream = u32::try_from(pages).map_err(|error| error.to_string())?;
+        self.bus
+            .open(offer.channel, &rings, downstream, 0, now)
+            .map_err(|error| error.to_string())?;
+        Ok(link)
+    }
+
+    fn rescinded(&mut self, channel: ChannelId, now: Instant) {
+        match self.owner(channel) {
+            Some(Owner::Nic(nic)) => self.nic_rescinded(nic, now),
+            Some(Owner::Pci(bus)) => self.bus_rescinded(bus, now),
+            None => {}
+        }
+        if let Err(error) = self.bus.release(channel, now) {
+            self.fail(format!("channel {channel} could not be released: {error}"));
+        }
+    }
+
+    /// Number of NICs that were ever offered.
+    #[must_use]
+    pub fn nics(&self) -> usize {
+        self.nics.len()
+    }
+
+    /// Hands a frame to a NIC; it leaves with the next [`Guest::flush`].
+    pub fn transmit(&mut self, nic: usize, frame: &[u8], now: Instant) -> Sending {
+        let Some(adapter) = self.nics.get_mut(nic).and_then(NicDevice::adapter_mut) else {
+            return Sending::Taken;
+        };
+        match adapter.transmit(frame, now) {
+            Err(AdapterError::Full) => Sending::Later,
+            Ok(()) | Err(AdapterError::Refused { .. }) => Sending::Taken,
+        }
+    }
+
+    /// Sends what a NIC was handed.
+    pub fn flush(&mut self, nic: usize) {
+        if let Some(adapter) = self.nics.get_mut(nic).and_then(NicDevice::adapter_mut) {
+            adapter.flush();
+        }
+    }
+
+    /// What a NIC did, over all its openings.
+    #[must_use]
+    pub fn counters(&self, nic: usize) -> AdapterCounters {
+        self.nics.get(nic).map_or_else(AdapterCounters::default, NicDevice::counters)
+    }
+
+    /// Whether no frame and no switch of a NIC is under way.
+    #[must_use]
+    pub fn is_quiet(&self, nic: usize) -> bool {
+        self.nics.get(nic).and_then(NicDevice::adapter).is_none_or(netvsc::Adapter::is_quiet)
+    }
+
+    /// The pairs that there are.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<PairLine> {
+        let mut pairs: Vec<_> = self
+            .pairing
+            .pairs()
+            .filter_map(|(nic, port, reason)| {
+                let number = self.nics.iter().position(|known| known.id == Some(nic.id))?;
+                let view = self.view(number);
+                Some(PairLine {
+                    nic: number,
+                    serial: port.key.function.serial.0,
+                    mac: view.mac,
+                    reason: reason.word(),
+                    state: view.state,
+                    path: view.path,
+                })
+            })
+            .collect();
+        pairs.sort_by_key(|pair| pair.nic);
+        pairs
+    }
+
+    /// How a NIC stands.
+    #[must_use]
+    pub fn view(&self, nic: usize) -> NicView {
+        let Some(device) = self.nics.get(nic) else { return NicView::default() };
+        let path = device.adapter().map_or(netvsc::Path::Synthetic, netvsc::Adapter::path);
+        let state = device.id.and_then(|id| self.pairing.state(id).ok());
+        let bound = device.id.and_then(|id| self.pairing.bound(id));
+        NicView {
+            mac: device.mac.map_or_else(String::new, |mac| mac.to_string()),
+            state: state.map_or("starting", |state| state.on(path).word()).into(),
+            path: crate::event::path_word(path),
+            pair: bound.map_or_else(String::new, |(port, reason)| {
+                format!("serial {} ({})", port.key.function.serial, reason.word())
+            }),
+            progress: None,
+        }
+    }
+}
+
+/// How adapters are made here.
+fn adapter_config() -> AdapterConfig {
+    AdapterConfig::default()
+}

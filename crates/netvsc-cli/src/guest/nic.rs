@@ -1,0 +1,287 @@
+//! The life of a NIC in the guest: channel, buffers, start-up, frames, and its end.
+
+use netvsc::adapter::{Adapter, AdapterCounters, AdapterEvent, append};
+use netvsc::nic::{Nic, NicConfig, NicEvent, SharedBuffer};
+use netvsc::pairing::{NicId, PortId};
+use netvsc::{MacAddress, VfPort};
+use vmbus::memory::SharedPages;
+use vmbus::{Channel, ChannelId, Doorbell, GpadlId, Guid, Instant, Serial};
+use vpci::bus::FunctionId;
+
+use super::{Guest, Machine, Sink, adapter_config};
+use crate::event::What;
+
+/// Pages of each ring of a NIC's channel, header page included: 512 KiB, as Linux takes.
+pub(super) const RING_PAGES: usize = 128;
+/// Pages of the receive buffer: 2 MiB.
+const RECEIVE_PAGES: usize = 512;
+/// Pages of the send buffer: 1 MiB.
+const SEND_PAGES: usize = 256;
+
+/// How far a NIC is.
+enum Stage<D: Doorbell, P> {
+    /// The channel is being opened.
+    Opening(Channel<SharedPages, D>),
+    /// The host is being told of the buffers; `waiting` of them it has not confirmed.
+    Sharing {
+        link: Channel<SharedPages, D>,
+        receive: SharedBuffer,
+        send: SharedBuffer,
+        waiting: usize,
+    },
+    /// The NIC is at work, or starting up.
+    Running(Box<Adapter<Nic<D>, P>>),
+    /// There is no channel.
+    Gone,
+}
+
+/// The port that a NIC has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound {
+    pub(super) bus: Guid,
+    pub(super) function: FunctionId,
+    pub(super) port: PortId,
+}
+
+/// One NIC.
+pub(super) struct NicDevice<D: Doorbell, P> {
+    pub(super) instance: Guid,
+    channel: Option<ChannelId>,
+    stage: Stage<D, P>,
+    pub(super) mac: Option<MacAddress>,
+    /// Its name in pairing, once its MAC is known.
+    pub(super) id: Option<NicId>,
+    /// An association that came before that.
+    early: Option<Serial>,
+    pub(super) bound: Option<Bound>,
+    /// Pairing waits to hear that this port is let go.
+    pub(super) unbinding: Option<PortId>,
+    /// The host or a port rang.
+    pub(super) rung: bool,
+    /// What earlier openings did.
+    past: AdapterCounters,
+}
+
+impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
+    pub(super) fn new(instance: Guid) -> Self {
+        Self {
+            instance,
+            channel: None,
+            stage: Stage::Gone,
+            mac: None,
+            id: None,
+            early: None,
+            bound: None,
+            unbinding: None,
+            rung: false,
+            past: AdapterCounters::default(),
+        }
+    }
+
+    pub(super) fn opening(&mut self, channel: ChannelId, link: Channel<SharedPages, D>) {
+        self.channel = Some(channel);
+        self.stage = Stage::Opening(link);
+    }
+
+    pub(super) fn adapter(&self) -> Option<&Adapter<Nic<D>, P>> {
+        match &self.stage {
+            Stage::Running(adapter) => Some(adapter),
+            _ => None,
+        }
+    }
+
+    pub(super) fn adapter_mut(&mut self) -> Option<&mut Adapter<Nic<D>, P>> {
+        match &mut self.stage {
+            Stage::Running(adapter) => Some(adapter),
+            _ => None,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.adapter().and_then(Adapter::poll_deadline)
+    }
+
+    pub(super) fn counters(&self) -> AdapterCounters {
+        match self.adapter() {
+            Some(adapter) => self.past + adapter.counters(),
+            None => self.past,
+        }
+    }
+}
+
+impl<M: Machine> Guest<M> {
+    /// The channel is open: the host is told of the buffers.
+    pub(super) fn share_buffers(&mut self, number: usize, now: Instant) {
+        if let Err(why) = self.try_share(number, now) {
+            self.fail(format!("nic{number}: {why}"));
+        }
+    }
+
+    fn try_share(&mut self, number: usize, now: Instant) -> Result<(), String> {
+        let Some(nic) = self.nics.get_mut(number) else { return Ok(()) };
+        let Some(channel) = nic.channel else { return Ok(()) };
+        let mut share = |pages| {
+            let pages = self.machine.allocate(pages).map_err(|error| error.to_string())?;
+            let gpadl = self.bus.share(channel, &pages, now).map_err(|error| error.to_string())?;
+            Ok::<_, String>(SharedBuffer { gpadl, pages })
+        };
+        let (receive, send) = (share(RECEIVE_PAGES)?, share(SEND_PAGES)?);
+        nic.stage = match std::mem::replace(&mut nic.stage, Stage::Gone) {
+            Stage::Opening(link) => Stage::Sharing { link, receive, send, waiting: 2 },
+            other => other,
+        };
+        Ok(())
+    }
+
+    /// The host knows of one of the buffers; with the last one the NIC starts up.
+    pub(super) fn buffer_shared(&mut self, number: usize, gpadl: GpadlId, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        nic.stage = match std::mem::replace(&mut nic.stage, Stage::Gone) {
+            Stage::Sharing { link, receive, send, waiting }
+                if receive.gpadl == gpadl || send.gpadl == gpadl =>
+            {
+                if waiting > 1 {
+                    Stage::Sharing { link, receive, send, waiting: waiting - 1 }
+                } else {
+                    match Nic::new(link, receive, Some(send), NicConfig::default(), now) {
+                        Ok(started) => {
+                            nic.rung = true;
+                            Stage::Running(Box::new(Adapter::new(started, adapter_config())))
+                        }
+                        Err(error) => {
+                            self.fail(format!("nic{number}: {error}"));
+                            return;
+                        }
+                    }
+                }
+            }
+            other => other,
+        };
+    }
+
+    /// Polls a NIC that rang or whose time has come. True if anything was done.
+    pub(super) fn poll_nic(&mut self, number: usize, now: Instant, sink: &mut Sink<'_>) -> bool {
+        let Some(nic) = self.nics.get_mut(number) else { return false };
+        let due = nic.deadline().is_some_and(|at| at <= now);
+        let mut moved = false;
+        let rung = std::mem::take(&mut nic.rung);
+        let Stage::Running(adapter) = &mut nic.stage else { return false };
+        if rung || due {
+            moved = true;
+            let polled = adapter.poll(now, &mut |_, frame| {
+                sink(number, &mut |buffer| append(frame, buffer));
+            });
+            if let Err(error) = polled {
+                self.events.push_back(What::Failed { what: format!("nic{number}: {error}") });
+            }
+        }
+        while let Some(event) =
+            self.nics.get_mut(number).and_then(|nic| nic.adapter_mut()?.poll_event())
+        {
+            self.handle_adapter_event(number, event, now);
+            moved = true;
+        }
+        moved
+    }
+
+    fn handle_adapter_event(
+        &mut self,
+        number: usize,
+        event: AdapterEvent<NicEvent, M::Port>,
+        now: Instant,
+    ) {
+        match event {
+            AdapterEvent::Nic(event) => self.handle_nic_event(number, event, now),
+            AdapterEvent::Path { path, cause } => {
+                let why = cause.to_string();
+                self.events.push_back(What::Path { nic: number, path, why });
+            }
+            AdapterEvent::Resending { frames } => {
+                let frames = frames as u64;
+                self.events.push_back(What::Resent { nic: number, frames });
+            }
+            AdapterEvent::Released { port, .. } => self.port_released(number, port, now),
+            AdapterEvent::SwitchOverdue { path } => {
+                let what = format!("nic{number}: the host has not switched to the {path} path");
+                self.events.push_back(What::Overdue { what });
+            }
+            AdapterEvent::Flapping { switches } => {
+                let why = format!("the path has switched {switches} times within an hour");
+                self.events.push_back(What::Pairing { nic: Some(number), why });
+            }
+        }
+    }
+
+    fn handle_nic_event(&mut self, number: usize, event: NicEvent, now: Instant) {
+        match event {
+            NicEvent::Ready { mac, mtu, version, .. } => {
+                let nvsp = version.to_string();
+                self.events.push_back(What::NicReady { nic: number, mac, nvsp, mtu });
+                let Some(nic) = self.nics.get_mut(number) else { return };
+                let id = self.pairing.nic_arrived(nic.instance, mac, now);
+                nic.id = Some(id);
+                nic.mac = Some(mac);
+                if let Some(serial) = nic.early.take() {
+                    // The id was made just now, so that it cannot be stale.
+                    let _ = self.pairing.associated(id, serial, now);
+                }
+            }
+            NicEvent::Associated { serial } => {
+                self.events.push_back(What::Associated { nic: number, serial });
+                let Some(nic) = self.nics.get_mut(number) else { return };
+                if let Some(id) = nic.id {
+                    let stale = self.pairing.associated(id, serial, now).err();
+                    self.note_stale(stale);
+                } else {
+                    nic.early = Some(serial);
+                }
+            }
+            NicEvent::Disassociated { .. } => {
+                self.events.push_back(What::Disassociated { nic: number });
+                let Some(nic) = self.nics.get_mut(number) else { return };
+                nic.early = None;
+                if let Some(id) = nic.id {
+                    let stale = self.pairing.disassociated(id, now).err();
+                    self.note_stale(stale);
+                }
+            }
+            NicEvent::Overdue { step } => {
+                let what = format!("nic{number}: the host has not answered {step}");
+                self.events.push_back(What::Overdue { what });
+            }
+            NicEvent::Failed(error) => self.fail(format!("nic{number}: {error}")),
+            NicEvent::Link { .. }
+            | NicEvent::SwitchCompleted { .. }
+            | NicEvent::HostSwitched { .. }
+            | NicEvent::Stopped => {}
+        }
+    }
+
+    /// The NIC's channel is gone, and the NIC with it.
+    pub(super) fn nic_rescinded(&mut self, number: usize, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        nic.past = nic.counters();
+        nic.channel = None;
+        nic.early = None;
+        let bound = nic.bound.take();
+        let left = nic.id.take();
+        let stage = std::mem::replace(&mut nic.stage, Stage::Gone);
+        if let Some(id) = left {
+            let stale = self.pairing.nic_left(id, now).err();
+            self.note_stale(stale);
+        }
+        if let (Stage::Running(adapter), Some(bound)) = (stage, bound)
+            && let (_, Some(port)) = adapter.into_parts()
+        {
+            self.keep_port(bound, port);
+        }
+        self.events.push_back(What::NicGone { nic: number, why: "the host took it back".into() });
+    }
+
+    /// A stale handle is a mistake of this shell; it is told and nothing is done with it.
+    pub(super) fn note_stale(&mut self, error: Option<netvsc::pairing::FactError>) {
+        if let Some(error) = error {
+            self.fail(error.to_string());
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! `netvsc run --tap`: the kernel's own TCP/IP is the traffic.
+//!
+//! The first NIC carries what the kernel sends into one TAP; behind the virtual switch is a second TAP, or a small stack
+//! that answers pings. Host and guest are those of the default run, on the kernel's clock.
+
+use std::collections::VecDeque;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::{Duration, Instant as Clock};
+
+use hyperv_host::switch::Offered;
+use netvsc::MacAddress;
+use netvsc_linux::{Tap, TapError, TapName};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use smoltcp::wire::Ipv4Address;
+use vmbus::Instant;
+
+use super::plan::Plan;
+use super::stage::Stage;
+use super::{NICS, host_event};
+use crate::args::RunArgs;
+use crate::error::Error;
+use crate::guest::Sending;
+use crate::report::Report;
+use crate::scenario::Script;
+use crate::transfer::Endpoint;
+
+/// Longest frame that a TAP without offloads gives, and one byte more: an MTU of 65,521 and its header.
+const BUFFER: usize = 65_536 + 64;
+/// Frames taken from a TAP before the rest of the world gets its turn.
+const BURST: usize = 64;
+/// Frames that may wait for a TAP.
+const BACKLOG: usize = 4096;
+/// How long frames may take to come to rest at the end.
+const REST: Duration = Duration::from_secs(2);
+/// Address of the stack behind the switch where there is no second TAP.
+const PEER: Ipv4Address = Ipv4Address::new(192, 0, 2, 2);
+
+/// One TAP with the frames that wait for it and the one frame of it that found no room.
+struct Line {
+    tap: Tap,
+    /// For the kernel.
+    waiting: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    /// From the kernel, refused for now.
+    held: Vec<u8>,
+    /// Frames that the kernel did not take because the TAP was down or its backlog full.
+    refused: u64,
+}
+
+impl Line {
+    fn open(name: &TapName) -> Result<Self, Error> {
+        let tap = Tap::open(name)?;
+        let held = Vec::with_capacity(BUFFER);
+        Ok(Self { tap, waiting: VecDeque::new(), spare: Vec::new(), held, refused: 0 })
+    }
+
+    /// A frame for the kernel.
+    fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
+        if self.waiting.len() >= BACKLOG {
+            self.refused += 1;
+            return;
+        }
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.clear();
+        fill(&mut buffer);
+        self.waiting.push_back(buffer);
+    }
+
+    /// Hands the kernel what waits for it.
+    fn drain(&mut self) -> Result<bool, Error> {
+        let mut moved = false;
+        while let Some(frame) = self.waiting.front() {
+            match self.tap.write_frame(frame) {
+                Ok(true) => {}
+                Ok(false) => break,
+                // A TAP that is down, as while it moves to another namespace, is a cable that is not plugged in.
+                Err(TapError::Down { .. } | TapError::FrameLength { .. }) => self.refused += 1,
+                Err(error) => return Err(error.into()),
+            }
+            moved = true;
+            self.spare.extend(self.waiting.pop_front());
+        }
+        Ok(moved)
+    }
+
+    /// Takes frames from the kernel until there are no more, a burst is over, or `take` refuses one, which is then held.
+    fn fetch(&mut self, mut take: impl FnMut(&[u8]) -> Sending) -> Result<bool, Error> {
+        let mut moved = false;
+        for _ in 0..BURST {
+            if self.held.is_empty() {
+                self.held.resize(BUFFER, 0);
+                match self.tap.read_frame(&mut self.held)? {
+                    Some(len) => self.held.truncate(len),
+                    None => {
+                        self.held.clear();
+                        break;
+                    }
+                }
+            }
+            if let Sending::Later = take(&self.held) {
+                break;
+            }
+            self.held.clear();
+            moved = true;
+        }
+        Ok(moved)
+    }
+}
+
+/// What is behind the switch.
+enum Far {
+    Line(Box<Line>),
+    Stack(Box<Endpoint>),
+}
+
+/// MAC of that stack.
+const PEER_MAC: MacAddress = MacAddress([0x02, 0, 0, 0, 1, 0]);
+
+/// A run with the kernel's traffic.
+struct Session {
+    stage: Stage,
+    near: Line,
+    far: Far,
+    started: Clock,
+}
+
+/// Runs until a signal or the end of `--duration`.
+///
+/// # Errors
+/// If a TAP cannot be had or breaks, or frames were lost.
+pub(super) fn run(args: &RunArgs, tap: &TapName) -> Result<ExitCode, Error> {
+    let stop = stop_signal()?;
+    let mut session = Session::new(args, tap)?;
+    let mut report = Report::choose(args.json);
+    session.stage.tell(Instant::ZERO, host_event(args));
+    session.serve(args, &stop, &mut report)?;
+    let (account, mut facts) = session.stage.totals(session.now());
+    let port = session.stage.world.host.port_counters(0);
+    facts.bytes = port.map_or(0, |port| port.to_peer_bytes + port.from_peer_bytes);
+    let lost = account.lost();
+    report.summary(&account.summary(facts, session.started.elapsed()))?;
+    // The TAPs go back to what they were before the verdict.
+    drop(session);
+    if lost > 0 {
+        return Err(Error::Run(format!("{lost} frames were lost by orderly switches")));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A socket that becomes readable when the program is asked to stop.
+fn stop_signal() -> Result<UnixStream, Error> {
+    let system = |source| Error::System { doing: "watch for signals", source };
+    let (read, write) = UnixStream::pair().map_err(system)?;
+    read.set_nonblocking(true).map_err(system)?;
+    for signal in [SIGINT, SIGTERM] {
+        let end = write.try_clone().map_err(system)?;
+        signal_hook::low_level::pipe::register(signal, end).map_err(system)?;
+    }
+    Ok(read)
+}
+
+impl Session {
+    fn new(args: &RunArgs, tap: &TapName) -> Result<Self, Error> {
+        // Everything that can be refused comes first, so that a refused run leaves nothing behind.
+        let near = Line::open(tap)?;
+        let far = args.peer_tap.as_ref().map(Line::open).transpose()?;
+        let now = Instant::ZERO;
+        let plan = Plan::new(args.seed, NICS, true);
+        let mac = plan.nics.first().map_or(plan.emulated, |nic| nic.nic.mac);
+        near.tap.set_mac(mac)?;
+        near.tap.set_up(true)?;
+        let far = match far {
+            Some(line) => {
+                line.tap.set_up(true)?;
+                Far::Line(Box::new(line))
+            }
+            None => Far::Stack(Box::new(Endpoint::new(PEER_MAC, PEER, args.seed, now))),
+        };
+        let churn = args.churn.0;
+        let stage = Stage::new(plan, now, |nic, plan| {
+            let serial = plan.nics[nic].vf.serial;
+            if churn.is_zero() { Script::quiet(serial) } else { Script::churn(churn, serial) }
+        })?;
+        Ok(Self { stage, near, far, started: Clock::now() })
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn serve(
+        &mut self,
+        args: &RunArgs,
+        stop: &UnixStream,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        self.stage.world.guest.start(self.now())?;
+        let end = args.duration.map(|span| Instant::ZERO + span.0);
+        let mut last_view = Clock::now();
+        loop {
+            let now = self.now();
+            let moved = self.step(now, true)?;
+            for event in self.stage.events.drain(..) {
+                report.event(&event)?;
+            }
+            if report.is_live() && last_view.elapsed() > Duration::from_millis(100) {
+                report.nics(&self.stage.views());
+                last_view = Clock::now();
+            }
+            if end.is_some_and(|end| now >= end) || asked_to_stop(stop) {
+                break;
+            }
+            if !moved {
+                self.wait(now, end, stop)?;
+            }
+        }
+        self.come_to_rest()?;
+        for event in self.stage.events.drain(..) {
+            report.event(&event)?;
+        }
+        Ok(())
+    }
+
+    /// Lets what is on its way arrive; takes nothing more from the kernel.
+    fn come_to_rest(&mut self) -> Result<(), Error> {
+        let by = self.now() + REST;
+        loop {
+            let now = self.now();
+            let moved = self.step(now, false)?;
+            let quiet = (0..self.stage.nics()).all(|nic| self.stage.is_quiet(nic));
+            if (quiet && !moved) || now > by {
+                return Ok(());
+            }
+            if !moved {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Does all that can be done now. `open` is whether the kernel's frames are taken and the scripts go on.
+    fn step(&mut self, now: Instant, open: bool) -> Result<bool, Error> {
+        let near = &mut self.near;
+        self.stage.world.settle(now, &mut |nic, fill| {
+            if nic == 0 {
+                near.push(fill);
+            }
+        });
+        let mut moved = self.near.drain()?;
+        moved |= self.stage.handle_events(now, |_| Ok(()))?;
+        moved |= self.carry_far(now, open)?;
+        if open {
+            moved |= self.stage.follow_scripts(now, |_| 0)?;
+            let guest = &mut self.stage.world.guest;
+            if self.near.fetch(|frame| guest.transmit(0, frame, now))? {
+                guest.flush(0);
+                moved = true;
+            }
+        }
+        Ok(moved)
+    }
+
+    fn carry_far(&mut self, now: Instant, open: bool) -> Result<bool, Error> {
+        let host = &mut self.stage.world.host;
+        let mut moved = false;
+        let mut send = |frame: &[u8]| match host.peer_transmit(0, frame, now) {
+            Offered::Busy => Sending::Later,
+            Offered::Accepted | Offered::Dropped(_) => Sending::Taken,
+        };
+        match &mut self.far {
+            Far::Line(line) => {
+                if open {
+                    moved |= line.fetch(&mut send)?;
+                }
+                while let Some(frame) = host.peer_receive(0, now) {
+                    line.push(|buffer| buffer.extend_from_slice(&frame));
+                    host.recycle(0, frame);
+                    moved = true;
+                }
+                moved |= line.drain()?;
+            }
+            Far::Stack(stack) => {
+                stack.poll(now);
+                while let Some(frame) = stack.front() {
+                    if let Sending::Later = send(frame) {
+                        break;
+                    }
+                    stack.pop();
+                    moved = true;
+                }
+                while let Some(frame) = host.peer_receive(0, now) {
+                    stack.push(|buffer| buffer.extend_from_slice(&frame));
+                    host.recycle(0, frame);
+                    moved = true;
+                }
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Sleeps until a TAP, a signal or a deadline wants attention.
+    fn wait(&mut self, now: Instant, end: Option<Instant>, stop: &UnixStream) -> Result<(), Error> {
+        let mut at = vmbus::time::earliest(self.stage.deadline(now), end);
+        if let Far::Stack(stack) = &mut self.far {
+            at = vmbus::time::earliest(at, stack.deadline(now));
+        }
+        let span = at.map(|at| at.since(now));
+        let timeout = span.and_then(|span| Timespec::try_from(span).ok());
+        // A frame that found no room waits for the other side, not for the kernel.
+        let flags = |line: &Line| {
+            let mut flags = PollFlags::empty();
+            if line.held.is_empty() {
+                flags |= PollFlags::IN;
+            }
+            if !line.waiting.is_empty() {
+                flags |= PollFlags::OUT;
+            }
+            flags
+        };
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.near.tap.as_fd(), flags(&self.near)),
+        ];
+        if let Far::Line(line) = &self.far {
+            fds.push(PollFd::from_borrowed_fd(line.tap.as_fd(), flags(line)));
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(Error::System { doing: "wait for frames", source: error.into() }),
+        }
+    }
+}
+
+fn asked_to_stop(mut stop: &UnixStream) -> bool {
+    matches!(stop.read(&mut [0; 16]), Ok(count) if count > 0)
+}

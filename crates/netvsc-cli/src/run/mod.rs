@@ -1,0 +1,73 @@
+//! `netvsc run`: brings up every NIC of the host, pairs, and keeps the traffic on the best path.
+
+mod account;
+mod kernel;
+mod plan;
+mod simulation;
+mod stage;
+
+use std::path::Path as FilePath;
+use std::process::ExitCode;
+use std::time::Instant as Clock;
+
+use crate::args::{HostChoice, RunArgs};
+use crate::error::Error;
+use crate::event::What;
+use crate::report::Report;
+use crate::transfer::Source;
+
+pub use account::Account;
+pub use plan::{NicPlan, Plan};
+pub use simulation::{Outcome, Simulation};
+
+/// NICs of the default run.
+const NICS: usize = 2;
+
+/// Where Linux shows the devices of a VMBus.
+const VMBUS_DEVICES: &str = "/sys/bus/vmbus/devices";
+
+/// Carries out `netvsc run`.
+///
+/// # Errors
+/// What stood in the way, or why the run was not good.
+pub fn run(args: &RunArgs) -> Result<ExitCode, Error> {
+    match &args.tap {
+        Some(tap) => kernel::run(args, tap),
+        None => transfer(args),
+    }
+}
+
+/// Why the embedded host is used.
+fn host_reason(choice: HostChoice) -> String {
+    match choice {
+        HostChoice::Embedded => "asked for".into(),
+        HostChoice::Auto if FilePath::new(VMBUS_DEVICES).is_dir() => {
+            "this machine has a VMBus, but its NICs cannot be driven from user space yet".into()
+        }
+        HostChoice::Auto => "this machine has no VMBus".into(),
+    }
+}
+
+/// The first event of every run.
+fn host_event(args: &RunArgs) -> What {
+    What::Host { host: "embedded", reason: host_reason(args.host), seed: args.seed }
+}
+
+fn transfer(args: &RunArgs) -> Result<ExitCode, Error> {
+    let started = Clock::now();
+    let plan = Plan::new(args.seed, NICS, false);
+    let sources = plan.nics.iter().map(|nic| match &args.transfer {
+        Some(path) => Source::file(path),
+        None => Ok(Source::seeded(nic.data_seed, args.size.0)),
+    });
+    // Whatever is wrong with the input is found before anything is printed.
+    let sources = sources.collect::<Result<Vec<_>, _>>()?;
+    let mut report = Report::choose(args.json);
+    let mut simulation = Simulation::new(plan, sources)?;
+    simulation.tell(host_event(args));
+    let outcome = simulation.run(&mut report)?;
+    let summary = outcome.summary(started.elapsed());
+    report.summary(&summary)?;
+    outcome.verdict().map_err(Error::Run)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,168 @@
+//! What every run has: a world set up by a plan, scripts that the host follows, and the stream of events.
+
+use std::collections::VecDeque;
+
+use hyperv_host::host::{Departure, HostEvent, VfSpec};
+use vmbus::Instant;
+
+use super::account::{Account, Facts};
+use super::plan::Plan;
+use crate::embedded::World;
+use crate::error::Error;
+use crate::event::{Event, What};
+use crate::report::NicView;
+use crate::scenario::{Order, Removal, Script};
+
+/// World, scripts and events.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) world: World,
+    pub(super) events: VecDeque<Event>,
+    plan: Plan,
+    scripts: Vec<Script>,
+    ejects: u64,
+    surprises: u64,
+}
+
+impl Stage {
+    /// Sets up host and guest by the plan; `script` says what happens to the VF of each NIC.
+    pub(super) fn new(
+        mut plan: Plan,
+        now: Instant,
+        mut script: impl FnMut(usize, &mut Plan) -> Script,
+    ) -> Result<Self, Error> {
+        let seed = rand_core::Rng::next_u64(&mut plan.random);
+        let mut world = World::new(plan.bus.clone(), plan.pci.clone(), seed);
+        for nic in &plan.nics {
+            world.host.add_nic(nic.nic.clone(), now);
+        }
+        let scripts = (0..plan.nics.len()).map(|nic| script(nic, &mut plan)).collect();
+        let events = VecDeque::new();
+        let mut stage = Self { world, events, plan, scripts, ejects: 0, surprises: 0 };
+        for nic in 0..stage.plan.nics.len() {
+            stage.add_vf(nic, stage.plan.nics[nic].vf, now)?;
+        }
+        stage.world.guest.see_emulated(stage.plan.emulated);
+        Ok(stage)
+    }
+
+    /// Number of NICs.
+    pub(super) fn nics(&self) -> usize {
+        self.plan.nics.len()
+    }
+
+    /// Adds an event of the run's own to the stream.
+    pub(super) fn tell(&mut self, at: Instant, what: What) {
+        self.events.push_back(Event { at, what });
+    }
+
+    fn add_vf(&mut self, nic: usize, spec: VfSpec, now: Instant) -> Result<(), Error> {
+        self.world.host.add_vf(nic, spec, now).map_err(|error| Error::Run(error.to_string()))?;
+        self.world.map_vf(spec.instance);
+        Ok(())
+    }
+
+    /// Takes up what host and guest have to say; `ready` hears of each NIC that can carry frames. True if there was anything.
+    pub(super) fn handle_events(
+        &mut self,
+        now: Instant,
+        mut ready: impl FnMut(usize) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let mut moved = false;
+        while let Some(event) = self.world.host.poll_event() {
+            moved = true;
+            match event {
+                HostEvent::VfGone { nic, departure } => {
+                    match departure {
+                        Departure::Orderly => self.ejects += 1,
+                        Departure::Surprise => self.surprises += 1,
+                    }
+                    self.world.unmap_vf(self.plan.nics[nic].vf.instance);
+                }
+                HostEvent::Failed { nic, why } => {
+                    let what = format!("the host's service of nic{nic}: {why}");
+                    self.tell(now, What::Failed { what });
+                }
+                HostEvent::NicOperational { .. }
+                | HostEvent::VfOffered { .. }
+                | HostEvent::DataPath { .. } => {}
+            }
+        }
+        while let Some(what) = self.world.guest.poll_event() {
+            moved = true;
+            if let What::NicReady { nic, .. } = &what {
+                ready(*nic)?;
+            }
+            self.tell(now, what);
+        }
+        Ok(moved)
+    }
+
+    /// Lets the host do what its scripts say; `progress` is that of a NIC's transfer, in thousandths. True if it did anything.
+    pub(super) fn follow_scripts(
+        &mut self,
+        now: Instant,
+        progress: impl Fn(usize) -> u32,
+    ) -> Result<bool, Error> {
+        let mut moved = false;
+        for nic in 0..self.scripts.len() {
+            let place = self.world.host.vf_place(nic);
+            let Some(order) = self.scripts[nic].poll(now, progress(nic), place) else { continue };
+            moved = true;
+            let then = self.plan.nics[nic].disassociation;
+            let host = &mut self.world.host;
+            let (action, done) = match order {
+                Order::Remove(Removal::Eject) => {
+                    ("asks for the VF back".into(), host.eject_vf(nic, then, now))
+                }
+                Order::Remove(Removal::TearAway) => {
+                    ("tears the VF away".into(), host.tear_away_vf(nic, then, now))
+                }
+                Order::Add(serial) => {
+                    let spec = VfSpec { serial, ..self.plan.nics[nic].vf };
+                    self.plan.nics[nic].vf = spec;
+                    self.add_vf(nic, spec, now)?;
+                    (format!("gives a VF with serial {serial}"), Ok(()))
+                }
+            };
+            done.map_err(|error| Error::Run(error.to_string()))?;
+            self.tell(now, What::HostAction { nic, action });
+        }
+        Ok(moved)
+    }
+
+    /// Whether every script is at its end.
+    pub(super) fn scripts_finished(&self) -> bool {
+        self.scripts.iter().all(Script::finished)
+    }
+
+    /// When something happens next although nobody does anything.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let scripts = crate::scenario::deadline(&self.scripts, now);
+        vmbus::time::earliest(self.world.deadline(), scripts)
+    }
+
+    /// Whether no frame of a NIC is on its way, in the guest, on the host or between.
+    pub(super) fn is_quiet(&self, nic: usize) -> bool {
+        let port = self.world.host.port_counters(nic);
+        self.world.guest.is_quiet(nic) && port.is_some_and(|port| port.in_flight() == 0)
+    }
+
+    /// How the NICs stand.
+    pub(super) fn views(&self) -> Vec<NicView> {
+        (0..self.nics()).map(|nic| self.world.guest.view(nic)).collect()
+    }
+
+    /// The account of frames, and what the stage knows of the summary's other facts.
+    pub(super) fn totals(&self, end: Instant) -> (Account, Facts) {
+        let facts = Facts {
+            nics: self.world.guest.nics(),
+            pairs: self.world.guest.pairs(),
+            ejects: self.ejects,
+            surprises: self.surprises,
+            end,
+            ..Facts::default()
+        };
+        (Account::take(&self.world.host, &self.world.guest), facts)
+    }
+}
