@@ -10,8 +10,12 @@ use vmbus::ring::SendError;
 use super::types::NicError;
 use crate::nvsp::{Encoded, Status, rndis_complete};
 
-/// Completions that can wait. Nothing more is read while so many do.
-const MOST_OWED: usize = 1024;
+/// Completions that can wait at least. Nothing more is read while more do than can.
+const LEAST_OWED: usize = 1024;
+/// Completions beside those of transfer pages that can wait.
+const OTHER_OWED: usize = 256;
+/// Completions that can wait at most, whatever the host says about its pieces.
+const MOST_OWED: usize = 65_536;
 
 /// A completion for the host.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +46,7 @@ pub(super) enum Sent {
 pub(super) struct Link<D> {
     pub(super) channel: Channel<SharedPages, D>,
     owed: VecDeque<Owed>,
+    most_owed: usize,
     queue: VecDeque<Queued>,
     next_id: u64,
 }
@@ -53,10 +58,19 @@ impl<D: Doorbell> Link<D> {
     pub(super) fn new(channel: Channel<SharedPages, D>) -> Self {
         Self {
             channel,
-            owed: VecDeque::with_capacity(MOST_OWED),
+            owed: VecDeque::with_capacity(LEAST_OWED),
+            most_owed: LEAST_OWED,
             queue: VecDeque::new(),
             next_id: PROTOCOL_ID,
         }
+    }
+
+    /// The host has so many pieces of receive buffer to fill. So many completions must be able to wait: a host that waits
+    /// for a guest to read, while the guest waits for the host to read, would wait for ever.
+    pub(super) fn expect_pieces(&mut self, pieces: usize) {
+        let most = pieces.saturating_add(OTHER_OWED).clamp(LEAST_OWED, MOST_OWED);
+        self.owed.reserve(most.saturating_sub(self.owed.len()));
+        self.most_owed = most;
     }
 
     /// An id for a protocol message.
@@ -92,7 +106,7 @@ impl<D: Doorbell> Link<D> {
     /// Whether one more completion can be owed.
     #[inline]
     pub(super) fn can_owe(&self) -> bool {
-        self.owed.len() < MOST_OWED
+        self.owed.len() < self.most_owed
     }
 
     /// Whether everything queued is in the ring.

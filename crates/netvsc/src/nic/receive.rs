@@ -134,6 +134,11 @@ impl Receive {
         }
     }
 
+    /// Number of pieces.
+    pub(super) fn pieces(&self) -> usize {
+        self.limit.checked_div(self.piece).unwrap_or(0)
+    }
+
     /// Whether transfer pages of this buffer make sense, and what carries them.
     #[inline]
     pub(super) fn accepts(

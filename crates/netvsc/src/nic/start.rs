@@ -52,6 +52,7 @@ impl<D: Doorbell> Nic<D> {
             ) => {
                 check(step, status)?;
                 self.receive.divide(sections, first)?;
+                self.link.expect_pieces(self.receive.pieces());
                 self.send_buffer();
                 Ok(())
             }
