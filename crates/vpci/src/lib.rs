@@ -13,6 +13,7 @@ pub mod bus;
 pub mod config;
 pub mod interrupt;
 pub mod message;
+pub mod msi;
 pub mod naming;
 pub mod slot;
 pub mod window;

@@ -7,6 +7,9 @@
 //! The bus's VMBus offer is not its business: whoever owns it offers and rescinds the device, hands the channel in with
 //! [`PciService::open`], and reads [`PciEvent`]s.
 
+mod device;
+mod misbehave;
+mod mmio;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -20,11 +23,19 @@ use vmbus::time::earliest;
 use vmbus::{Instant, Serial};
 use vpci::Slot;
 use vpci::message::{
-    BARS, Description, MessageError, MessageType, Slotted, Status, Version, encode_relations,
+    BARS, Description, InvalidateBlock, MessageError, MessageType, Slotted, Status, Version,
+    encode_relations,
 };
 use zerocopy::IntoBytes;
 
 use crate::bus::HostChannel;
+use device::Hardware;
+pub use device::{
+    FunctionSpec, MULTI_PORT_COUNT, MULTI_PORT_ID, MULTI_PORT_MACS, MULTI_PORT_STRIDE, MsixSpec,
+    Raised,
+};
+pub use misbehave::Misbehaviour;
+pub use mmio::HostMemory;
 
 /// Longest request of a guest: resources with 494 interrupts of form 3.
 const RECEIVE_BUFFER: usize = 64 * 1024;
@@ -56,6 +67,8 @@ pub struct PciPolicy {
     pub unanswered: Vec<MessageType>,
     /// Requests whose answer lacks even the status.
     pub empty_answers: Vec<MessageType>,
+    /// Configuration space does not give back what was written to BARs and memory-enable, as with some hosts.
+    pub forgetful_config: bool,
 }
 
 impl Default for PciPolicy {
@@ -72,6 +85,7 @@ impl Default for PciPolicy {
             refused: Vec::new(),
             unanswered: Vec::new(),
             empty_answers: Vec::new(),
+            forgetful_config: false,
         }
     }
 }
@@ -172,13 +186,17 @@ pub struct PciStats {
     pub unexpected_eject_completes: u64,
     /// Snapshots sent.
     pub snapshots: u64,
+    /// Reads and writes of device memory, wherever they went.
+    pub memory_accesses: u64,
+    /// Interrupts that functions wrote to where none was granted to them.
+    pub stray_interrupts: u64,
 }
 
 /// A function on the bus.
 #[derive(Clone, Debug)]
 struct Function {
     description: Description,
-    bars: [u32; BARS],
+    hardware: Hardware,
     /// When the guest's time to give it up ends.
     eject: Option<Instant>,
     /// The guest has brought it up and not released it.
@@ -219,8 +237,13 @@ pub struct PciService {
     /// Interrupts handed out: what the device writes, and for which function.
     interrupts: BTreeMap<u32, (Slot, u16)>,
     last_interrupt: u32,
+    /// The slot that the guest has selected in its window.
+    select: Option<Slot>,
     outgoing: VecDeque<Waiting>,
     events: VecDeque<PciEvent>,
+    /// What is to be done wrongly with the next answers.
+    armed: Vec<Misbehaviour>,
+    misdeeds: BTreeMap<Misbehaviour, u64>,
     buffer: Box<[u8]>,
     /// There is something to do before the next doorbell or deadline.
     urgent: bool,
@@ -242,8 +265,11 @@ impl PciService {
             functions: BTreeMap::new(),
             interrupts: BTreeMap::new(),
             last_interrupt: 0,
+            select: None,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
+            armed: Vec::new(),
+            misdeeds: BTreeMap::new(),
             buffer: vec![0; RECEIVE_BUFFER].into(),
             urgent: false,
             seen: Instant::ZERO,
@@ -293,11 +319,21 @@ impl PciService {
         bars: [u32; BARS],
         now: Instant,
     ) -> Result<(), SlotTaken> {
+        self.add_device(FunctionSpec::new(description, bars), now)
+    }
+
+    /// Puts a function with all that it has on the bus and tells a guest that listens.
+    ///
+    /// # Errors
+    /// [`SlotTaken`].
+    pub fn add_device(&mut self, spec: FunctionSpec, now: Instant) -> Result<(), SlotTaken> {
+        let description = spec.description;
         let slot = description.slot;
         if self.functions.contains_key(&slot) {
             return Err(SlotTaken(slot));
         }
-        let function = Function { description, bars, eject: None, assigned: false };
+        let hardware = Hardware::new(spec);
+        let function = Function { description, hardware, eject: None, assigned: false };
         self.functions.insert(slot, function);
         self.announce(now);
         Ok(())
@@ -335,6 +371,34 @@ impl PciService {
         self.functions.clear();
         self.interrupts.clear();
         self.announce(now);
+    }
+
+    /// Tells the guest that configuration blocks of a function have changed: bit n of `mask` for block n.
+    pub fn invalidate_blocks(&mut self, slot: Slot, mask: u64, now: Instant) {
+        let message = InvalidateBlock {
+            kind: MessageType::INVALIDATE_BLOCK.0.into(),
+            slot: slot.to_wire().into(),
+            mask: mask.into(),
+        };
+        self.send(message.as_bytes().to_vec(), now);
+    }
+
+    /// Tells the guest to look at the whole bus again.
+    pub fn invalidate_bus(&mut self, now: Instant) {
+        self.send(MessageType::INVALIDATE_BUS.0.to_le_bytes().to_vec(), now);
+    }
+
+    /// Sends a message that has a slot and nothing else: INVALIDATE_DEVICE, QUERY_STOP, RE_ENABLE, QUERY_STOP_FAILED.
+    pub fn notify(&mut self, kind: MessageType, slot: Slot, now: Instant) {
+        let message = Slotted { kind: kind.0.into(), slot: slot.to_wire().into() };
+        self.send(message.as_bytes().to_vec(), now);
+    }
+
+    /// A configuration block of a function, as the guest last wrote it.
+    #[must_use]
+    pub fn block(&self, slot: Slot, block: u32) -> Option<&[u8]> {
+        let function = self.functions.get(&slot)?;
+        function.hardware.spec().blocks.get(&block).map(Vec::as_slice)
     }
 
     /// Sends a message of the caller's making, for hosts that lie.

@@ -4,17 +4,18 @@ use vmbus::Instant;
 use vmbus::packet::{Packet, PacketKind};
 use vpci::Slot;
 use vpci::message::{
-    AssignedResources, BARS, CreateInterruptReply, GuestMessage, MessageType, RemappedMsi,
-    Resource, ResourceRequirementsReply, ResourcesReply, Status, Version, VersionReply,
+    AssignedResources, BARS, CreateInterruptReply, GuestMessage, MessageType, PowerState,
+    RemappedMsi, Resource, ResourceRequirementsReply, ResourcesReply, Status, Version,
+    VersionReply,
 };
 use zerocopy::IntoBytes;
 
-use super::{BadPacket, Function, PciError, PciEvent, PciService, State, Waiting};
+use super::{BadPacket, Function, Misbehaviour, PciError, PciEvent, PciService, State, Waiting};
 
 /// Most vectors that one request may ask for.
 const MOST_VECTORS: u16 = 32;
 /// Where interrupts are written to: the local interrupt controller's address on x86.
-const INTERRUPT_ADDRESS: u64 = 0xfee0_0000;
+pub(super) const INTERRUPT_ADDRESS: u64 = 0xfee0_0000;
 
 /// Who waits for an answer.
 #[derive(Clone, Copy)]
@@ -90,8 +91,9 @@ impl PciService {
                 self.answer_status(asked, status);
             }
             GuestMessage::EjectComplete(slot) => self.eject_completed(slot),
-            GuestMessage::PowerStateChange { slot, state: _ } => {
-                let status = self.with_function(slot, |_| ());
+            GuestMessage::PowerStateChange { slot, state } => {
+                let on = PowerState(state) == PowerState::D0;
+                let status = self.with_function(slot, |function| function.hardware.set_memory(on));
                 self.answer_status(asked, status);
             }
             GuestMessage::CreateInterrupt { kind, slot, descriptor } => {
@@ -103,11 +105,17 @@ impl PciService {
             GuestMessage::Reset(_) if version < Version::V1_5 => {
                 self.answer_status(asked, Status::BAD_DATA);
             }
-            GuestMessage::ReadBlock { .. }
-            | GuestMessage::WriteBlock { .. }
-            | GuestMessage::Reset(_)
-            | GuestMessage::Tdisp(_)
-            | GuestMessage::QueryVersion(_) => self.answer_status(asked, Status::NOT_SUPPORTED),
+            GuestMessage::ReadBlock { slot, block, bytes } => {
+                self.read_block(slot, block, bytes, asked);
+            }
+            GuestMessage::WriteBlock { slot, block, data } => {
+                let kept = self.block_mut(slot, block).map(|kept| *kept = data.to_vec());
+                let status = if kept.is_some() { Status::SUCCESS } else { Status::NOT_SUPPORTED };
+                self.answer_status(asked, status);
+            }
+            GuestMessage::Reset(_) | GuestMessage::Tdisp(_) | GuestMessage::QueryVersion(_) => {
+                self.answer_status(asked, Status::NOT_SUPPORTED);
+            }
         }
         Ok(())
     }
@@ -160,8 +168,24 @@ impl PciService {
         self.answer_status(asked, Status::SUCCESS);
     }
 
+    fn block_mut(&mut self, slot: Slot, block: u32) -> Option<&mut Vec<u8>> {
+        self.functions.get_mut(&slot)?.hardware.spec_mut().blocks.get_mut(&block)
+    }
+
+    /// A block shorter than what is asked for is filled up with zeros.
+    fn read_block(&mut self, slot: Slot, block: u32, bytes: u32, asked: Asked) {
+        let Some(kept) = self.block_mut(slot, block) else {
+            self.answer_status(asked, Status::NOT_SUPPORTED);
+            return;
+        };
+        let mut reply = Status::SUCCESS.0.to_le_bytes().to_vec();
+        reply.extend_from_slice(kept);
+        reply.resize(size_of::<Status>() + bytes as usize, 0);
+        self.answer(asked, &reply);
+    }
+
     fn query_requirements(&mut self, slot: Slot, asked: Asked) {
-        match self.functions.get(&slot).map(|function| function.bars) {
+        match self.functions.get(&slot).map(|function| function.hardware.spec().bars) {
             Some(bars) => {
                 let reply = ResourceRequirementsReply {
                     status: Status::SUCCESS.0.into(),
@@ -235,6 +259,7 @@ impl PciService {
         let data = self.last_interrupt;
         self.last_interrupt = self.last_interrupt.wrapping_add(u32::from(count));
         self.interrupts.insert(data, (slot, count));
+        let count = if self.take_armed(Misbehaviour::FewerVectors) { count - 1 } else { count };
         let reply = CreateInterruptReply {
             status: Status::SUCCESS.0.into(),
             reserved: 0.into(),
@@ -288,12 +313,17 @@ impl PciService {
         if self.policy.unanswered.contains(&asked.kind) {
             return;
         }
-        let payload = if self.policy.empty_answers.contains(&asked.kind) { &[] } else { payload };
-        self.outgoing.push_back(Waiting {
+        let empty = self.policy.empty_answers.contains(&asked.kind)
+            || self.take_armed(Misbehaviour::AnswerShort);
+        let waiting = Waiting {
             at: asked.now + self.policy.reply_delay,
             answers: Some(id),
-            payload: payload.to_vec(),
-        });
+            payload: if empty { Vec::new() } else { payload.to_vec() },
+        };
+        if self.take_armed(Misbehaviour::AnswerTwice) {
+            self.outgoing.push_back(waiting.clone());
+        }
+        self.outgoing.push_back(waiting);
     }
 }
 

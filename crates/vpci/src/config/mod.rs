@@ -114,6 +114,12 @@ impl ConfigSpace {
         self.description.slot
     }
 
+    /// What the host says each BAR reads after all ones were written to it.
+    #[must_use]
+    pub fn bar_masks(&self) -> &[u32; BARS] {
+        &self.bar_masks
+    }
+
     /// Reads; the value stands in the low bits.
     ///
     /// # Errors

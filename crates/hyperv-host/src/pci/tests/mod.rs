@@ -1,5 +1,6 @@
 //! The real guest bus against the service, woken only by doorbells and deadlines.
 
+mod devices;
 mod raw;
 
 use vmbus::platform::Platform;
