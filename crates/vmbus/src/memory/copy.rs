@@ -52,13 +52,21 @@ fn last_word(data: &[u8]) -> u64 {
 /// A full barrier: what was stored before is visible before anything behind is loaded.
 ///
 /// `mfence`, which the compiler makes of a sequentially consistent fence, costs about twice as much on x86-64 as a locked
-/// operation on the top of the stack, and orders memory that is written back to caches no better.
+/// operation on the stack, and orders memory that is written back to caches no better.
 #[inline]
 pub(crate) fn full_barrier() {
     #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
-    // SAFETY: ORs zero into memory at the stack pointer, which stays as it is. The compiler may move no access across.
-    unsafe {
-        core::arch::asm!("lock or dword ptr [rsp], 0", options(nostack));
+    {
+        // A place of its own: whatever else the locked operation hits is slow to be read afterwards.
+        let mut spot = core::mem::MaybeUninit::<u32>::uninit();
+        // SAFETY: ORs zero into a variable of ours. The compiler may move no access to memory across.
+        unsafe {
+            core::arch::asm!(
+                "lock or dword ptr [{spot}], 0",
+                spot = in(reg) spot.as_mut_ptr(),
+                options(nostack),
+            );
+        }
     }
     #[cfg(all(loom, test))]
     loom::sync::atomic::fence(Ordering::SeqCst);
@@ -116,6 +124,10 @@ pub(super) mod bulk {
         unsafe {
             if len >= 32 {
                 if len > 64 {
+                    #[cfg(not(any(windows, target_os = "uefi")))]
+                    if len > MEMCPY {
+                        return library(from, to, len);
+                    }
                     return long(from, to, len);
                 }
                 asm!(
@@ -186,11 +198,6 @@ pub(super) mod bulk {
     /// As for [`load`]; `len` is more than 64.
     #[inline(never)]
     unsafe fn long(from: *const u8, to: *mut u8, len: usize) {
-        #[cfg(not(any(windows, target_os = "uefi")))]
-        if len > MEMCPY {
-            // SAFETY: as the caller promises.
-            return unsafe { library(from, to, len) };
-        }
         // SAFETY: whole blocks of 64 first, then the last 64 bytes, which were loaded before anything was stored.
         unsafe {
             asm!(
@@ -243,7 +250,7 @@ pub(super) mod bulk {
     /// # Safety
     /// As for [`load`].
     #[cfg(not(any(windows, target_os = "uefi")))]
-    #[inline]
+    #[inline(always)]
     unsafe fn library(from: *const u8, to: *mut u8, len: usize) {
         unsafe extern "C" {
             fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8;
