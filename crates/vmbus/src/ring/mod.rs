@@ -16,7 +16,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::memory::{OutOfRange, PAGE_SIZE, SharedMemory};
-use crate::packet::{Descriptor, PacketError, RANGES_OFFSET};
+use crate::packet::{DESCRIPTOR_SIZE, Descriptor, PacketError, RANGES_OFFSET, TRAILER_SIZE};
 
 mod reader;
 mod slot;
@@ -119,8 +119,8 @@ pub enum ReceiveError {
     Ring(#[from] RingError),
 }
 
-/// Longest packet that a descriptor can describe, in bytes without trailer.
-const LONGEST_PACKET: usize = u16::MAX as usize * 8;
+/// Longest packet that a descriptor can describe, in words without trailer.
+const LONGEST_PACKET: usize = u16::MAX as usize;
 
 /// What went through one end of a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,88 +134,100 @@ pub struct Traffic {
 }
 
 /// Most bytes of data, so that an index and the length of a packet never overflow together.
-const LARGEST_RING: u32 = 1 << 30;
+const LARGEST_RING: usize = 1 << 30;
 
 /// The part of a ring that both sides need: memory and geometry.
+///
+/// Places in the ring are counted in words of 8 bytes from the start of the data; only what stands in the header page, and what
+/// callers see, is in bytes.
 #[derive(Debug)]
 struct Ring<M> {
     memory: M,
-    /// Bytes of data.
+    /// Words of data.
     size: u32,
 }
+
+/// Words of a descriptor.
+const DESCRIPTOR: usize = DESCRIPTOR_SIZE / 8;
+/// Words of a trailer.
+const TRAILER: usize = TRAILER_SIZE / 8;
+/// Words before the data.
+const DATA: usize = PAGE_SIZE / 8;
 
 impl<M: SharedMemory> Ring<M> {
     fn new(memory: M) -> Result<Self, RingError> {
         let error = RingError::Size(memory.size());
         let data = memory.size().checked_sub(PAGE_SIZE).ok_or(error)?;
-        if data == 0 || !data.is_multiple_of(PAGE_SIZE) {
+        if data == 0 || !data.is_multiple_of(PAGE_SIZE) || data > LARGEST_RING {
             return Err(error);
         }
-        let size = u32::try_from(data).ok().filter(|size| *size <= LARGEST_RING).ok_or(error)?;
-        Ok(Self { memory, size })
+        Ok(Self { memory, size: (data / 8) as u32 })
     }
 
-    #[inline]
+    /// A field of the header page.
+    #[inline(always)]
     fn load(&self, field: usize) -> Result<u32, RingError> {
         Ok(self.memory.load_u32(field)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn store(&self, field: usize, value: u32) -> Result<(), RingError> {
         Ok(self.memory.store_u32(field, value)?)
     }
 
-    /// Whether a packet can start at `index`.
+    /// Publishes an index of our own.
     #[inline(always)]
-    fn is_index(&self, index: u32) -> bool {
-        index < self.size && index.is_multiple_of(8)
+    fn store_index(&self, field: usize, at: u32) -> Result<(), RingError> {
+        self.store(field, index(at))
     }
 
-    /// Refuses an index of the peer at which no packet can start.
+    /// The place that an index of the peer names, if a packet can start there.
+    #[inline(always)]
+    fn place(&self, value: u32) -> Option<u32> {
+        let at = value / 8;
+        (value.is_multiple_of(8) && at < self.size).then_some(at)
+    }
+
+    /// The same, or why not.
     #[inline]
-    fn check_index(&self, value: u32, which: &'static str) -> Result<(), RingError> {
-        if self.is_index(value) {
-            return Ok(());
-        }
-        Err(RingError::Index { which, value, size: self.size })
+    fn check_index(&self, value: u32, which: &'static str) -> Result<u32, RingError> {
+        self.place(value).ok_or(RingError::Index { which, value, size: index(self.size) })
     }
 
     /// The peer's index, checked.
     #[inline]
     fn load_index(&self, field: usize, which: &'static str) -> Result<u32, RingError> {
-        let value = self.load(field)?;
-        self.check_index(value, which)?;
-        Ok(value)
+        self.check_index(self.load(field)?, which)
     }
 
-    /// Bytes from `from` forward to `to`.
-    #[inline]
+    /// Words from `from` forward to `to`.
+    #[inline(always)]
     fn distance(&self, from: u32, to: u32) -> u32 {
         if to >= from { to - from } else { self.size - from + to }
     }
 
-    /// `index` moved forward by less than the size.
-    #[inline]
-    fn advance(&self, index: u32, by: usize) -> u32 {
-        let next = index + by as u32;
+    /// The place `by` words behind `at`, where `by` is at most the size.
+    #[inline(always)]
+    fn advance(&self, at: u32, by: usize) -> u32 {
+        let next = at + by as u32;
         if next >= self.size { next - self.size } else { next }
     }
 
     /// Bytes from `first` to `now` in so many laps.
     fn travelled(&self, first: u32, now: u32, laps: u64) -> u64 {
-        laps * u64::from(self.size) + u64::from(now) - u64::from(first)
+        (laps * u64::from(self.size) + u64::from(now) - u64::from(first)) * 8
     }
 
     /// The data from `at` on, to the end of the ring or of the piece of memory.
     #[inline]
     fn words(&self, at: u32) -> &[AtomicU64] {
-        self.memory.words(PAGE_SIZE + at as usize)
+        self.memory.words(PAGE_SIZE + at as usize * 8)
     }
 
     /// `words` words of data from `at` on, if the memory lies in one piece and they do not wrap around its end.
     #[inline(always)]
     fn straight(&self, at: u32, words: usize) -> Option<&[AtomicU64]> {
-        let first = PAGE_SIZE / 8 + at as usize / 8;
+        let first = DATA + at as usize;
         self.memory.whole().get(first..first + words)
     }
 
@@ -223,42 +235,55 @@ impl<M: SharedMemory> Ring<M> {
     #[inline]
     fn descriptor(&self, at: u32) -> Result<Descriptor, RingError> {
         let first = self.read_word(at)?;
-        Ok(Descriptor::from_words(first, self.read_word(self.advance(at, 8))?))
+        Ok(Descriptor::from_words(first, self.read_word(self.advance(at, 1))?))
     }
 
-    /// Writes bytes at `at`, around the end of the ring if need be.
+    /// Bytes of data.
     #[inline]
-    fn write(&self, at: u32, bytes: &[u8]) -> Result<(), OutOfRange> {
-        if bytes.len() <= (self.size - at) as usize {
-            return self.memory.write(PAGE_SIZE + at as usize, bytes);
+    fn bytes(&self) -> usize {
+        offset(self.size)
+    }
+
+    /// The byte offset `by` bytes behind `offset`, where `by` is at most the size.
+    #[inline]
+    fn behind(&self, offset: usize, by: usize) -> usize {
+        let next = offset + by;
+        if next >= self.bytes() { next - self.bytes() } else { next }
+    }
+
+    /// Writes bytes at a byte offset in the data, around the end of the ring if need be.
+    #[inline]
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
+        if bytes.len() <= self.bytes() - offset {
+            return self.memory.write(PAGE_SIZE + offset, bytes);
         }
-        self.write_around(at, bytes)
+        self.write_around(offset, bytes)
     }
 
     #[cold]
-    fn write_around(&self, at: u32, bytes: &[u8]) -> Result<(), OutOfRange> {
-        let (first, rest) = bytes.split_at((self.size - at) as usize);
-        self.memory.write(PAGE_SIZE + at as usize, first)?;
+    fn write_around(&self, offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
+        let (first, rest) = bytes.split_at(self.bytes() - offset);
+        self.memory.write(PAGE_SIZE + offset, first)?;
         self.memory.write(PAGE_SIZE, rest)
     }
 
-    /// Reads bytes at `at`, around the end of the ring if need be.
+    /// Reads bytes at a byte offset in the data, around the end of the ring if need be.
     #[inline]
-    fn read(&self, at: u32, bytes: &mut [u8]) -> Result<(), OutOfRange> {
-        if bytes.len() <= (self.size - at) as usize {
-            return self.memory.read(PAGE_SIZE + at as usize, bytes);
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), OutOfRange> {
+        if bytes.len() <= self.bytes() - offset {
+            return self.memory.read(PAGE_SIZE + offset, bytes);
         }
-        self.read_around(at, bytes)
+        self.read_around(offset, bytes)
     }
 
     #[cold]
-    fn read_around(&self, at: u32, bytes: &mut [u8]) -> Result<(), OutOfRange> {
-        let (first, rest) = bytes.split_at_mut((self.size - at) as usize);
-        self.memory.read(PAGE_SIZE + at as usize, first)?;
+    fn read_around(&self, offset: usize, bytes: &mut [u8]) -> Result<(), OutOfRange> {
+        let (first, rest) = bytes.split_at_mut(self.bytes() - offset);
+        self.memory.read(PAGE_SIZE + offset, first)?;
         self.memory.read(PAGE_SIZE, rest)
     }
 
-    /// A little-endian word at `at`.
+    /// The word at `at`, as a number.
     #[inline]
     fn read_word(&self, at: u32) -> Result<u64, OutOfRange> {
         if let Some([word]) = self.straight(at, 1) {
@@ -270,11 +295,11 @@ impl<M: SharedMemory> Ring<M> {
     #[inline(never)]
     fn read_word_in_pieces(&self, at: u32) -> Result<u64, OutOfRange> {
         let mut bytes = [0; 8];
-        self.memory.read(PAGE_SIZE + at as usize, &mut bytes)?;
+        self.memory.read(PAGE_SIZE + offset(at), &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Writes a little-endian word at `at`.
+    /// Writes a number as the word at `at`.
     #[inline]
     fn write_word(&self, at: u32, value: u64) -> Result<(), OutOfRange> {
         if let Some([word]) = self.straight(at, 1) {
@@ -286,8 +311,26 @@ impl<M: SharedMemory> Ring<M> {
 
     #[inline(never)]
     fn write_word_in_pieces(&self, at: u32, value: u64) -> Result<(), OutOfRange> {
-        self.memory.write(PAGE_SIZE + at as usize, &value.to_le_bytes())
+        self.memory.write(PAGE_SIZE + offset(at), &value.to_le_bytes())
     }
+}
+
+/// The index that stands for a place: its offset in bytes. It fits, since no ring is larger than [`LARGEST_RING`].
+#[inline(always)]
+fn index(at: u32) -> u32 {
+    at * 8
+}
+
+/// The byte offset of a place in the data.
+#[inline(always)]
+fn offset(at: u32) -> usize {
+    at as usize * 8
+}
+
+/// The trailer of a packet that starts at `start`.
+#[inline(always)]
+fn trailer(start: u32) -> u64 {
+    u64::from(start) << 35
 }
 
 /// Bytes of header of a transfer-page packet with `ranges` ranges; for callers that size their buffers.

@@ -3,8 +3,9 @@
 use core::sync::atomic::Ordering;
 
 use super::{
-    FEATURE_BITS, FEATURE_PENDING_SEND_SIZE, INTERRUPT_MASK, PENDING_SEND_SIZE, PacketView,
-    READ_INDEX, ReceiveError, Ring, RingError, Traffic, WRITE_INDEX, view,
+    DESCRIPTOR, FEATURE_BITS, FEATURE_PENDING_SEND_SIZE, INTERRUPT_MASK, PENDING_SEND_SIZE,
+    PacketView, READ_INDEX, ReceiveError, Ring, RingError, TRAILER, Traffic, WRITE_INDEX, index,
+    offset, trailer, view,
 };
 use crate::memory::{OutOfRange, SharedMemory, copy_out, full_barrier};
 use crate::packet::{DESCRIPTOR_SIZE, Descriptor, Packet, PacketError, TRAILER_SIZE, plain_parts};
@@ -17,7 +18,7 @@ pub struct RingReader<M> {
     read: u32,
     /// The read index as the writer sees it.
     published: u32,
-    /// Bytes from `read` to the writer's index as last seen.
+    /// Words from `read` to the writer's index as last seen.
     available: u32,
     /// Whether trailers are checked.
     strict: bool,
@@ -71,12 +72,14 @@ impl<M: SharedMemory> RingReader<M> {
     #[inline(always)]
     fn refresh(&mut self) -> Result<bool, RingError> {
         let write = self.ring.load(WRITE_INDEX)?;
-        if write == self.read {
+        if write == index(self.read) {
             return Ok(false);
         }
         // Where all that was read is published, any index inside the ring is possible.
-        if self.read == self.published && self.ring.is_index(write) {
-            self.available = self.ring.distance(self.read, write);
+        if self.read == self.published
+            && let Some(place) = self.ring.place(write)
+        {
+            self.available = self.ring.distance(self.read, place);
             return Ok(true);
         }
         self.moved(write)
@@ -85,31 +88,31 @@ impl<M: SharedMemory> RingReader<M> {
     /// Takes over an index of the writer. True if there is something to read.
     #[inline(never)]
     fn moved(&mut self, write: u32) -> Result<bool, RingError> {
-        self.ring.check_index(write, "write")?;
+        let place = self.ring.check_index(write, "write")?;
         // The writer can only have moved away from what was published as read.
         let known = self.ring.distance(self.published, self.read) + self.available;
-        if self.ring.distance(self.published, write) < known {
+        if self.ring.distance(self.published, place) < known {
             return Err(RingError::IndexJump {
                 which: "write",
-                from: self.ring.advance(self.read, self.available as usize),
+                from: index(self.ring.advance(self.read, self.available as usize)),
                 to: write,
-                own: self.published,
+                own: index(self.published),
             });
         }
-        self.available = self.ring.distance(self.read, write);
+        self.available = self.ring.distance(self.read, place);
         Ok(self.available != 0)
     }
 
-    /// Moves behind a packet of `len` bytes, and returns where it started.
+    /// Moves behind a packet of `words` words and its trailer, and returns where it started.
     #[inline(always)]
-    pub(super) fn skip(&mut self, len: usize) -> u32 {
+    pub(super) fn skip(&mut self, words: usize) -> u32 {
         let start = self.read;
-        self.read += (len + TRAILER_SIZE) as u32;
+        self.read += (words + TRAILER) as u32;
         if self.read >= self.ring.size {
             self.read -= self.ring.size;
             self.laps += 1;
         }
-        self.available -= (len + TRAILER_SIZE) as u32;
+        self.available -= (words + TRAILER) as u32;
         start
     }
 
@@ -126,21 +129,21 @@ impl<M: SharedMemory> RingReader<M> {
             return Ok(None);
         }
         let start = self.read;
-        let Some([first, second]) = self.ring.straight(start, DESCRIPTOR_SIZE / 8) else {
+        let Some([first, second]) = self.ring.straight(start, DESCRIPTOR) else {
             return self.receive_in_pieces(buffer);
         };
         let word = u64::from_le(first.load(Ordering::Relaxed));
         let transaction_id = u64::from_le(second.load(Ordering::Relaxed));
         // What is short enough to be inlined: a packet without ranges that lies in one piece.
         if let Some((kind, completion_requested, words)) = plain_parts(word)
-            && words * 8 + TRAILER_SIZE <= self.available as usize
-            && let Some([_, _, body @ .., _]) = self.ring.straight(start, words + 1)
+            && words + TRAILER <= self.available as usize
+            && let Some([_, _, body @ .., _]) = self.ring.straight(start, words + TRAILER)
             && body.len() * 8 <= buffer.len()
             && !self.strict
         {
             let payload = buffer.split_at_mut(body.len() * 8).0;
             copy_out(body, payload);
-            self.skip(words * 8);
+            self.skip(words);
             self.packets += 1;
             return Ok(Some(Packet { kind, transaction_id, completion_requested, payload }));
         }
@@ -154,7 +157,7 @@ impl<M: SharedMemory> RingReader<M> {
         buffer: &'b mut [u8],
     ) -> Result<Option<Packet<'b>>, ReceiveError> {
         let word = self.ring.read_word(self.read).map_err(RingError::from)?;
-        let second = self.ring.advance(self.read, 8);
+        let second = self.ring.advance(self.read, 1);
         let transaction_id = self.ring.read_word(second).map_err(RingError::from)?;
         self.receive_any(word, transaction_id, buffer)
     }
@@ -168,8 +171,8 @@ impl<M: SharedMemory> RingReader<M> {
         buffer: &'b mut [u8],
     ) -> Result<Option<Packet<'b>>, ReceiveError> {
         let descriptor = Descriptor::from_words(word, transaction_id);
-        let len = self.check_length(&descriptor)?;
-        let start = self.skip(len);
+        self.check_length(&descriptor)?;
+        let start = self.skip(descriptor.packet_len / 8);
         let read = self.read_skipped(start, &descriptor, buffer);
         match &read {
             Ok(_) => self.packets += 1,
@@ -196,7 +199,7 @@ impl<M: SharedMemory> RingReader<M> {
     ) -> Result<Packet<'b>, ReceiveError> {
         let len = descriptor.packet_len;
         if self.strict {
-            self.check_trailer(start, len)?;
+            self.check_trailer(start, len / 8)?;
         }
         let size = buffer.len();
         let Some(rest) = buffer.get_mut(..len - DESCRIPTOR_SIZE) else {
@@ -210,28 +213,27 @@ impl<M: SharedMemory> RingReader<M> {
         Ok(Packet::assemble(descriptor, rest)?)
     }
 
-    /// The length of the next packet, which lies in the ring with its trailer.
+    /// Whether the next packet lies in the ring with its trailer.
     #[inline]
-    fn check_length(&self, descriptor: &Descriptor) -> Result<usize, RingError> {
-        let len = descriptor.packet_len;
-        let available = self.available as usize;
-        if len < DESCRIPTOR_SIZE || len + TRAILER_SIZE > available {
-            return Err(RingError::PacketLength { packet: len, available, at: self.read });
+    fn check_length(&self, descriptor: &Descriptor) -> Result<(), RingError> {
+        let (packet, available) = (descriptor.packet_len, offset(self.available));
+        if packet < DESCRIPTOR_SIZE || packet + TRAILER_SIZE > available {
+            return Err(RingError::PacketLength { packet, available, at: index(self.read) });
         }
-        Ok(len)
+        Ok(())
     }
 
     /// Copies what stands behind the descriptor at `start`, around the end or from memory in pieces.
     #[cold]
     fn copy_in_pieces(&self, start: u32, rest: &mut [u8]) -> Result<(), OutOfRange> {
-        self.ring.read(self.ring.advance(start, DESCRIPTOR_SIZE), rest)
+        self.ring.read(offset(self.ring.advance(start, DESCRIPTOR)), rest)
     }
 
-    /// Compares the trailer of the packet at `start`, `len` bytes long, with what it has to be.
-    fn check_trailer(&self, start: u32, len: usize) -> Result<(), ReceiveError> {
-        let at = self.ring.advance(start, len);
+    /// Compares the trailer of the packet at `start`, `words` words long, with what it has to be.
+    fn check_trailer(&self, start: u32, words: usize) -> Result<(), ReceiveError> {
+        let at = self.ring.advance(start, words);
         let found = self.ring.read_word(at).map_err(RingError::from)?;
-        let expected = u64::from(start) << 32;
+        let expected = trailer(start);
         if found != expected {
             return Err(PacketError::Trailer { expected, found }.into());
         }
@@ -253,12 +255,13 @@ impl<M: SharedMemory> RingReader<M> {
         }
         let start = self.read;
         let descriptor = self.ring.descriptor(start)?;
-        let len = self.check_length(&descriptor)?;
-        let checked = if self.strict { self.check_trailer(start, len) } else { Ok(()) };
+        self.check_length(&descriptor)?;
+        let words = descriptor.packet_len / 8;
+        let checked = if self.strict { self.check_trailer(start, words) } else { Ok(()) };
         let parts = match checked.and_then(|()| view::Parts::of(&self.ring, start, &descriptor)) {
             Ok(parts) => parts,
             Err(error) => {
-                self.skip(len);
+                self.skip(words);
                 if let ReceiveError::Packet(error) = error {
                     self.note_skipped(error);
                 }
@@ -278,7 +281,7 @@ impl<M: SharedMemory> RingReader<M> {
             return Ok(false);
         }
         let before = self.published;
-        self.ring.store(READ_INDEX, self.read)?;
+        self.ring.store_index(READ_INDEX, self.read)?;
         self.published = self.read;
         // The index must be visible before the writer's wish is looked at, or the writer could wait for ever.
         full_barrier();
@@ -289,16 +292,15 @@ impl<M: SharedMemory> RingReader<M> {
         }
     }
 
-    /// Whether the reads since `before` made more than `wanted` bytes free, and fewer were free then.
+    /// Whether the reads since `before` made more than `wanted` bytes free, and no more than that were free then.
     #[cold]
     fn crossed(&self, before: u32, wanted: u32) -> Result<bool, RingError> {
         if self.ring.load(FEATURE_BITS)? & FEATURE_PENDING_SEND_SIZE == 0 {
             return Ok(false);
         }
         let write = self.ring.load_index(WRITE_INDEX, "write")?;
-        let free_before = self.ring.size - self.ring.distance(before, write);
-        let free_now = self.ring.size - self.ring.distance(self.read, write);
-        Ok(free_before <= wanted && free_now > wanted)
+        let free = |read| index(self.ring.size - self.ring.distance(read, write));
+        Ok(free(before) <= wanted && free(self.read) > wanted)
     }
 
     /// Asks the writer not to signal: the reader is at work.
@@ -317,11 +319,13 @@ impl<M: SharedMemory> RingReader<M> {
     pub fn unmask(&mut self) -> Result<bool, RingError> {
         self.ring.store(INTERRUPT_MASK, 0)?;
         full_barrier();
-        let write = self.ring.load(WRITE_INDEX)?;
-        if !self.moved(write)? {
-            return Ok(false);
+        let more = match self.available {
+            0 => self.refresh()?,
+            _ => self.moved(self.ring.load(WRITE_INDEX)?)?,
+        };
+        if more {
+            self.mask()?;
         }
-        self.mask()?;
-        Ok(true)
+        Ok(more)
     }
 }

@@ -1,8 +1,8 @@
 //! Packets built in the ring itself.
 
-use super::{RingError, RingWriter, SendError};
-use crate::memory::SharedMemory;
-use crate::packet::{DESCRIPTOR_SIZE, Outgoing, TRAILER_SIZE};
+use super::{DESCRIPTOR, RingError, RingWriter, SendError, TRAILER, trailer};
+use crate::memory::{SharedMemory, words_for};
+use crate::packet::Outgoing;
 
 /// Bytes that did not go into a [`Slot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +29,8 @@ pub struct Slot<'r, M> {
     writer: &'r mut RingWriter<M>,
     /// The descriptor, but for the length.
     descriptor: [u64; 2],
-    /// Where the next byte goes.
-    at: u32,
+    /// Byte offset at which the next byte goes.
+    at: usize,
     /// Bytes of descriptor, extra header and message so far.
     len: usize,
     /// Bytes still free.
@@ -46,12 +46,9 @@ impl<'r, M: SharedMemory> Slot<'r, M> {
     ) -> Result<Self, SendError> {
         let header = packet.header_len();
         let len = header + packet.payload().len();
-        let most = len.saturating_add(room).checked_next_multiple_of(8);
-        let most = most
-            .filter(|most| *most < usize::MAX - TRAILER_SIZE)
-            .ok_or_else(|| SendError::TooLarge { len: usize::MAX, most: writer.capacity() })?;
-        writer.claim(most)?;
-        let start = writer.ring.advance(writer.write, DESCRIPTOR_SIZE);
+        let most = words_for(len.saturating_add(room).min(usize::MAX - 7));
+        writer.claim(most.saturating_add(TRAILER))?;
+        let start = writer.ring.advance(writer.write, DESCRIPTOR);
         let at = writer.put_message_in_pieces(packet, start)?;
         Ok(Self { descriptor: packet.descriptor(header, 0), writer, at, len, room })
     }
@@ -72,7 +69,7 @@ impl<'r, M: SharedMemory> Slot<'r, M> {
         self.room =
             room.checked_sub(bytes.len()).ok_or(SlotError::Room { len: bytes.len(), room })?;
         self.writer.ring.write(self.at, bytes).map_err(RingError::from)?;
-        self.at = self.writer.ring.advance(self.at, bytes.len());
+        self.at = self.writer.ring.behind(self.at, bytes.len());
         self.len += bytes.len();
         Ok(())
     }
@@ -83,18 +80,14 @@ impl<'r, M: SharedMemory> Slot<'r, M> {
     /// Only if the memory is no longer what it was.
     #[inline]
     pub fn finish(self) -> Result<(), RingError> {
-        let Self { writer, descriptor: [word, id], mut at, len, .. } = self;
-        let padding = len.wrapping_neg() % 8;
-        let len = len + padding;
-        if padding != 0 {
-            writer.ring.write(at, &[0; 8][..padding])?;
-            at = writer.ring.advance(at, padding);
-        }
+        let Self { writer, descriptor: [word, id], at, len, .. } = self;
+        let words = words_for(len);
+        let end = writer.pad(at)?;
         let start = writer.write;
-        writer.ring.write_word(at, u64::from(start) << 32)?;
-        writer.ring.write_word(start, word | (len as u64 / 8) << 32)?;
-        writer.ring.write_word(writer.ring.advance(start, 8), id)?;
-        writer.finish(len + TRAILER_SIZE);
+        writer.ring.write_word(end, trailer(start))?;
+        writer.ring.write_word(start, word | (words as u64) << 32)?;
+        writer.ring.write_word(writer.ring.advance(start, 1), id)?;
+        writer.finish(words + TRAILER);
         Ok(())
     }
 }

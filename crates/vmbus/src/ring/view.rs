@@ -1,6 +1,6 @@
 //! Packets read where they lie.
 
-use super::{ReceiveError, Ring, RingError, RingReader};
+use super::{DESCRIPTOR, ReceiveError, Ring, RingError, RingReader, offset};
 use crate::Pfn;
 use crate::memory::{PAGE_SIZE, SharedMemory};
 use crate::packet::{
@@ -35,10 +35,10 @@ pub struct GpaRangeHead {
     pub frames: usize,
 }
 
-/// Bytes in the ring not yet given out.
+/// Bytes in the ring not yet given out, and the byte offset where they start.
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
-    at: u32,
+    at: usize,
     left: usize,
 }
 
@@ -69,8 +69,8 @@ impl Parts {
         let mut parts = Self {
             kind: ViewKind::InBand,
             ranges: 0,
-            header: Cursor { at: start, left: 0 },
-            payload: Cursor { at: ring.advance(start, header), left: packet - header },
+            header: Cursor { at: offset(start), left: 0 },
+            payload: Cursor { at: ring.behind(offset(start), header), left: packet - header },
         };
         match kind {
             PacketType::IN_BAND => {}
@@ -79,7 +79,7 @@ impl Parts {
                 let Some(room) = header.checked_sub(RANGES_OFFSET) else {
                     return Err(PacketError::Ranges { count: 0, room: 0 }.into());
                 };
-                let word = ring.read_word(ring.advance(start, DESCRIPTOR_SIZE));
+                let word = ring.read_word(ring.advance(start, DESCRIPTOR));
                 let word = word.map_err(RingError::from)?;
                 let count = (word >> 32) as u32;
                 // A range takes 8 bytes at least, with guest memory behind it at least 8 more, but for ranges of no bytes.
@@ -87,7 +87,7 @@ impl Parts {
                     return Err(PacketError::Ranges { count, room }.into());
                 }
                 parts.ranges = count;
-                parts.header = Cursor { at: ring.advance(start, RANGES_OFFSET), left: room };
+                parts.header = Cursor { at: ring.behind(offset(start), RANGES_OFFSET), left: room };
                 parts.kind = if kind == PacketType::GPA_DIRECT {
                     ViewKind::GpaDirect
                 } else {
@@ -180,7 +180,7 @@ impl<'r, M: SharedMemory> PacketView<'r, M> {
             return Ok(None);
         }
         let passed = 8 * core::mem::take(&mut self.frames);
-        self.parts.header.at = self.reader.ring.advance(self.parts.header.at, passed);
+        self.parts.header.at = self.reader.ring.behind(self.parts.header.at, passed);
         self.parts.header.left -= passed;
         let room = self.parts.header.left;
         let count = core::mem::take(&mut self.parts.ranges);
@@ -216,8 +216,8 @@ impl<'r, M: SharedMemory> PacketView<'r, M> {
     /// Takes a word of the extra header, where at least one is left.
     #[inline]
     fn header_word(&mut self) -> Result<u64, RingError> {
-        let word = self.reader.ring.read_word(self.parts.header.at)?;
-        self.parts.header.at = self.reader.ring.advance(self.parts.header.at, 8);
+        let word = self.reader.ring.read_word((self.parts.header.at / 8) as u32)?;
+        self.parts.header.at = self.reader.ring.behind(self.parts.header.at, 8);
         self.parts.header.left -= 8;
         Ok(word)
     }
@@ -231,7 +231,7 @@ impl<'r, M: SharedMemory> PacketView<'r, M> {
         let cursor = &mut self.parts.payload;
         let count = cursor.left.min(out.len());
         self.reader.ring.read(cursor.at, &mut out[..count])?;
-        cursor.at = self.reader.ring.advance(cursor.at, count);
+        cursor.at = self.reader.ring.behind(cursor.at, count);
         cursor.left -= count;
         Ok(count)
     }
@@ -239,7 +239,7 @@ impl<'r, M: SharedMemory> PacketView<'r, M> {
     /// Moves behind the packet. Its space is the writer's again after [`RingReader::commit`].
     #[inline]
     pub fn advance(self) {
-        self.reader.skip(self.descriptor.packet_len);
+        self.reader.skip(self.descriptor.packet_len / 8);
         self.reader.packets += 1;
     }
 }

@@ -3,11 +3,12 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
-    FEATURE_BITS, FEATURE_PENDING_SEND_SIZE, INTERRUPT_MASK, LONGEST_PACKET, PENDING_SEND_SIZE,
-    READ_INDEX, Ring, RingError, SendError, Slot, Traffic, WRITE_INDEX,
+    DESCRIPTOR, FEATURE_BITS, FEATURE_PENDING_SEND_SIZE, INTERRUPT_MASK, LONGEST_PACKET,
+    PENDING_SEND_SIZE, READ_INDEX, Ring, RingError, SendError, Slot, TRAILER, Traffic, WRITE_INDEX,
+    index, offset, trailer,
 };
 use crate::memory::{OutOfRange, SharedMemory, copy_in, full_barrier, words_for};
-use crate::packet::{DESCRIPTOR_SIZE, Outgoing, PacketType, TRAILER_SIZE, plain_word};
+use crate::packet::{Outgoing, PacketType, plain_word};
 
 /// The writing end of a ring.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub struct RingWriter<M> {
     published: u32,
     /// The reader's index as last seen.
     read: u32,
-    /// Bytes from `write` on that can be used as far as `read` tells. Zero while `waiting`, so that the first packet that
+    /// Words from `write` on that can be used as far as `read` tells. Zero while `waiting`, so that the first packet that
     /// fits withdraws the wish.
     room: u32,
     /// Whether `pending_send_sz` is set.
@@ -65,7 +66,12 @@ impl<M: SharedMemory> RingWriter<M> {
     /// Largest packet that fits into the empty ring, in bytes with trailer.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        (self.ring.size as usize - 8).min(LONGEST_PACKET + TRAILER_SIZE)
+        offset(self.most())
+    }
+
+    /// The same in words: one word always stays free, and no packet is longer than its descriptor can say.
+    fn most(&self) -> u32 {
+        (self.ring.size - 1).min((LONGEST_PACKET + TRAILER) as u32)
     }
 
     /// What was written since the ring was attached, published or not.
@@ -75,14 +81,13 @@ impl<M: SharedMemory> RingWriter<M> {
         Traffic { packets: self.packets, bytes, failed: self.full }
     }
 
-    /// Bytes that can be used as far as the reader's index is known: one word always stays free, and no packet is longer
-    /// than its descriptor can say.
+    /// Words that can be used as far as the reader's index is known.
     fn usable(&self) -> u32 {
-        let free = self.ring.size - self.ring.distance(self.read, self.write);
-        (free - 8).min((LONGEST_PACKET + TRAILER_SIZE) as u32)
+        let used = self.ring.distance(self.read, self.write);
+        (self.ring.size - used - 1).min(self.most())
     }
 
-    /// Looks at the reader's index anew, and returns how many bytes can be used.
+    /// Looks at the reader's index anew, and returns how many words can be used.
     fn refresh(&mut self) -> Result<u32, RingError> {
         let read = self.ring.load_index(READ_INDEX, "read")?;
         // The reader can only have moved towards what was published.
@@ -90,9 +95,9 @@ impl<M: SharedMemory> RingWriter<M> {
         {
             return Err(RingError::IndexJump {
                 which: "read",
-                from: self.read,
-                to: read,
-                own: self.published,
+                from: index(self.read),
+                to: index(read),
+                own: index(self.published),
             });
         }
         self.read = read;
@@ -107,24 +112,25 @@ impl<M: SharedMemory> RingWriter<M> {
     /// If the reader's index is impossible.
     #[inline]
     pub fn has_room(&mut self, len: usize) -> Result<bool, RingError> {
-        Ok(len <= self.room as usize || len <= self.refresh()? as usize)
+        Ok(len <= offset(self.room) || len <= offset(self.refresh()?))
     }
 
-    /// Makes sure that a packet of `total` bytes with trailer fits, and withdraws a wish for space if it does.
+    /// Makes sure that a packet of `total` words with trailer fits, and withdraws a wish for space if it does.
     #[inline]
     pub(super) fn claim(&mut self, total: usize) -> Result<(), SendError> {
         if total <= self.room as usize { Ok(()) } else { self.make_room(total) }
     }
 
-    /// Looks for room for `total` bytes where there was none.
+    /// Looks for room for `total` words where there was none.
     #[cold]
     fn make_room(&mut self, total: usize) -> Result<(), SendError> {
-        if total > self.capacity() {
-            return Err(SendError::TooLarge { len: total, most: self.capacity() });
+        let len = total.saturating_mul(8);
+        if total > self.most() as usize {
+            return Err(SendError::TooLarge { len, most: self.capacity() });
         }
-        if self.refresh()? < total as u32 {
+        if (self.refresh()? as usize) < total {
             self.full += 1;
-            return Err(SendError::Full { need: total });
+            return Err(SendError::Full { need: len });
         }
         Ok(self.stop_waiting()?)
     }
@@ -166,21 +172,19 @@ impl<M: SharedMemory> RingWriter<M> {
     /// Writes a packet without ranges if that is short enough to be inlined: it fits as far as is known, and in one piece.
     #[inline(always)]
     fn stage_plain(&mut self, kind: PacketType, completion: bool, id: u64, payload: &[u8]) -> bool {
-        let body = words_for(payload.len());
-        let words = body + (DESCRIPTOR_SIZE + TRAILER_SIZE) / 8;
-        if words * 8 > self.room as usize {
-            return false;
-        }
+        let words = words_for(payload.len()) + DESCRIPTOR + TRAILER;
         let start = self.write;
-        let Some([first, second, body @ .., trailer]) = self.ring.straight(start, words) else {
-            return false;
-        };
-        first.store(plain_word(kind, completion, words - 1).to_le(), Ordering::Relaxed);
-        second.store(id.to_le(), Ordering::Relaxed);
-        trailer.store((u64::from(start) << 32).to_le(), Ordering::Relaxed);
-        copy_in(body, payload);
-        self.finish(words * 8);
-        true
+        if words <= self.room as usize
+            && let Some([first, second, body @ .., last]) = self.ring.straight(start, words)
+        {
+            first.store(plain_word(kind, completion, words - TRAILER).to_le(), Ordering::Relaxed);
+            second.store(id.to_le(), Ordering::Relaxed);
+            last.store(trailer(start).to_le(), Ordering::Relaxed);
+            copy_in(body, payload);
+            self.finish(words);
+            return true;
+        }
+        false
     }
 
     /// [`RingWriter::stage`] of any packet.
@@ -188,18 +192,19 @@ impl<M: SharedMemory> RingWriter<M> {
     fn stage_any(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
         let header = packet.header_len();
         let payload = packet.payload();
-        let len = header + payload.len().next_multiple_of(8);
-        let total = len + TRAILER_SIZE;
+        let len = header / 8 + words_for(payload.len());
+        let total = len + TRAILER;
         self.claim(total)?;
         let start = self.write;
-        let descriptor = packet.descriptor(header, len);
-        if let Some([first, second, rest @ .., trailer]) = self.ring.words(start).get(..total / 8) {
-            first.store(descriptor[0].to_le(), Ordering::Relaxed);
-            second.store(descriptor[1].to_le(), Ordering::Relaxed);
-            trailer.store((u64::from(start) << 32).to_le(), Ordering::Relaxed);
+        let [word, id] = packet.descriptor(header, len * 8);
+        let words = self.ring.words(start).get(..total);
+        if let Some([first, second, rest @ .., last]) = words {
+            first.store(word.to_le(), Ordering::Relaxed);
+            second.store(id.to_le(), Ordering::Relaxed);
+            last.store(trailer(start).to_le(), Ordering::Relaxed);
             copy_in(put_ranges(rest, packet), payload);
         } else {
-            self.put_in_pieces(packet, descriptor)?;
+            self.put_in_pieces(packet, [word, id])?;
         }
         self.finish(total);
         Ok(())
@@ -222,38 +227,44 @@ impl<M: SharedMemory> RingWriter<M> {
     fn put_in_pieces(
         &mut self,
         packet: &Outgoing<'_>,
-        descriptor: [u64; 2],
+        [word, id]: [u64; 2],
     ) -> Result<(), RingError> {
-        let mut at = self.write;
-        for value in descriptor {
-            self.ring.write_word(at, value)?;
-            at = self.ring.advance(at, 8);
-        }
-        at = self.put_message_in_pieces(packet, at)?;
-        let payload = packet.payload().len();
-        if !payload.is_multiple_of(8) {
-            let padding = 8 - payload % 8;
-            self.ring.write(at, &[0; 8][..padding])?;
-            at = self.ring.advance(at, padding);
-        }
-        Ok(self.ring.write_word(at, u64::from(self.write) << 32)?)
+        self.ring.write_word(self.write, word)?;
+        let second = self.ring.advance(self.write, 1);
+        self.ring.write_word(second, id)?;
+        let end = self.put_message_in_pieces(packet, self.ring.advance(second, 1))?;
+        let end = self.pad(end)?;
+        Ok(self.ring.write_word(end, trailer(self.write))?)
     }
 
-    /// Writes extra header and payload from `at` on, and returns where they end.
+    /// Writes extra header and payload from `at` on, and returns the byte offset where they end.
     #[inline]
     pub(super) fn put_message_in_pieces(
         &mut self,
         packet: &Outgoing<'_>,
         mut at: u32,
-    ) -> Result<u32, RingError> {
+    ) -> Result<usize, RingError> {
         packet.extra_words(|value| {
             self.ring.write_word(at, value)?;
-            at = self.ring.advance(at, 8);
+            at = self.ring.advance(at, 1);
             Ok::<_, OutOfRange>(())
         })?;
         let payload = packet.payload();
-        self.ring.write(at, payload)?;
-        Ok(self.ring.advance(at, payload.len()))
+        if payload.is_empty() {
+            return Ok(offset(at));
+        }
+        self.ring.write(offset(at), payload)?;
+        Ok(self.ring.behind(offset(at), payload.len()))
+    }
+
+    /// Fills with zeros up to the next whole word, and returns its place.
+    #[inline]
+    pub(super) fn pad(&self, offset: usize) -> Result<u32, RingError> {
+        let padding = offset.wrapping_neg() % 8;
+        if padding != 0 {
+            self.ring.write(offset, &[0; 8][..padding])?;
+        }
+        Ok((self.ring.behind(offset, padding) / 8) as u32)
     }
 
     /// Makes room for a packet that is built in the ring itself: `packet` with its payload, and up to `room` bytes more
@@ -280,14 +291,14 @@ impl<M: SharedMemory> RingWriter<M> {
             return Ok(false);
         }
         let before = self.published;
-        self.ring.store(WRITE_INDEX, self.write)?;
+        self.ring.store_index(WRITE_INDEX, self.write)?;
         self.published = self.write;
         // The index must be visible before the reader's mask is looked at, or both sides could rest.
         full_barrier();
         if self.ring.load(INTERRUPT_MASK)? != 0 {
             return Ok(false);
         }
-        Ok(self.ring.load(READ_INDEX)? == before)
+        Ok(self.ring.load(READ_INDEX)? == index(before))
     }
 
     /// Asks the reader to signal once a packet of `need` bytes (trailer included) fits. True if it fits already; no signal
@@ -297,11 +308,11 @@ impl<M: SharedMemory> RingWriter<M> {
     /// If the reader's index is impossible.
     pub fn request_space(&mut self, need: usize) -> Result<bool, RingError> {
         // A quarter of the ring at least: to be woken for every single packet would cost more than it brings.
-        let wanted = u32::try_from(need).unwrap_or(u32::MAX).max(self.ring.size / 4);
-        self.ring.store(PENDING_SEND_SIZE, wanted.min(self.ring.size - 8))?;
+        let wanted = need.max(self.ring.bytes() / 4).min(self.ring.bytes() - 8);
+        self.ring.store(PENDING_SEND_SIZE, wanted as u32)?;
         self.waiting = true;
         full_barrier();
-        let fits = self.refresh()? as usize >= need;
+        let fits = offset(self.refresh()?) >= need;
         if fits {
             self.stop_waiting()?;
         }
