@@ -9,6 +9,10 @@ use crate::Pfn;
 use crate::memory::SharedPages;
 use crate::packet::{GpaRange, Outgoing, PacketError, PacketKind, TransferRange};
 
+mod faults;
+mod fickle;
+mod in_place;
+
 fn memory(data_pages: u64) -> SharedPages {
     SharedPages::from_heap(&(0..=data_pages).map(Pfn).collect::<Vec<_>>())
 }
