@@ -10,6 +10,7 @@
 mod device;
 mod misbehave;
 mod mmio;
+mod serial;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub use device::{
 };
 pub use misbehave::Misbehaviour;
 pub use mmio::HostMemory;
+pub use serial::SerialPolicy;
 
 /// Longest request of a guest: resources with 494 interrupts of form 3.
 const RECEIVE_BUFFER: usize = 64 * 1024;

@@ -2,6 +2,7 @@
 
 mod devices;
 mod raw;
+mod scenarios;
 
 use vmbus::platform::Platform;
 use vmbus::{Channel, SignalFlag};
@@ -27,6 +28,8 @@ struct World {
     now: Instant,
     guest_events: Vec<Event>,
     host_events: Vec<PciEvent>,
+    /// Times that either side was polled.
+    looks: u64,
 }
 
 fn connect(ram: &GuestRam, to_guest: &SignalFlag, to_host: &SignalFlag) -> (Channel, HostChannel) {
@@ -56,6 +59,7 @@ impl World {
             now: Instant::ZERO,
             guest_events: Vec::new(),
             host_events: Vec::new(),
+            looks: 0,
         }
     }
 
@@ -65,6 +69,7 @@ impl World {
         for _ in 0..10_000 {
             let guest = self.to_guest.take() | due(self.guest.poll_deadline(), self.now);
             let host = self.to_host.take() | due(self.host.poll_deadline(), self.now);
+            self.looks += u64::from(guest) + u64::from(host);
             if guest {
                 self.guest.poll(self.now).unwrap();
             }

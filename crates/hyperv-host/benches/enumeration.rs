@@ -1,0 +1,84 @@
+//! What one function costs to be found, from 8 to 512 of them: `cargo bench -p hyperv-host --bench enumeration`.
+//!
+//! Buses of eight functions each, guest and host in turn on one thread. The time of a function should not depend on how
+//! many there are.
+
+use std::time::{Duration, Instant as Clock};
+
+use hyperv_host::bus::HostChannel;
+use hyperv_host::memory::{GuestMemory, GuestRam};
+use hyperv_host::pci::{FunctionSpec, PciPolicy, PciService};
+use vmbus::{Channel, Instant, Platform, Serial, SignalFlag};
+use vpci::{PciBus, PciBusConfig, Slot};
+
+/// Functions on each bus.
+const PER_BUS: u32 = 8;
+/// How long one count of functions is measured.
+const SPAN: Duration = Duration::from_millis(700);
+
+fn connect(ram: &GuestRam) -> (Channel, HostChannel) {
+    let (up, down) = (ram.allocate(5).unwrap(), ram.allocate(5).unwrap());
+    let map = |pages: &vmbus::memory::SharedPages| ram.map(pages.frames()).unwrap();
+    let (to_guest, to_host) = (SignalFlag::new(), SignalFlag::new());
+    let host = Channel::from_parts(map(&down), map(&up), to_guest).unwrap();
+    (Channel::from_parts(up, down, to_host).unwrap(), host)
+}
+
+/// Buses with their functions, nothing sent yet.
+fn build(ram: &GuestRam, buses: u32) -> Vec<(PciBus, PciService)> {
+    (0..buses)
+        .map(|bus| {
+            let (channel, host_channel) = connect(ram);
+            let mut host = PciService::new(PciPolicy::default());
+            for number in 0..PER_BUS {
+                let slot = Slot::from_wire(number).unwrap();
+                let spec = FunctionSpec::nvme(slot, Serial(bus));
+                host.add_device(spec, Instant::ZERO).unwrap();
+            }
+            host.open(host_channel);
+            let config = PciBusConfig::new(u64::from(bus) * 0x2000);
+            (PciBus::new(channel, config, Instant::ZERO), host)
+        })
+        .collect()
+}
+
+/// Runs all buses until every function has arrived.
+fn enumerate(buses: &mut [(PciBus, PciService)]) {
+    for (guest, host) in buses {
+        while guest.functions().count() < PER_BUS as usize {
+            guest.poll(Instant::ZERO).unwrap();
+            host.poll(Instant::ZERO);
+            while guest.poll_event().is_some() {}
+        }
+    }
+}
+
+fn main() {
+    // `cargo test` runs benches too, without this; one short look at each is enough there.
+    let span = if std::env::args().any(|it| it == "--bench") { SPAN } else { Duration::ZERO };
+    println!("functions  ns per function (median)");
+    let mut all = Vec::new();
+    for buses in [1, 2, 4, 8, 16, 32, 64] {
+        let functions = buses * PER_BUS;
+        let mut times = Vec::new();
+        let end = Clock::now() + span;
+        loop {
+            let ram = GuestRam::new(1, 1024);
+            let mut world = build(&ram, buses);
+            let start = Clock::now();
+            enumerate(&mut world);
+            times.push(start.elapsed().as_nanos() / u128::from(functions));
+            if Clock::now() >= end {
+                break;
+            }
+        }
+        times.sort_unstable();
+        let median = times.get(times.len() / 2).copied().unwrap_or_default();
+        println!("{functions:9}  {median:6}");
+        all.push(median);
+    }
+    let (least, most) = (all.iter().min(), all.iter().max());
+    if let (Some(least), Some(most)) = (least, most) {
+        println!("most over least: {:.2}", *most as f64 / *least as f64);
+    }
+}
