@@ -4,19 +4,23 @@
 //! and releases ports as [`Pairing`](crate::pairing::Pairing) says; the upper layer never notices which path is in use.
 //!
 //! No frame is lost by a switch. A frame that goes out on the VF stays in a [`Replay`] buffer until the VF confirms it; if the VF
-//! vanishes first, it goes out again on the synthetic path, in order and before anything newer. When a VF is left in order,
-//! new frames wait until it has confirmed what it has, so that none overtakes another. Both paths are always received from.
+//! vanishes first, it goes out again on the synthetic path, in order and before anything newer. When a path is left in order,
+//! new frames wait until it has sent what it has, so that none overtakes another. Both paths are always received from.
 
-use alloc::boxed::Box;
+mod counters;
+mod replay;
+
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::fmt;
 
 use vmbus::Instant;
 use vmbus::time::earliest;
 
 use crate::failover::{Action, Cause, Failover, FailoverConfig, Outlet};
 use crate::port::{Path, PortError, PortLink, VfPort};
+
+pub use self::counters::AdapterCounters;
+pub use self::replay::Replay;
 
 /// A received frame, wherever it lies.
 pub trait Frame {
@@ -55,7 +59,7 @@ pub enum Sign {
     Closed,
     /// The host associated it with a serial.
     Associated,
-    /// The host says that it has no VF any more.
+    /// The host has no VF for it any more.
     Disassociated,
     /// The host completed a switch.
     SwitchCompleted(Path),
@@ -103,87 +107,11 @@ pub trait Synthetic {
     /// Sends what was taken.
     fn flush(&mut self);
 
-    /// Asks the host for a data path.
+    /// Whether the host has taken every frame that was sent.
+    fn is_idle(&self) -> bool;
+
+    /// Asks the host for a data path. If there is no room for that now, it is done later, and the newest wish wins (F8).
     fn switch_data_path(&mut self, path: Path, now: Instant);
-}
-
-/// Frames that a VF has and has not confirmed, oldest first. All memory is taken at the start.
-pub struct Replay {
-    bytes: Box<[u8]>,
-    lengths: Box<[usize]>,
-    frame_size: usize,
-    first: usize,
-    count: usize,
-}
-
-impl fmt::Debug for Replay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Replay({} of {})", self.count, self.lengths.len())
-    }
-}
-
-impl Replay {
-    /// Room for `frames` frames of up to `frame_size` bytes.
-    #[must_use]
-    pub fn new(frames: usize, frame_size: usize) -> Self {
-        Self {
-            bytes: alloc::vec![0; frames.saturating_mul(frame_size)].into(),
-            lengths: alloc::vec![0; frames].into(),
-            frame_size,
-            first: 0,
-            count: 0,
-        }
-    }
-
-    /// Number of frames.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    fn is_full(&self) -> bool {
-        self.count == self.lengths.len()
-    }
-
-    /// Place of the frame `index` behind the oldest.
-    fn place(&self, index: usize) -> usize {
-        let place = self.first + index;
-        if place < self.lengths.len() { place } else { place - self.lengths.len() }
-    }
-
-    /// Keeps a copy. The caller has looked for room and length.
-    fn push(&mut self, frame: &[u8]) {
-        let place = self.place(self.count);
-        let start = place * self.frame_size;
-        let to = self.bytes.get_mut(start..start + frame.len());
-        if let (Some(to), Some(length)) = (to, self.lengths.get_mut(place)) {
-            to.copy_from_slice(frame);
-            *length = frame.len();
-            self.count += 1;
-        }
-    }
-
-    /// The oldest frame.
-    fn front(&self) -> Option<&[u8]> {
-        if self.count == 0 {
-            return None;
-        }
-        let start = self.first * self.frame_size;
-        self.bytes.get(start..start + self.lengths.get(self.first)?)
-    }
-
-    /// Forgets the oldest `frames` frames.
-    fn forget(&mut self, frames: usize) {
-        let frames = frames.min(self.count);
-        self.first = self.place(frames);
-        self.count -= frames;
-    }
 }
 
 /// How an adapter is made.
@@ -201,54 +129,6 @@ impl Default for AdapterConfig {
     /// 512 unconfirmed frames of 1,518 bytes.
     fn default() -> Self {
         Self { failover: FailoverConfig::default(), replay_frames: 512, frame_size: 1518 }
-    }
-}
-
-/// What an adapter did. Every frame taken is in exactly one of `frames_vf` and `frames_synthetic`, and once more in
-/// `frames_resent` if it had to go out again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AdapterCounters {
-    /// Frames taken from the upper layer.
-    pub frames_accepted: u64,
-    /// Frames sent on VFs.
-    pub frames_vf: u64,
-    /// Frames sent on the synthetic path, those sent again included.
-    pub frames_synthetic: u64,
-    /// Frames sent again since a VF never confirmed them.
-    pub frames_resent: u64,
-    /// Frames passed up.
-    pub frames_received: u64,
-    /// Of these, frames from VFs.
-    pub frames_received_vf: u64,
-    /// Times that the path went to a VF.
-    pub switches_to_vf: u64,
-    /// Times that the path went back to synthetic.
-    pub switches_to_synthetic: u64,
-    /// Frames that could not be taken now.
-    pub pushed_back: u64,
-    /// Frames that can never be sent.
-    pub refused: u64,
-    /// Frames that a VF did not take for their length and that went out on the synthetic path.
-    pub too_long_for_vf: u64,
-}
-
-impl core::ops::Add for AdapterCounters {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            frames_accepted: self.frames_accepted + other.frames_accepted,
-            frames_vf: self.frames_vf + other.frames_vf,
-            frames_synthetic: self.frames_synthetic + other.frames_synthetic,
-            frames_resent: self.frames_resent + other.frames_resent,
-            frames_received: self.frames_received + other.frames_received,
-            frames_received_vf: self.frames_received_vf + other.frames_received_vf,
-            switches_to_vf: self.switches_to_vf + other.switches_to_vf,
-            switches_to_synthetic: self.switches_to_synthetic + other.switches_to_synthetic,
-            pushed_back: self.pushed_back + other.pushed_back,
-            refused: self.refused + other.refused,
-            too_long_for_vf: self.too_long_for_vf + other.too_long_for_vf,
-        }
     }
 }
 
@@ -313,8 +193,9 @@ pub struct Adapter<N: Synthetic, P> {
     port: Option<P>,
     failover: Failover,
     replay: Replay,
-    /// Frames that the port had confirmed when it was last asked.
-    confirmed: u64,
+    /// Frames that the port will have confirmed when it has confirmed everything. The last ones of them are in `replay`, unless
+    /// they are, or were, sent again.
+    expected: u64,
     /// Of `replay`, frames that have to go out on the synthetic path first.
     backlog: usize,
     frame_size: usize,
@@ -333,7 +214,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             port: None,
             failover: Failover::new(config.failover),
             replay: Replay::new(config.replay_frames, config.frame_size),
-            confirmed: 0,
+            expected: 0,
             backlog: 0,
             frame_size: config.frame_size,
             unflushed: false,
@@ -368,10 +249,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     /// Where the next frame goes, or would go if nothing had to be waited for.
     #[must_use]
     pub fn path(&self) -> Path {
-        match self.failover.outlet() {
-            Outlet::Path(path) => path,
-            Outlet::Draining => Path::Synthetic,
-        }
+        self.failover.path()
     }
 
     /// The path as the host confirmed it last.
@@ -402,7 +280,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         if self.port.is_some() {
             return Err(port);
         }
-        self.confirmed = port.confirmed();
+        self.expected = port.confirmed();
         let link = port.link();
         self.port = Some(port);
         self.failover.port_bound(link == PortLink::Up, now);
@@ -444,12 +322,12 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             self.counters.refused += 1;
             return Err(AdapterError::Refused { len: frame.len(), most: self.frame_size });
         }
+        if self.failover.outlet() == Outlet::Draining {
+            self.reap();
+            self.act(now);
+        }
         let result = match self.failover.outlet() {
-            Outlet::Draining => {
-                self.reap();
-                self.act(now);
-                Err(Refused::Full)
-            }
+            Outlet::Draining => Err(Refused::Full),
             Outlet::Path(Path::Vf) => self.transmit_vf(frame, now),
             Outlet::Path(Path::Synthetic) => self.transmit_synthetic(frame),
         };
@@ -485,6 +363,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         match port.transmit(frame) {
             Ok(()) => {
                 self.replay.push(frame);
+                self.expected = self.expected.saturating_add(1);
                 self.unflushed = true;
                 self.counters.frames_vf += 1;
                 Ok(())
@@ -558,6 +437,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         if polled.is_err() {
             self.failover.channel_closed(now);
         }
+        self.act(now);
         self.failover.handle_deadline(now);
         self.act(now);
         self.resend();
@@ -587,17 +467,24 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         }
     }
 
-    /// Forgets frames that the VF has confirmed.
+    /// Forgets frames that the VF has confirmed, and notices when the path that was left has sent everything.
     fn reap(&mut self) {
-        let Some(port) = &mut self.port else { return };
-        let confirmed = port.confirmed();
-        let frames = confirmed.saturating_sub(self.confirmed);
-        self.confirmed = confirmed;
-        if self.backlog == 0 {
-            self.replay.forget(usize::try_from(frames).unwrap_or(usize::MAX));
+        if let Some(port) = &mut self.port
+            && self.backlog == 0
+        {
+            // Counted from the end: of what the port has not confirmed, the oldest may have been sent again long ago.
+            let unconfirmed = self.expected.saturating_sub(port.confirmed());
+            let unconfirmed = usize::try_from(unconfirmed).unwrap_or(usize::MAX);
+            self.replay.forget(self.replay.len().saturating_sub(unconfirmed));
         }
-        if self.replay.is_empty() && self.failover.outlet() == Outlet::Draining {
-            self.failover.drained();
+        if self.failover.outlet() == Outlet::Draining {
+            let sent = match self.failover.path() {
+                Path::Synthetic => self.replay.is_empty(),
+                Path::Vf => self.backlog == 0 && self.nic.is_idle(),
+            };
+            if sent {
+                self.failover.drained();
+            }
         }
     }
 
@@ -611,11 +498,9 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                         Path::Vf => self.counters.switches_to_vf += 1,
                         Path::Synthetic => self.counters.switches_to_synthetic += 1,
                     }
-                    if path == Path::Synthetic {
-                        // What the port has must go out, or it would never be confirmed.
-                        self.flush();
-                        self.reap();
-                    }
+                    // What the path that is left has must go out, or it would be waited for in vain.
+                    self.flush();
+                    self.reap();
                     self.events.push_back(AdapterEvent::Path { path, cause });
                 }
                 Action::Resend => {
@@ -640,19 +525,24 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         }
     }
 
-    /// Sends what has to go out again, as far as there is room.
+    /// Sends what has to go out again, as far as there is room. Without a channel it waits for the next one.
     fn resend(&mut self) {
-        while self.backlog > 0 {
-            let Some(frame) = self.replay.front() else { break };
-            if self.nic.transmit(frame) == Err(Refused::Full) {
+        while self.backlog > 0 && self.failover.is_open() {
+            let Some(frame) = self.replay.front() else {
+                self.backlog = 0;
                 return;
+            };
+            match self.nic.transmit(frame) {
+                Ok(()) => {
+                    self.counters.frames_synthetic += 1;
+                    self.counters.frames_resent += 1;
+                }
+                Err(Refused::Full) => return,
+                Err(Refused::Never) => self.counters.frames_lost += 1,
             }
-            self.counters.frames_synthetic += 1;
-            self.counters.frames_resent += 1;
             self.replay.forget(1);
             self.backlog -= 1;
         }
-        self.backlog = 0;
     }
 
     /// The next event.
@@ -677,6 +567,9 @@ pub fn append(frame: &dyn Frame, to: &mut Vec<u8>) {
     }
 }
 
+#[cfg(test)]
+#[path = "adapter_order_tests.rs"]
+mod order_tests;
 #[cfg(test)]
 #[path = "adapter_tests.rs"]
 mod tests;

@@ -18,6 +18,11 @@ struct Wire {
     link: Option<PortLink>,
     /// Frames that the NIC takes until it is full.
     room: usize,
+    /// Frames that the NIC has and its host has not taken.
+    in_flight: usize,
+    /// The ring has no room for a switch, and this wish waits for some.
+    no_room_for_switch: bool,
+    wish: Option<Path>,
     switches: Vec<Path>,
     signs: VecDeque<Sign>,
     from_nic: Vec<Vec<u8>>,
@@ -70,8 +75,17 @@ impl Synthetic for FakeNic {
 
     fn flush(&mut self) {}
 
+    fn is_idle(&self) -> bool {
+        self.0.borrow().in_flight == 0
+    }
+
     fn switch_data_path(&mut self, path: Path, _: Instant) {
-        self.0.borrow_mut().switches.push(path);
+        let mut wire = self.0.borrow_mut();
+        if wire.no_room_for_switch {
+            wire.wish = Some(path);
+        } else {
+            wire.switches.push(path);
+        }
     }
 }
 
@@ -208,7 +222,6 @@ fn a_vf_that_is_left_in_order_is_drained_first() {
     assert_eq!(card.transmit(&frame(4), at(5)), Err(AdapterError::Full), "would overtake");
     assert_eq!(released(&mut card), None);
     wire.borrow_mut().confirm(3);
-    card.transmit(&frame(4), at(6)).unwrap_err();
     card.transmit(&frame(4), at(6)).unwrap();
     assert_eq!(released(&mut card), None, "the host has not switched yet");
     complete(&mut card, &wire, Path::Synthetic, at(7));
@@ -284,15 +297,146 @@ fn a_frame_that_is_too_long_is_refused_and_costs_nothing() {
 }
 
 #[test]
-fn the_replay_buffer_wraps() {
-    let mut replay = Replay::new(3, 60);
-    for number in 0..100 {
-        replay.push(&frame(number));
-        replay.push(&frame(number + 1));
-        assert_eq!(replay.front(), Some(&frame(number)[..]));
-        replay.forget(1);
-        assert_eq!(replay.front(), Some(&frame(number + 1)[..]));
-        replay.forget(5);
-        assert!(replay.is_empty() && replay.front().is_none());
+fn what_was_sent_again_is_not_mistaken_for_newer_frames_when_the_vf_confirms_it_after_all() {
+    let (mut card, wire) = on_vf();
+    for number in 1..=3 {
+        card.transmit(&frame(number), at(3)).unwrap();
     }
+    wire.borrow_mut().link = Some(PortLink::Down);
+    poll(&mut card, at(4));
+    assert_eq!(card.counters().frames_resent, 3, "without carrier nothing is waited for");
+    complete(&mut card, &wire, Path::Synthetic, at(5));
+    wire.borrow_mut().link = Some(PortLink::Up);
+    poll(&mut card, at(6));
+    complete(&mut card, &wire, Path::Vf, at(7));
+    card.transmit(&frame(4), at(8)).unwrap();
+    // The first three go out a second time and are confirmed; the fourth is not, and then the VF vanishes.
+    wire.borrow_mut().confirm(3);
+    poll(&mut card, at(9));
+    wire.borrow_mut().link = Some(PortLink::Gone);
+    poll(&mut card, at(10));
+    assert_eq!(numbers(&wire).last(), Some(&(Path::Synthetic, 4)));
+    let counters = card.counters();
+    assert_eq!((counters.frames_resent, counters.frames_lost), (4, 0));
+    assert_eq!(
+        counters.frames_accepted + counters.frames_resent,
+        counters.frames_vf + counters.frames_synthetic
+    );
+}
+
+// F6: what is on the synthetic path when the host has switched goes first.
+#[test]
+fn the_vf_waits_until_the_host_has_taken_what_is_on_synthetic() {
+    let wire = Shared::default();
+    wire.borrow_mut().room = 1000;
+    wire.borrow_mut().signs.extend([Sign::Ready, Sign::Associated]);
+    let mut card = Adapter::new(FakeNic(wire.clone()), AdapterConfig::default());
+    poll(&mut card, at(0));
+    assert!(card.bind(FakePort(wire.clone()), at(1)).is_ok());
+    card.transmit(&frame(1), at(2)).unwrap();
+    wire.borrow_mut().in_flight = 1;
+    complete(&mut card, &wire, Path::Vf, at(3));
+    assert_eq!(card.path(), Path::Vf);
+    assert_eq!(card.transmit(&frame(2), at(4)), Err(AdapterError::Full), "would overtake");
+    assert!(!card.is_quiet());
+    wire.borrow_mut().in_flight = 0;
+    poll(&mut card, at(5));
+    card.transmit(&frame(2), at(6)).unwrap();
+    wire.borrow_mut().confirm(1);
+    assert_eq!(numbers(&wire), [(Path::Synthetic, 1), (Path::Vf, 2)]);
+}
+
+// F8, HISTORY 41: the ring has no room for a switch.
+#[test]
+fn a_full_ring_keeps_frames_on_synthetic_and_the_newest_wish_wins() {
+    let wire = Shared::default();
+    wire.borrow_mut().room = 1000;
+    wire.borrow_mut().no_room_for_switch = true;
+    wire.borrow_mut().signs.extend([Sign::Ready, Sign::Associated]);
+    let mut card = Adapter::new(FakeNic(wire.clone()), AdapterConfig::default());
+    poll(&mut card, at(0));
+    assert!(card.bind(FakePort(wire.clone()), at(1)).is_ok());
+    card.transmit(&frame(1), at(2)).unwrap();
+    assert_eq!((wire.borrow().wish, card.path()), (Some(Path::Vf), Path::Synthetic));
+    // For ever: it is said, and frames go on.
+    poll(&mut card, at(5001));
+    let overdue = core::iter::from_fn(|| card.poll_event())
+        .any(|event| matches!(event, AdapterEvent::SwitchOverdue { path: Path::Vf }));
+    assert!(overdue);
+    card.transmit(&frame(2), at(5002)).unwrap();
+    assert_eq!(numbers(&wire), [(Path::Synthetic, 1), (Path::Synthetic, 2)]);
+    // The port goes before there is room: the newest wish is all that will be sent.
+    card.release(Cause::Eject, at(5003));
+    assert_eq!(wire.borrow().wish, Some(Path::Synthetic));
+    complete(&mut card, &wire, Path::Synthetic, at(5004));
+    assert_eq!(released(&mut card), Some(true));
+}
+
+// F9.
+#[test]
+fn a_channel_that_is_reset_gives_nothing_up_and_returns_to_the_vf() {
+    let (mut card, wire) = on_vf();
+    for number in 1..=2 {
+        card.transmit(&frame(number), at(3)).unwrap();
+    }
+    wire.borrow_mut().signs.push_back(Sign::Closed);
+    poll(&mut card, at(4));
+    assert_eq!((card.path(), card.host_path()), (Path::Synthetic, Path::Synthetic));
+    // The VF confirms one; the other one is given up on, but there is no channel to send it on.
+    wire.borrow_mut().confirm(1);
+    wire.borrow_mut().queued.clear();
+    poll(&mut card, at(1004));
+    assert_eq!(card.transmit(&frame(3), at(1005)), Err(AdapterError::Full));
+    assert_eq!(numbers(&wire), [(Path::Vf, 1)]);
+    *card.nic_mut() = FakeNic(wire.clone());
+    wire.borrow_mut().signs.extend([Sign::Ready, Sign::Associated]);
+    poll(&mut card, at(2000));
+    assert_eq!(numbers(&wire), [(Path::Vf, 1), (Path::Synthetic, 2)]);
+    assert_eq!(wire.borrow().switches, [Path::Vf, Path::Vf]);
+    complete(&mut card, &wire, Path::Vf, at(2001));
+    card.transmit(&frame(3), at(2002)).unwrap();
+    assert_eq!((card.path(), card.counters().frames_vf), (Path::Vf, 3));
+}
+
+// F3, and section 6 item 5.
+#[test]
+fn the_hosts_notice_is_obeyed_at_once_and_nothing_is_sent_in_answer() {
+    let (mut card, wire) = on_vf();
+    card.transmit(&frame(1), at(3)).unwrap();
+    wire.borrow_mut().confirm(1);
+    wire.borrow_mut().signs.push_back(Sign::HostSwitched(Path::Synthetic));
+    poll(&mut card, at(4));
+    card.transmit(&frame(2), at(5)).unwrap();
+    assert_eq!(numbers(&wire), [(Path::Vf, 1), (Path::Synthetic, 2)]);
+    assert_eq!(wire.borrow().switches, [Path::Vf], "only what was asked in the beginning");
+}
+
+// F4.
+#[test]
+fn a_withdrawn_association_leaves_the_vf_and_keeps_the_port() {
+    let (mut card, wire) = on_vf();
+    wire.borrow_mut().signs.push_back(Sign::Disassociated);
+    poll(&mut card, at(3));
+    assert_eq!(card.path(), Path::Synthetic);
+    assert_eq!(wire.borrow().switches, [Path::Vf, Path::Synthetic]);
+    assert!(card.has_port());
+}
+
+#[test]
+fn a_vf_is_full_when_no_more_copies_can_be_kept() {
+    let wire = Shared::default();
+    wire.borrow_mut().room = 1000;
+    wire.borrow_mut().signs.extend([Sign::Ready, Sign::Associated]);
+    let config = AdapterConfig { replay_frames: 2, ..AdapterConfig::default() };
+    let mut card = Adapter::new(FakeNic(wire.clone()), config);
+    poll(&mut card, at(0));
+    assert!(card.bind(FakePort(wire.clone()), at(1)).is_ok());
+    complete(&mut card, &wire, Path::Vf, at(2));
+    for number in 1..=2 {
+        card.transmit(&frame(number), at(3)).unwrap();
+    }
+    assert_eq!(card.transmit(&frame(3), at(4)), Err(AdapterError::Full));
+    wire.borrow_mut().confirm(1);
+    card.transmit(&frame(3), at(5)).unwrap();
+    assert_eq!(card.counters().pushed_back, 1);
 }

@@ -5,8 +5,9 @@
 //!
 //! | on | then |
 //! |---|---|
-//! | port bound, up, with carrier, NIC associated | [`Action::Switch`] to the VF; frames follow only after the host's completion (F2) |
-//! | carrier lost, port asked back, NIC closing | frames stop on the VF at once, [`Action::Switch`] to synthetic, drain, release (F4) |
+//! | port bound, up, with carrier, and the NIC associated | [`Action::Switch`] to the VF; frames follow only after the host's completion (F2) |
+//! | carrier lost, port asked back, association withdrawn, NIC closing | frames stop on the VF at once, [`Action::Switch`] to synthetic, drain, release (F4) |
+//! | any change of path | frames wait until the path that was left has sent what it had, so that none overtakes another (F6) |
 //! | port vanished | what it never confirmed goes out again before anything newer (F5) |
 //! | the host says "synthetic" | obeyed at once, answered with nothing (F3) |
 //! | a completion does not come | said once; the path in use stays synthetic; the late one still counts (F7) |
@@ -26,7 +27,8 @@ use crate::port::Path;
 pub struct FailoverConfig {
     /// How long a switch may take before that is reported (F7).
     pub switch_deadline: Duration,
-    /// How long a VF may take to confirm its last frames; what is then unconfirmed is sent again.
+    /// How long a path that is left may take to send its last frames. What a VF has not confirmed then is sent again on
+    /// synthetic; what is still on synthetic may be overtaken.
     pub drain_deadline: Duration,
     /// Switches within [`FailoverConfig::flap_window`] that are still normal (F10).
     pub flap_limit: usize,
@@ -57,14 +59,31 @@ pub enum Cause {
     Eject,
     /// Pairing took the port away.
     Unbound,
+    /// The host withdrew the NIC's association.
+    Disassociated,
     /// The port vanished.
     Gone,
     /// The host switched by itself.
     Host,
-    /// The host says that the NIC has no VF any more.
-    Disassociated,
     /// The NIC's channel closed.
     ChannelClosed,
+}
+
+impl Cause {
+    /// The word for machines.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::PortUp => "port-up",
+            Self::LinkDown => "link-down",
+            Self::Eject => "eject",
+            Self::Unbound => "unbound",
+            Self::Disassociated => "disassociated",
+            Self::Gone => "gone",
+            Self::Host => "host",
+            Self::ChannelClosed => "channel-closed",
+        }
+    }
 }
 
 impl fmt::Display for Cause {
@@ -74,9 +93,9 @@ impl fmt::Display for Cause {
             Self::LinkDown => "the VF has no carrier",
             Self::Eject => "the host asked for the VF back",
             Self::Unbound => "the VF belongs to this NIC no longer",
+            Self::Disassociated => "the host has no VF for this NIC any more",
             Self::Gone => "the VF vanished",
             Self::Host => "the host switched by itself",
-            Self::Disassociated => "the host says that there is no VF",
             Self::ChannelClosed => "the NIC's channel closed",
         })
     }
@@ -118,7 +137,7 @@ pub enum Action {
 pub enum Outlet {
     /// It goes out on this path.
     Path(Path),
-    /// It waits until the VF has confirmed what it has, so that no frame overtakes another (F6).
+    /// It waits until the path that was left has sent what it has, so that no frame overtakes another (F6).
     Draining,
 }
 
@@ -138,7 +157,7 @@ struct Request {
     path: Path,
     /// When the completion is late; `None` once that has been said.
     due: Option<Instant>,
-    /// The host has told the outcome by itself, so that the completion says nothing any more.
+    /// The host has left the VF by itself meanwhile, so that the completion no longer tells where the host is.
     void: bool,
 }
 
@@ -148,13 +167,12 @@ pub struct Failover {
     config: FailoverConfig,
     /// Whether the NIC can carry switch messages.
     open: bool,
-    /// Whether the host has associated the NIC with a VF. A host completes a switch to a VF that it knows nothing of without
-    /// effect, so none is asked for before.
+    /// Whether the host has a VF for the NIC. Without, nothing is switched, even if a MAC alone has made a pair.
     associated: bool,
     port: Port,
     /// Where frames go.
     transmit: Path,
-    /// When the VF has to have confirmed what it has, while that is waited for.
+    /// When the path that was left has to have sent what it has, while that is waited for.
     draining: Option<Instant>,
     /// What the host was asked for and has not completed. One request at a time: hosts complete a second one without effect.
     request: Option<Request>,
@@ -209,6 +227,18 @@ impl Failover {
         }
     }
 
+    /// Where frames go, at once or when nothing has to be waited for any more.
+    #[must_use]
+    pub fn path(&self) -> Path {
+        self.transmit
+    }
+
+    /// Whether the NIC's channel carries frames.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// The path as the host confirmed it last.
     #[must_use]
     pub fn host_path(&self) -> Path {
@@ -228,10 +258,10 @@ impl Failover {
         self.advance(Cause::PortUp, now);
     }
 
-    /// The NIC's channel is closed or being reset: the host is on synthetic, and no message can change that (F9).
+    /// The NIC's channel is closed or being reset: the host is on synthetic, and no message can change that. What it said on the
+    /// channel, it will say again on the next one (F9).
     pub fn channel_closed(&mut self, now: Instant) {
         self.open = false;
-        // The host says it anew after the next opening.
         self.associated = false;
         self.request = None;
         self.confirmed = Path::Synthetic;
@@ -249,13 +279,22 @@ impl Failover {
 
     /// The port's carrier.
     pub fn port_link(&mut self, up: bool, now: Instant) {
-        let Port::Bound { up: was } = self.port else { return };
-        if was == up {
-            return;
+        match self.port {
+            Port::Bound { up: was } if was != up => {
+                self.port = Port::Bound { up };
+                self.overruled = false;
+                self.advance(Cause::LinkDown, now);
+            }
+            Port::Bound { .. } | Port::Leaving | Port::Absent => {}
         }
-        self.port = Port::Bound { up };
-        self.overruled = false;
-        self.advance(Cause::LinkDown, now);
+        // Without carrier nothing will be confirmed.
+        if !up
+            && self.port != Port::Absent
+            && self.transmit == Path::Synthetic
+            && let Some(draining) = &mut self.draining
+        {
+            *draining = now.min(*draining);
+        }
     }
 
     /// The port is to go, and still works: the host asked for it, or pairing took it away (F4, F12).
@@ -281,7 +320,7 @@ impl Failover {
         self.advance(Cause::Gone, now);
     }
 
-    /// The VF has confirmed every frame that it had.
+    /// The path that was left has sent every frame that it had.
     pub fn drained(&mut self) {
         self.draining = None;
         self.settle();
@@ -291,39 +330,48 @@ impl Failover {
     pub fn switch_completed(&mut self, path: Path, now: Instant) {
         let Some(request) = self.request.filter(|request| request.path == path) else { return };
         self.request = None;
-        if !request.void {
-            self.confirmed = path;
+        self.confirmed = path;
+        if request.void && path == Path::Vf && self.wants_vf() {
+            // Which came first, this switch or the host's own? Only a new answer can tell.
+            self.confirmed = Path::Synthetic;
         }
-        if self.confirmed == Path::Vf && self.wants_vf() {
+        self.follow(now);
+    }
+
+    /// The host says by itself where the data path is. It is the truth, and is not answered (F3).
+    pub fn host_switched(&mut self, path: Path, now: Instant) {
+        self.confirmed = path;
+        self.overruled = path == Path::Synthetic;
+        match path {
+            Path::Vf => self.follow(now),
+            Path::Synthetic => {
+                if let Some(request) = &mut self.request {
+                    request.void = true;
+                }
+                self.leave_vf(Cause::Host, now);
+                self.settle();
+            }
+        }
+    }
+
+    /// Goes where the host is, if that is what is wanted and nothing else was asked for; otherwise asks for what is wanted.
+    fn follow(&mut self, now: Instant) {
+        let other = self.request.is_some_and(|request| request.path == Path::Synthetic);
+        if self.confirmed == Path::Vf && self.wants_vf() && !other {
             self.move_to(Path::Vf, Cause::PortUp, now);
         }
         self.ask(now);
         self.settle();
     }
 
-    /// The host says by itself where the data path is. It is the truth, and is not answered (F3).
-    pub fn host_switched(&mut self, path: Path, now: Instant) {
-        if path == Path::Vf {
-            // No known host says this; what it means for us is what a completion would.
-            return self.switch_completed(path, now);
-        }
-        self.confirmed = Path::Synthetic;
-        self.overruled = true;
-        if let Some(request) = &mut self.request {
-            request.void = true;
-        }
-        self.leave_vf(Cause::Host, now);
-        self.settle();
-    }
-
-    /// The host associated the NIC with a VF. What it said before counts no longer.
+    /// The host associated the NIC with a serial: what it said before counts no longer.
     pub fn associated(&mut self, now: Instant) {
         self.associated = true;
         self.overruled = false;
         self.advance(Cause::PortUp, now);
     }
 
-    /// The host says that the NIC has no VF any more (F4).
+    /// The host has no VF for the NIC any more (F4).
     pub fn disassociated(&mut self, now: Instant) {
         self.associated = false;
         self.advance(Cause::Disassociated, now);
@@ -340,8 +388,10 @@ impl Failover {
         }
         if self.draining.is_some_and(|at| at <= now) {
             self.draining = None;
-            self.orderly = false;
-            self.actions.push_back(Action::Resend);
+            if self.transmit == Path::Synthetic {
+                self.orderly = false;
+                self.actions.push_back(Action::Resend);
+            }
         }
         self.settle();
     }
@@ -361,12 +411,15 @@ impl Failover {
     }
 
     /// Asks the host for the path that is wanted, unless it is there or an answer is still to come. The newest wish wins, one
-    /// request after the other (F8); only a host that is late is asked for something else meanwhile.
+    /// request after the other (F8). Only a host that is late with the VF is asked to leave it meanwhile; never for the VF
+    /// again, or its late answer to the first request would be taken for one to the second.
     fn ask(&mut self, now: Instant) {
         let path = if self.wants_vf() { Path::Vf } else { Path::Synthetic };
         let ask = match self.request {
             None => path != self.confirmed,
-            Some(request) => request.due.is_none() && !request.void && request.path != path,
+            Some(request) => {
+                request.due.is_none() && request.path == Path::Vf && path == Path::Synthetic
+            }
         };
         if self.open && ask {
             let due = Some(now + self.config.switch_deadline);
@@ -375,11 +428,13 @@ impl Failover {
         }
     }
 
-    /// Stops transmitting on the VF; what it has is waited for.
+    /// Stops transmitting on the VF; what it has is waited for, unless it has no carrier to send it with.
     fn leave_vf(&mut self, cause: Cause, now: Instant) {
         if self.transmit == Path::Vf {
             self.move_to(Path::Synthetic, cause, now);
-            self.draining = Some(now + self.config.drain_deadline);
+            if cause == Cause::LinkDown {
+                self.draining = Some(now);
+            }
         }
     }
 
@@ -388,6 +443,7 @@ impl Failover {
             return;
         }
         self.transmit = path;
+        self.draining = Some(now + self.config.drain_deadline);
         self.actions.push_back(Action::Transmit { path, cause });
         self.recent.push_back(now);
         while self.recent.front().is_some_and(|at| now.since(*at) > self.config.flap_window)
@@ -406,8 +462,8 @@ impl Failover {
         let quiet = self.transmit == Path::Synthetic && self.draining.is_none();
         let host_left = match self.request {
             None => self.confirmed == Path::Synthetic,
-            // An answer that is late is not waited for any longer.
-            Some(request) => request.void || request.due.is_none(),
+            // An answer that is late is not waited for any longer, so that the host never waits for us (F12).
+            Some(request) => request.due.is_none(),
         };
         if self.port == Port::Leaving && quiet && (host_left || !self.open) {
             self.port = Port::Absent;
@@ -419,3 +475,6 @@ impl Failover {
 #[cfg(test)]
 #[path = "failover_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "failover_world_tests.rs"]
+mod world_tests;

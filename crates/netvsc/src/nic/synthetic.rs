@@ -59,6 +59,10 @@ impl<D: Doorbell> Synthetic for Nic<D> {
         Nic::flush(self);
     }
 
+    fn is_idle(&self) -> bool {
+        self.transmit.is_idle()
+    }
+
     fn switch_data_path(&mut self, path: Path, now: Instant) {
         Nic::switch_data_path(self, path, now);
     }
