@@ -6,6 +6,8 @@
 //!
 //! All integers are little-endian. Offsets are from the start of the message, type included.
 
+#[cfg(test)]
+mod bytes_tests;
 mod decode;
 mod structs;
 #[cfg(test)]
