@@ -8,6 +8,7 @@
 //! new frames wait until it has sent what it has, so that none overtakes another. Both paths are always received from.
 
 mod counters;
+mod event;
 mod replay;
 
 use alloc::collections::VecDeque;
@@ -20,6 +21,7 @@ use crate::failover::{Action, Cause, Failover, FailoverConfig, Outlet};
 use crate::port::{Path, PortError, PortLink, VfPort};
 
 pub use self::counters::AdapterCounters;
+pub use self::event::AdapterEvent;
 pub use self::replay::Replay;
 
 /// A received frame, wherever it lies.
@@ -130,42 +132,6 @@ impl Default for AdapterConfig {
     fn default() -> Self {
         Self { failover: FailoverConfig::default(), replay_frames: 512, frame_size: 1518 }
     }
-}
-
-/// What an adapter has to say.
-#[derive(Debug)]
-pub enum AdapterEvent<E, P> {
-    /// The NIC said something.
-    Nic(E),
-    /// Frames leave on another path from now on.
-    Path {
-        /// The path.
-        path: Path,
-        /// Why.
-        cause: Cause,
-    },
-    /// Frames that a VF had not confirmed go out again.
-    Resending {
-        /// How many.
-        frames: usize,
-    },
-    /// A port is quiet and no longer the adapter's.
-    Released {
-        /// The port.
-        port: P,
-        /// Whether it let everything go in order.
-        orderly: bool,
-    },
-    /// The host has not completed a switch in time.
-    SwitchOverdue {
-        /// To where.
-        path: Path,
-    },
-    /// The path switches too often.
-    Flapping {
-        /// Switches within the window of the configuration.
-        switches: usize,
-    },
 }
 
 /// A frame was not taken.
