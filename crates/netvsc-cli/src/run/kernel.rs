@@ -126,6 +126,8 @@ struct Session {
     stage: Stage,
     near: Line,
     far: Far,
+    /// The first NIC can carry frames. Before that, the kernel keeps what it has: this is a cable that is not plugged in yet.
+    ready: bool,
     started: Clock,
 }
 
@@ -186,7 +188,7 @@ impl Session {
             let serial = plan.nics[nic].vf.serial;
             if churn.is_zero() { Script::quiet(serial) } else { Script::churn(churn, serial) }
         })?;
-        Ok(Self { stage, near, far, started: Clock::now() })
+        Ok(Self { stage, near, far, ready: false, started: Clock::now() })
     }
 
     fn now(&self) -> Instant {
@@ -251,12 +253,16 @@ impl Session {
             }
         });
         let mut moved = self.near.drain()?;
-        moved |= self.stage.handle_events(now, |_| Ok(()))?;
-        moved |= self.carry_far(now, open)?;
+        let ready = &mut self.ready;
+        moved |= self.stage.handle_events(now, |nic| {
+            *ready |= nic == 0;
+            Ok(())
+        })?;
+        moved |= self.carry_far(now, open && self.ready)?;
         if open {
             moved |= self.stage.follow_scripts(now, |_| 0)?;
             let guest = &mut self.stage.world.guest;
-            if self.near.fetch(|frame| guest.transmit(0, frame, now))? {
+            if self.ready && self.near.fetch(|frame| guest.transmit(0, frame, now))? {
                 guest.flush(0);
                 moved = true;
             }
@@ -311,9 +317,10 @@ impl Session {
         let span = at.map(|at| at.since(now));
         let timeout = span.and_then(|span| Timespec::try_from(span).ok());
         // A frame that found no room waits for the other side, not for the kernel.
+        let ready = self.ready;
         let flags = |line: &Line| {
             let mut flags = PollFlags::empty();
-            if line.held.is_empty() {
+            if ready && line.held.is_empty() {
                 flags |= PollFlags::IN;
             }
             if !line.waiting.is_empty() {
