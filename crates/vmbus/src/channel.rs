@@ -329,3 +329,6 @@ mod tests {
         assert_eq!((guest.stats().full, host.stats().space_signals), (1, 1));
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;
