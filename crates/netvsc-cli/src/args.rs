@@ -130,7 +130,13 @@ pub struct RunArgs {
     pub tap: Option<TapName>,
 
     /// Attach the far side of the virtual switch to this TAP interface
-    #[arg(long, value_name = "NAME", requires = "tap", help_heading = "Kernel traffic")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "tap",
+        help_heading = "Kernel traffic",
+        long_help = "Attach the far side of the virtual switch to this TAP interface. Without it, a small stack at 192.0.2.2 is there and answers pings"
+    )]
     pub peer_tap: Option<TapName>,
 
     /// How often VFs leave or return; 0 = never

@@ -117,7 +117,7 @@ fn summary_text(summary: &Summary) -> String {
         "\n{} bytes over {} NICs, {digests}\n\
          switches: {} to VF, {} to synthetic ({} orderly removals, {} surprises)\n\
          frames sent: {} on VFs, {} on synthetic paths, {} of them again\n\
-         frames lost: {} by orderly switches, {} in VFs torn away\n\
+         frames lost: {} by orderly switches; {} went down with VFs torn away\n\
          time: {:.3} s of the run, {:.3} s on the clock",
         summary.bytes,
         summary.nics,
@@ -149,7 +149,7 @@ pub struct Live {
 impl Live {
     fn new() -> Self {
         let screen = MultiProgress::new();
-        let events = (0..=SHOWN_EVENTS).map(|_| text_line(&screen)).collect();
+        let events = (0..=SHOWN_EVENTS).map(|at| text_line(&screen, at)).collect();
         Self { screen, bars: Vec::new(), table: Vec::new(), events, last: VecDeque::new() }
     }
 
@@ -166,8 +166,7 @@ impl Live {
     fn nics(&mut self, nics: &[NicView]) {
         while self.table.len() < nics.len() {
             let at = self.bars.len() + self.table.len();
-            let line = ProgressBar::new_spinner().with_style(text_style());
-            self.table.push(self.screen.insert(at, line));
+            self.table.push(text_line(&self.screen, at));
         }
         for (number, (line, nic)) in self.table.iter().zip(nics).enumerate() {
             line.set_message(format!(
@@ -178,9 +177,11 @@ impl Live {
         for (number, nic) in nics.iter().enumerate() {
             let Some((done, total)) = nic.progress else { continue };
             if self.bars.len() <= number {
-                let bar = ProgressBar::new(total).with_style(bar_style());
+                // A bar draws itself as soon as it is changed, so it gets its place first.
+                let bar = self.screen.insert(self.bars.len(), ProgressBar::new(total));
+                bar.set_style(bar_style());
                 bar.set_prefix(format!("nic{number}"));
-                self.bars.push(self.screen.insert(self.bars.len(), bar));
+                self.bars.push(bar);
             }
             if let Some(bar) = self.bars.get(number) {
                 bar.set_position(done);
@@ -204,8 +205,11 @@ fn bar_style() -> ProgressStyle {
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-fn text_line(screen: &MultiProgress) -> ProgressBar {
-    screen.add(ProgressBar::new_spinner().with_style(text_style()))
+/// A line of text at place `at` of the screen.
+fn text_line(screen: &MultiProgress, at: usize) -> ProgressBar {
+    let line = screen.insert(at, ProgressBar::new_spinner());
+    line.set_style(text_style());
+    line
 }
 
 #[cfg(test)]

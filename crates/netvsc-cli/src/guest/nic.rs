@@ -2,6 +2,7 @@
 
 use netvsc::adapter::{Adapter, AdapterCounters, AdapterEvent, append};
 use netvsc::nic::{Nic, NicConfig, NicEvent, SharedBuffer};
+use netvsc::nvsp::Version;
 use netvsc::pairing::{NicId, PortId};
 use netvsc::{MacAddress, VfPort};
 use vmbus::memory::SharedPages;
@@ -215,7 +216,7 @@ impl<M: Machine> Guest<M> {
     fn handle_nic_event(&mut self, number: usize, event: NicEvent, now: Instant) {
         match event {
             NicEvent::Ready { mac, mtu, version, .. } => {
-                let nvsp = version.to_string();
+                let nvsp = nvsp_name(version);
                 self.events.push_back(What::NicReady { nic: number, mac, nvsp, mtu });
                 let Some(nic) = self.nics.get_mut(number) else { return };
                 let id = self.pairing.nic_arrived(nic.instance, mac, now);
@@ -284,4 +285,10 @@ impl<M: Machine> Guest<M> {
             self.fail(error.to_string());
         }
     }
+}
+
+/// The version as people write it: "6.1".
+fn nvsp_name(version: Version) -> String {
+    let name = version.to_string();
+    name.trim_start_matches('V').replace('_', ".")
 }

@@ -1,0 +1,110 @@
+//! The program's run on the embedded host, as its users start it.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_netvsc");
+
+fn run(options: &[&str]) -> Output {
+    Command::new(PROGRAM).arg("run").args(options).output().expect("the program starts")
+}
+
+/// Every line as JSON, with times taken out.
+fn events(output: &Output) -> Vec<Value> {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let parse = |line: &str| {
+        let mut event: Value = serde_json::from_str(line).expect("each line is JSON");
+        let _ = event.as_object_mut().expect("an object").remove("wall_seconds");
+        event
+    };
+    text.lines().map(parse).collect()
+}
+
+fn of<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["event"] == kind).collect()
+}
+
+#[test]
+fn a_seed_repeats_a_run_exactly_and_another_gives_another() {
+    let run = |seed| events(&run(&["--json", "--size", "2MiB", "--seed", seed]));
+    assert_eq!(run("7"), run("7"));
+    assert_ne!(run("7"), run("8"));
+}
+
+#[test]
+fn pairs_have_the_serials_that_the_host_gave_and_nothing_is_lost() {
+    for seed in 1..=4 {
+        let seed = seed.to_string();
+        let events = events(&run(&["--json", "--seed", &seed]));
+        let summary = events.last().expect("a summary");
+        assert_eq!(summary["event"], "summary");
+        assert_eq!(summary["digest_ok"], true, "seed {seed}");
+        assert_eq!(summary["frames_lost_orderly"], 0, "seed {seed}");
+        assert_eq!(summary["frames_duplicated"], 0, "seed {seed}");
+        assert_eq!((&summary["ejects"], &summary["surprises"]), (&3.into(), &1.into()));
+        assert!(summary["frames_resent"].as_u64() > Some(0), "the VF torn away was at work");
+
+        // What the host said last on each NIC's own channel is what its pair has.
+        let mut associated = BTreeMap::new();
+        for event in of(&events, "associated") {
+            associated.insert(event["nic"].as_u64(), event["serial"].as_u64());
+        }
+        let pairs = summary["pairs"].as_array().expect("pairs");
+        assert_eq!(pairs.len(), 2, "seed {seed}");
+        for pair in pairs {
+            assert_eq!(pair["serial"].as_u64(), associated[&pair["nic"].as_u64()]);
+            assert_eq!(
+                (&pair["reason"], &pair["state"]),
+                (&"SerialAndMac".into(), &"accelerated".into())
+            );
+        }
+    }
+}
+
+// HISTORY 19, 21: the MAC is the same, the device is not a candidate.
+#[test]
+fn the_emulated_nic_is_refused_by_rule_and_never_paired() {
+    let events = events(&run(&["--json", "--size", "1MiB"]));
+    let ignored = of(&events, "ignored");
+    assert_eq!(ignored.len(), 1);
+    assert!(ignored[0]["why"].as_str().is_some_and(|why| why.contains("P1")), "{}", ignored[0]);
+    let ready = of(&events, "nic_ready");
+    assert!(ready.iter().any(|nic| nic["mac"] == ignored[0]["mac"]), "it has the MAC of a NIC");
+    // Every pair was made with a function that had arrived over vPCI under that serial.
+    let arrived: Vec<_> =
+        of(&events, "function_arrived").iter().map(|f| f["serial"].clone()).collect();
+    for pair in of(&events, "paired") {
+        assert!(arrived.contains(&pair["serial"]), "{pair}");
+    }
+}
+
+#[test]
+fn a_file_arrives_as_it_is() {
+    let path = std::env::temp_dir().join(format!("netvsc-run-{}", std::process::id()));
+    std::fs::write(&path, vec![0x5a; 300_001]).expect("a place for a file");
+    let output = run(&["--json", "--transfer", path.to_str().expect("a plain path")]);
+    std::fs::remove_file(&path).expect("it is there");
+    let events = events(&output);
+    let done = of(&events, "transfer_done");
+    assert_eq!(done.len(), 2);
+    for transfer in done {
+        assert_eq!(transfer["bytes"], 300_001);
+        assert_eq!(
+            transfer["digest"], "a0984c8020c300c55b59433ffed45efe4fe058544bba9d76bff593cbcfe1d791",
+            "SHA-256 of the file"
+        );
+    }
+}
+
+#[test]
+fn plain_lines_say_which_host_and_end_with_the_totals() {
+    let output = run(&["--size", "1MiB"]);
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.lines().next().is_some_and(|line| line.contains("host: embedded")), "{text}");
+    assert!(text.contains("every digest matches"), "{text}");
+}
