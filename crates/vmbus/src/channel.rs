@@ -64,7 +64,7 @@ pub struct ChannelStats {
     pub bad_packets: u64,
     /// Doorbells rung because the peer had nothing to read before.
     pub signals: u64,
-    /// Commits that needed no doorbell.
+    /// Commits of something that needed no doorbell.
     pub signals_suppressed: u64,
     /// Doorbells rung because the peer waited for space.
     pub space_signals: u64,
@@ -130,6 +130,9 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     /// Only if the memory is no longer what it was.
     #[inline]
     pub fn commit(&mut self) -> Result<(), RingError> {
+        if !self.tx.has_staged() {
+            return Ok(());
+        }
         if self.tx.commit()? {
             self.stats.signals += 1;
             self.doorbell.ring();
@@ -289,7 +292,12 @@ mod tests {
             .try_send(&Outgoing::InBand { transaction_id: 5, completion: false, payload: b"" })
             .unwrap();
         assert!(to_host.take());
+        guest.commit().unwrap();
         assert_eq!((guest.stats().signals, guest.stats().signals_suppressed), (2, 1));
+        let sent = (guest.stats().sent_packets, guest.stats().sent_bytes);
+        assert_eq!(sent, (5, 3 * 32 + 2 * 24));
+        let received = (host.stats().received_packets, host.stats().received_bytes);
+        assert_eq!(received, (4, 3 * 32 + 24));
     }
 
     #[test]

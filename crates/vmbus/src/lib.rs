@@ -9,6 +9,7 @@ pub mod id;
 #[expect(unsafe_code, reason = "pages become atomics here and nowhere else")]
 pub mod memory;
 pub mod message;
+pub mod monitor;
 pub mod packet;
 pub mod platform;
 pub mod ring;

@@ -281,13 +281,20 @@ impl<M: SharedMemory> RingWriter<M> {
         Slot::new(self, packet, room)
     }
 
+    /// Whether something was staged that the reader cannot see yet.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_staged(&self) -> bool {
+        self.write != self.published
+    }
+
     /// Shows the reader what was staged. True if it has to be signalled.
     ///
     /// # Errors
     /// Only if the memory is no longer what it was.
     #[inline(always)]
     pub fn commit(&mut self) -> Result<bool, RingError> {
-        if self.write == self.published {
+        if !self.has_staged() {
             return Ok(false);
         }
         let before = self.published;
