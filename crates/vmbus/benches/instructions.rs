@@ -7,8 +7,11 @@ use std::hint::black_box;
 
 use vmbus::packet::{Outgoing, PacketKind};
 
+#[path = "shared/ranges.rs"]
+mod ranges;
 mod shared;
-use shared::{Floor, channels, ranges};
+use ranges::ranges;
+use shared::{Floor, channels};
 
 const RING: usize = 16 * 1024;
 const BATCH: usize = 32;

@@ -1,7 +1,7 @@
 //! What the benchmarks of rings have in common.
 
 use vmbus::memory::{PAGE_SIZE, SharedPages};
-use vmbus::packet::{Outgoing, TransferRange};
+use vmbus::packet::Outgoing;
 use vmbus::{Channel, Doorbell, Pfn};
 
 /// A doorbell nobody hears.
@@ -29,12 +29,6 @@ pub fn channels(bytes: usize) -> (Channel<SharedPages, Silent>, Channel<SharedPa
     let mut far = Channel::from_parts(down, up, Silent).expect("both are rings");
     far.mask().expect("the memory is there");
     (near, far)
-}
-
-/// Ranges as a NIC's host sends them: one frame each.
-pub fn ranges(count: usize) -> Vec<TransferRange> {
-    let range = |at: u32| TransferRange { byte_count: 1554, byte_offset: at * 1806 };
-    (0..count as u32).map(range).collect()
 }
 
 /// The floor: a payload copied into a ring and out of it, and nothing else.
