@@ -22,4 +22,24 @@ pub trait Platform {
     /// # Errors
     /// [`AllocError`] if there is not enough, or if `pages` is 0.
     fn allocate(&self, pages: usize) -> Result<SharedPages, AllocError>;
+
+    /// Makes memory readable for the host, before [`Bus::open`](crate::Bus::open) or
+    /// [`Bus::share`](crate::Bus::share) tells of it. What was in it is lost. Only guests that are isolated from
+    /// their host have something to do here.
+    ///
+    /// # Errors
+    /// [`AllocError`] if the memory cannot be made readable; it must not be told of then.
+    fn decrypt(&self, memory: &SharedPages) -> Result<(), AllocError> {
+        let _ = memory;
+        Ok(())
+    }
+
+    /// Makes memory the guest's own again, after the host has returned it. What was in it is lost.
+    ///
+    /// # Errors
+    /// [`AllocError`] if it stays readable for the host; it must never be used for anything else then.
+    fn encrypt(&self, memory: &SharedPages) -> Result<(), AllocError> {
+        let _ = memory;
+        Ok(())
+    }
 }

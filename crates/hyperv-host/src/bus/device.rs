@@ -8,7 +8,7 @@ use vmbus::memory::PageList;
 use vmbus::message::OpenChannel;
 use vmbus::{ChannelId, ConnectionId, GpadlId};
 
-use super::{DeviceState, OfferSpec};
+use super::{DeviceId, DeviceState, OfferSpec};
 
 /// Guest memory as far as it is known.
 #[derive(Debug)]
@@ -39,6 +39,14 @@ impl HostGpadl {
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) spec: OfferSpec,
+    /// Its number and its primary device, for a sub-channel.
+    pub(super) sub: Option<(u16, DeviceId)>,
+    /// Number in the monitor pages.
+    pub(super) monitor: Option<u8>,
+    /// Virtual processor that gets its signals, while open.
+    pub(super) target_vp: u32,
+    /// How both sides signal each other, where the guest chose.
+    pub(super) signal: Option<(ConnectionId, u16)>,
     pub(super) state: DeviceState,
     /// Its id on this connection, from the offer until the guest lets go.
     pub(super) channel: Option<ChannelId>,
@@ -61,6 +69,10 @@ impl Device {
     pub(super) fn new(spec: OfferSpec) -> Self {
         Self {
             spec,
+            sub: None,
+            monitor: None,
+            target_vp: 0,
+            signal: None,
             state: DeviceState::Waiting,
             channel: None,
             stopping: false,
@@ -80,7 +92,13 @@ impl Device {
 
     /// Where a guest signals this device.
     pub(super) fn connection(&self) -> Option<ConnectionId> {
-        self.channel.map(signal_connection)
+        let chosen = self.signal.map(|(connection, _)| connection);
+        chosen.or_else(|| self.channel.map(signal_connection))
+    }
+
+    /// Whether it goes for good when the guest lets go.
+    pub(super) fn is_gone(&self) -> bool {
+        self.state == DeviceState::Revoked || self.rescind_wanted || self.sub.is_some()
     }
 
     pub(super) fn asked_back(&self) -> Vec<GpadlId> {

@@ -5,11 +5,12 @@ use vmbus::channel::Channel;
 use vmbus::gpadl::{GpadlAssembler, Range};
 use vmbus::memory::PageList;
 use vmbus::message::{
-    CONTACT_CONNECTION, CloseChannel, GpadlBody, GpadlHeader, GpadlTeardown, InitiateContact,
-    LEGACY_CONNECTION, Message, MessageType, ModifyChannel, ModifyChannelResponse, OpenChannel,
-    OpenResult, ReleaseChannel, STATUS_REFUSED, Side, VMBUS_SINT, Version,
+    CONTACT_CONNECTION, CloseChannel, Features, GpadlBody, GpadlHeader, GpadlTeardown,
+    InitiateContact, LEGACY_CONNECTION, Message, MessageType, ModifyChannel, ModifyChannelResponse,
+    OpenChannel, OpenResult, ReleaseChannel, STATUS_REFUSED, Side, VMBUS_SINT, Version, WireGuid,
 };
 use vmbus::{ChannelId, ConnectionId, GpadlId, Instant, Pfn, SignalFlag};
+use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
 use super::device::{Device, HostGpadl};
@@ -18,6 +19,13 @@ use super::{After, BusEvent, BusServer, DeviceId, DeviceState, GuestError};
 /// Where the first message of a connection of this version goes, and all others before 5.0.
 pub(super) fn connection_of(version: Version) -> ConnectionId {
     if version >= Version::V5_0 { CONTACT_CONNECTION } else { LEGACY_CONNECTION }
+}
+
+/// The features that a guest asks for with a version.
+pub(super) fn features_of(contact: &InitiateContact) -> Features {
+    let known = contact.version.get() >= Version::V6_0.0;
+    let bits = if known { (contact.target.get() >> 32) as u32 } else { 0 };
+    Features::from_bits_truncate(bits)
 }
 
 /// Whether a request for a version is in itself right: both monitor pages or none, and an interrupt source that exists.
@@ -66,14 +74,24 @@ impl BusServer {
             return Err(GuestError::WrongConnection { kind, expected, got: connection });
         }
         match message {
-            Message::InitiateContact(contact) => self.reset(After::Contact(*contact), now),
+            Message::InitiateContact(contact) => {
+                let named = features_of(contact).contains(Features::CLIENT_ID);
+                let client = WireGuid::read_from_prefix(data).ok().filter(|_| named);
+                self.reset(After::Contact(*contact, client.map(|(id, _)| id.into())), now);
+            }
             Message::Unload(_) => self.reset(After::Unload, now),
             Message::RequestOffers(_) => self.offers_requested(now)?,
             Message::GpadlHeader(header) => self.gpadl_header(header, data, now)?,
             Message::GpadlBody(body) => self.gpadl_body(body, data, now)?,
             Message::GpadlTeardown(body) => self.gpadl_teardown(body, now)?,
-            Message::OpenChannel(open) => self.open_requested(open, now)?,
-            Message::CloseChannel(close) => self.close_requested(close)?,
+            Message::OpenChannel(open) => {
+                self.open_requested(open, now)?;
+                self.signal_chosen(open, data);
+            }
+            Message::CloseChannel(close) => self.close_requested(close, now)?,
+            Message::ModifyConnection(modify) => self.modify_connection(modify, now)?,
+            Message::Pause(_) => self.pause(now)?,
+            Message::Resume(_) => self.unpause(now)?,
             Message::ModifyChannel(modify) => self.modify_requested(modify, now)?,
             Message::ReleaseChannel(release) => self.release_requested(release, now)?,
             _ => return Err(GuestError::NotServed { kind }),
@@ -293,12 +311,14 @@ impl BusServer {
         end.check_trailers(true);
         device.bell = bell;
         device.ring = Some(gpadl);
+        device.target_vp = open.target_vp.get();
+        device.signal = None;
         device.state = DeviceState::Open;
         self.events.push_back(BusEvent::Opened { device: id, channel: end });
         Ok(())
     }
 
-    fn close_requested(&mut self, close: &CloseChannel) -> Result<(), GuestError> {
+    fn close_requested(&mut self, close: &CloseChannel, now: Instant) -> Result<(), GuestError> {
         let kind = MessageType::CLOSE_CHANNEL;
         let channel = ChannelId(close.channel.get());
         let (id, device) = self.find_mut(kind, channel)?;
@@ -307,6 +327,10 @@ impl BusServer {
                 device.state = DeviceState::Closing;
                 device.stopping = true;
                 self.events.push_back(BusEvent::Closing { device: id });
+                // Sub-channels exist at the request of the open primary channel's driver, and go with it.
+                for sub in self.sub_devices(id) {
+                    self.rescind(sub, now);
+                }
             }
             DeviceState::Revoked => self.counters.ignored += 1,
             state => return Err(GuestError::WrongState { kind, channel, state }),
@@ -318,15 +342,18 @@ impl BusServer {
         let kind = MessageType::MODIFY_CHANNEL;
         let channel = ChannelId(modify.channel.get());
         let result = self.find(kind, channel).and_then(|id| match self.state(id) {
-            Some(DeviceState::Open) | None => Ok(()),
+            Some(DeviceState::Open) | None => Ok(id),
             Some(state) => Err(GuestError::WrongState { kind, channel, state }),
         });
+        if let Some(device) = result.as_ref().ok().and_then(|id| self.devices.get_mut(id)) {
+            device.target_vp = modify.target_vp.get();
+        }
         if self.link.is_some_and(|link| link.version >= Version::V5_3) {
             let status = if result.is_ok() { 0 } else { STATUS_REFUSED };
             let status = U32::new(status);
             self.send(&ModifyChannelResponse { channel: modify.channel, status }, now);
         }
-        result
+        result.map(drop)
     }
 
     fn release_requested(
@@ -336,6 +363,9 @@ impl BusServer {
     ) -> Result<(), GuestError> {
         let kind = MessageType::RELID_RELEASED;
         let channel = ChannelId(release.channel.get());
+        if self.is_made_up(channel) {
+            return Ok(());
+        }
         let (id, device) = self.find_mut(kind, channel)?;
         match device.state {
             DeviceState::Offered | DeviceState::Closing | DeviceState::Revoked

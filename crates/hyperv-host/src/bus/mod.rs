@@ -9,7 +9,10 @@
 //! [`BusServer::rescind`] → [`BusEvent::Released`]. A rescinded device that was open gets [`BusEvent::Closing`], too. A
 //! device offered with the instance of one that the guest still holds waits until the guest has let go.
 
+mod connection;
 mod device;
+mod family;
+mod fault;
 mod guest;
 mod types;
 
@@ -20,16 +23,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
+pub use fault::Fault;
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 pub use types::*;
 use vmbus::memory::PageList;
 use vmbus::message::{
-    AllOffersDelivered, Body, GpadlCreated, GpadlTorndown, InitiateContact, MAX_CHANNEL_ID,
-    OfferChannel, OfferFlags, Payload, RescindOffer, STATUS_REFUSED, UnloadResponse, Version,
-    VersionResponse,
+    AllOffersDelivered, Body, Features, GpadlCreated, GpadlTorndown, InitiateContact,
+    MAX_CHANNEL_ID, OfferChannel, OfferFlags, Payload, RescindOffer, STATUS_REFUSED,
+    UnloadResponse, Version, VersionResponse,
 };
-use vmbus::{ChannelId, ConnectionId, GpadlId, Instant};
+use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant};
 use zerocopy::little_endian::{U16, U32};
 
 use self::device::{Device, signal_connection};
@@ -44,13 +48,18 @@ struct Link {
     version: Version,
     connection: ConnectionId,
     offers_requested: bool,
+    features: Features,
+    /// Guest physical addresses of the monitor pages, that from host to guest first.
+    monitor_pages: Option<(u64, u64)>,
+    /// The guest wants no messages for now.
+    paused: bool,
 }
 
 /// What follows when all devices have stopped.
 #[derive(Clone, Copy, Debug)]
 enum After {
     Unload,
-    Contact(InitiateContact),
+    Contact(InitiateContact, Option<Guid>),
 }
 
 /// The host's bus machine.
@@ -69,6 +78,13 @@ pub struct BusServer {
     /// Memory refused before all of its description had come; the rest is on its way. The newest come last.
     refused: VecDeque<GpadlId>,
     counters: BusCounters,
+    /// Misbehaviour that waits for its moment.
+    faults: VecDeque<Fault>,
+    /// What was done of it.
+    faulted: BTreeMap<Fault, u64>,
+    /// Messages held back by a pause.
+    paused: VecDeque<Payload>,
+    client_id: Option<Guid>,
 }
 
 impl BusServer {
@@ -88,6 +104,10 @@ impl BusServer {
             events: VecDeque::new(),
             refused: VecDeque::new(),
             counters: BusCounters::default(),
+            faults: VecDeque::new(),
+            faulted: BTreeMap::new(),
+            paused: VecDeque::new(),
+            client_id: None,
         }
     }
 
@@ -102,6 +122,19 @@ impl BusServer {
 
     /// Takes a device away. Ends in [`BusEvent::Released`], when the guest has let go of it.
     pub fn rescind(&mut self, id: DeviceId, now: Instant) {
+        let subs = self.sub_devices(id);
+        if self.policy.primary_first {
+            self.rescind_one(id, now);
+        }
+        for sub in subs {
+            self.rescind_one(sub, now);
+        }
+        if !self.policy.primary_first {
+            self.rescind_one(id, now);
+        }
+    }
+
+    fn rescind_one(&mut self, id: DeviceId, now: Instant) {
         let resetting = self.resetting.is_some();
         let Some(device) = self.devices.get_mut(&id) else { return };
         match device.state {
@@ -234,12 +267,24 @@ impl BusServer {
     }
 
     fn send<B: Body>(&mut self, body: &B, now: Instant) {
+        self.send_with(body, &[], now);
+    }
+
+    fn send_with<B: Body>(&mut self, body: &B, data: &[u8], now: Instant) {
         if self.policy.withheld.contains(&B::KIND) {
             self.counters.withheld += 1;
             return;
         }
+        let payload = Payload::new(body).with(data);
+        self.send_faulty(payload, now);
+    }
+
+    fn send_payload(&mut self, payload: Payload, now: Instant) {
         self.counters.sent += 1;
-        let payload = Payload::new(body);
+        if self.link.is_some_and(|link| link.paused) {
+            self.paused.push_back(payload);
+            return;
+        }
         let last = self.delayed.back().map_or(Instant::ZERO, |(due, _)| *due);
         let due = last.max(now + self.policy.reply_delay);
         if self.delayed.is_empty() && due <= now {
@@ -276,15 +321,21 @@ impl BusServer {
 
     fn offer_one(&mut self, id: DeviceId, now: Instant) {
         let Some(channel) = self.free_channel() else { return };
-        let Some(spec) = self.devices.get(&id).map(|device| device.spec.clone()) else { return };
+        let Some((spec, sub)) =
+            self.devices.get(&id).map(|device| (device.spec.clone(), device.sub))
+        else {
+            return;
+        };
         let held = |device: &Device| {
             device.channel.is_some()
+                && device.sub.map(|(number, _)| number) == sub.map(|(number, _)| number)
                 && (device.spec.class, device.spec.instance) == (spec.class, spec.instance)
         };
         if self.devices.values().any(held) {
             return;
         }
         self.last_channel = channel.0;
+        let monitor = self.free_monitor();
         let offer = OfferChannel {
             class: spec.class.into(),
             instance: spec.instance.into(),
@@ -292,16 +343,17 @@ impl BusServer {
             flags: U16::new(OfferFlags::ENUMERATE_INTERFACE.bits()),
             mmio_megabytes: U16::new(spec.mmio_megabytes),
             user_defined: [0; 120],
-            sub_channel: U16::new(0),
+            sub_channel: U16::new(sub.map_or(0, |(number, _)| number)),
             mmio_megabytes_optional: U16::new(0),
             channel: U32::new(channel.0),
-            monitor: 0,
-            monitor_allocated: 0,
+            monitor: monitor.unwrap_or(0),
+            monitor_allocated: u8::from(monitor.is_some()),
             dedicated_interrupt: U16::new(1),
             connection: U32::new(signal_connection(channel).0),
         };
         if let Some(device) = self.devices.get_mut(&id) {
             device.channel = Some(channel);
+            device.monitor = monitor;
             device.state = DeviceState::Offered;
         }
         self.counters.offers += 1;
@@ -336,7 +388,7 @@ impl BusServer {
     fn let_go(&mut self, id: DeviceId, now: Instant) {
         let Some(device) = self.devices.get_mut(&id) else { return };
         self.counters.gpadls_dropped += device.gpadls.len() as u64;
-        let gone = device.state == DeviceState::Revoked || device.rescind_wanted;
+        let gone = device.is_gone();
         device.reset();
         if gone {
             self.remove(id, now);
@@ -406,9 +458,10 @@ impl BusServer {
         let Some(after) = self.resetting.take() else { return };
         let connected = self.link.take().is_some();
         self.refused.clear();
+        self.paused.clear();
         let events = &mut self.events;
         self.devices.retain(|id, device| {
-            let gone = device.state == DeviceState::Revoked || device.rescind_wanted;
+            let gone = device.is_gone();
             if gone {
                 events.push_back(BusEvent::Released { device: *id });
             }
@@ -420,7 +473,10 @@ impl BusServer {
         }
         match after {
             After::Unload => self.send(&UnloadResponse {}, now),
-            After::Contact(contact) => self.contact(&contact, now),
+            After::Contact(contact, client) => {
+                self.client_id = client;
+                self.contact(&contact, now);
+            }
         }
     }
 
@@ -433,22 +489,35 @@ impl BusServer {
             reserved: U16::new(0),
             connection: U32::new(0),
         };
+        let mut features = Features::empty();
         if self.policy.versions.contains(&version) {
             let modern = version >= Version::V5_0;
             let connection =
                 if modern { self.policy.connection } else { guest::connection_of(version) };
             answer.supported = 1;
             answer.connection = U32::new(if modern { connection.0 } else { version.0 });
+            let asked = guest::features_of(contact);
+            features = asked & self.policy.features;
             answer.state = match self.policy.connection_state {
                 0 if !guest::contact_is_sound(contact) => 2,
                 state => state,
             };
             if answer.state == 0 {
-                self.link = Some(Link { version, connection, offers_requested: false });
+                let pages = (contact.monitor_to_guest.get(), contact.monitor_to_host.get());
+                self.link = Some(Link {
+                    version,
+                    connection,
+                    offers_requested: false,
+                    features,
+                    monitor_pages: Some(pages).filter(|pages| pages.0 != 0),
+                    paused: false,
+                });
                 self.events.push_back(BusEvent::Connected { version });
             }
         }
-        self.send(&answer, now);
+        let long = version >= Version::V6_0 && answer.supported != 0;
+        let tail = if long { self.version_tail(features) } else { Vec::new() };
+        self.send_with(&answer, &tail, now);
     }
 }
 

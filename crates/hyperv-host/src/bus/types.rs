@@ -1,12 +1,14 @@
 //! What goes in and out of the host's bus, and how it behaves.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
+use vmbus::bus::PostStatus;
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::gpadl::DecodeError;
 use vmbus::memory::PageList;
-use vmbus::message::{MessageError, MessageType, Version};
+use vmbus::message::{Features, MessageError, MessageType, Version};
 use vmbus::ring::RingError;
 use vmbus::{ChannelId, ConnectionId, GpadlId, Guid};
 
@@ -81,6 +83,18 @@ pub struct BusPolicy {
     pub open_status: u32,
     /// Messages that it never sends though it should.
     pub withheld: Vec<MessageType>,
+    /// Features of version 6.0 that it accepts.
+    pub features: Features,
+    /// Addresses of its own monitor pages, with [`Features::SERVER_MONITOR_PAGES`]: that from host to guest first.
+    pub server_monitor_pages: (u64, u64),
+    /// Whether channels get numbers in the monitor pages of a guest that has some.
+    pub monitor_ids: bool,
+    /// Answer to other monitor pages: 0, or a refusal.
+    pub modify_connection_state: u8,
+    /// Takes a device's primary channel away before its sub-channels, which hosts should not do.
+    pub primary_first: bool,
+    /// What the hypervisor says to the next posts ([`BusServer::post`](super::BusServer::post)), one after the other.
+    pub post_failures: VecDeque<PostStatus>,
 }
 
 impl Default for BusPolicy {
@@ -96,6 +110,12 @@ impl Default for BusPolicy {
             gpadl_status: 0,
             open_status: 0,
             withheld: Vec::new(),
+            features: Features::all(),
+            server_monitor_pages: (0, 0),
+            monitor_ids: false,
+            modify_connection_state: 0,
+            primary_first: false,
+            post_failures: VecDeque::new(),
         }
     }
 }
@@ -246,6 +266,16 @@ pub enum GuestError {
         channel: ChannelId,
         /// What is wrong.
         error: RingError,
+    },
+    /// A message whose feature is not agreed on.
+    #[error("{kind} needs {needed:?}, and accepted are {accepted:?}")]
+    NoFeature {
+        /// The message.
+        kind: MessageType,
+        /// What it takes.
+        needed: Features,
+        /// What was accepted.
+        accepted: Features,
     },
     /// A message that this host has no use for.
     #[error("{kind} is not served by this host")]

@@ -235,6 +235,9 @@ impl<M: Machine> Guest<M> {
             BusEvent::AllOffersDelivered
             | BusEvent::Closed { .. }
             | BusEvent::Unshared { .. }
+            | BusEvent::Retargeted { .. }
+            | BusEvent::ConnectionModified { .. }
+            | BusEvent::Paused
             | BusEvent::Unloaded => {}
         }
     }

@@ -3,14 +3,19 @@
 use alloc::vec::Vec;
 
 use tracing::debug;
-use zerocopy::little_endian::U32;
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U16, U32};
 
-use super::{Bus, ChannelState, Error, Event, HostError, Offer, OpenStep, Wait};
+use super::retarget::Target;
+use super::{
+    Bus, ChannelState, Error, Event, HostError, Offer, OpenOptions, OpenStep, SignalParameters,
+    Wait,
+};
 use crate::gpadl::{EncodeError, GpadlMessages};
 use crate::memory::{PAGE_SIZE, SharedMemory, SharedPages};
 use crate::message::{
-    CloseChannel, GpadlCreated, GpadlTeardown, MAX_CHANNEL_ID, Message, OpenChannel, OpenResult,
-    ReleaseChannel, Version,
+    CloseChannel, Features, GpadlCreated, GpadlTeardown, MAX_CHANNEL_ID, Message, OpenChannel,
+    OpenResult, OpenSignal, Payload, ReleaseChannel, Version,
 };
 use crate::packet::GpaRange;
 use crate::{ChannelId, GpadlId, Instant};
@@ -18,16 +23,18 @@ use crate::{ChannelId, GpadlId, Instant};
 /// A channel that the guest holds.
 #[derive(Debug)]
 pub(super) struct Slot {
-    offer: Offer,
-    state: ChannelState,
+    pub(super) offer: Offer,
+    pub(super) state: ChannelState,
     /// The memory of its rings, from `open` until the host has returned it.
     ring: Option<GpadlId>,
-    target_vp: u32,
-    downstream_page: u32,
+    options: OpenOptions,
     /// Why an open failed, while its ring memory comes back.
     failed: Option<(OpenStep, u32)>,
     /// Closed before it was open.
-    close_wanted: bool,
+    pub(super) close_wanted: bool,
+    /// A primary channel that closes when its sub-channels are closed.
+    pub(super) close_after_subs: bool,
+    pub(super) target: Target,
     rescinded: bool,
     /// Released by its driver; the id goes back when all memory came back.
     releasing: bool,
@@ -41,10 +48,11 @@ impl Slot {
             offer,
             state: ChannelState::Offered,
             ring: None,
-            target_vp: 0,
-            downstream_page: 0,
+            options: OpenOptions::default(),
             failed: None,
             close_wanted: false,
+            close_after_subs: false,
+            target: Target::default(),
             rescinded: false,
             releasing: false,
             next: None,
@@ -52,7 +60,7 @@ impl Slot {
     }
 
     /// Whether nobody awaits events of this channel any more.
-    fn is_dead(&self) -> bool {
+    pub(super) fn is_dead(&self) -> bool {
         self.rescinded || self.releasing
     }
 }
@@ -102,8 +110,39 @@ impl Bus {
         target_vp: u32,
         now: Instant,
     ) -> Result<(), Error> {
+        let options = OpenOptions { downstream_page, target_vp, ..OpenOptions::default() };
+        self.open_with(channel, rings, options, now)
+    }
+
+    /// As [`Bus::open`], with all that can be said.
+    ///
+    /// # Errors
+    /// As [`Bus::open`], or if signal parameters are chosen that the host lets nobody choose.
+    pub fn open_with(
+        &mut self,
+        channel: ChannelId,
+        rings: &SharedPages,
+        options: OpenOptions,
+        now: Instant,
+    ) -> Result<(), Error> {
         let pages = rings.pages();
-        self.live(channel, ChannelState::Offered)?;
+        let downstream_page = options.downstream_page;
+        let offer = &self.live(channel, ChannelState::Offered)?.offer;
+        if offer.sub_channel != 0 {
+            let primary = self.primary(offer.instance).and_then(|id| self.channel_state(id));
+            if primary != Some(ChannelState::Open) {
+                return Err(Error::PrimaryNotOpen { channel });
+            }
+        }
+        let needed = options.signal.map_or(Features::empty(), |signal| {
+            let redirect = signal.redirect_interrupt;
+            let redirect =
+                if redirect { Features::INTERRUPT_REDIRECTION } else { Features::empty() };
+            Features::GUEST_SIGNAL_PARAMETERS | redirect
+        });
+        if !self.features().contains(needed) {
+            return Err(Error::NoFeature { needed, accepted: self.features() });
+        }
         let downstream = downstream_page as usize;
         if downstream < 2 || pages.saturating_sub(downstream) < 2 {
             return Err(Error::BadRings { pages, downstream_page });
@@ -112,8 +151,7 @@ impl Bus {
         if let Some(slot) = self.channels.get_mut(&channel) {
             slot.state = ChannelState::Opening;
             slot.ring = Some(gpadl);
-            slot.target_vp = target_vp;
-            slot.downstream_page = downstream_page;
+            slot.options = options;
             slot.failed = None;
             slot.close_wanted = false;
         }
@@ -128,6 +166,13 @@ impl Bus {
     pub fn close(&mut self, channel: ChannelId, now: Instant) -> Result<(), Error> {
         let state = self.live_slot(channel)?.state;
         match state {
+            // Sub-channels go first, and the primary channel when the last of them is closed.
+            ChannelState::Open if self.close_sub_channels(channel, now) => {
+                if let Some(slot) = self.channels.get_mut(&channel) {
+                    slot.state = ChannelState::Closing;
+                    slot.close_after_subs = true;
+                }
+            }
             ChannelState::Open => self.start_closing(channel, true, now),
             ChannelState::Opening => {
                 if let Some(slot) = self.channels.get_mut(&channel) {
@@ -190,6 +235,7 @@ impl Bus {
             return Err(Error::WrongState { channel, state: slot.state, expected });
         }
         slot.releasing = true;
+        self.disarm(Wait::Retarget { channel });
         self.take_back_all(channel, now);
         self.finish_release(channel);
         Ok(())
@@ -214,13 +260,15 @@ impl Bus {
     ) -> Result<(), HostError> {
         match message {
             Message::OfferChannel(offer) => return self.offered(Offer::from(offer)),
-            Message::RescindOffer(body) => self.rescinded(ChannelId(body.channel.get())),
+            Message::RescindOffer(body) => {
+                self.rescinded(ChannelId(body.channel.get()));
+                self.close_waiting_primaries(now);
+            }
             Message::OpenResult(result) => self.open_answered(result, now),
             Message::GpadlCreated(result) => self.share_answered(result, now),
             Message::GpadlTorndown(body) => self.torn_down(GpadlId(body.gpadl.get()), now),
-            Message::ModifyChannelResponse(_) | Message::AllOffersDelivered(_) => {
-                self.stats.late += 1;
-            }
+            Message::ModifyChannelResponse(answer) => self.retarget_answered(answer, now),
+            Message::AllOffersDelivered(_) => self.stats.late += 1,
             _ => self.stats.out_of_state += 1,
         }
         Ok(())
@@ -238,7 +286,7 @@ impl Bus {
         }
     }
 
-    fn live_slot(&self, channel: ChannelId) -> Result<&Slot, Error> {
+    pub(super) fn live_slot(&self, channel: ChannelId) -> Result<&Slot, Error> {
         self.connected()?;
         let slot = self.channels.get(&channel).ok_or(Error::UnknownChannel { channel })?;
         if slot.releasing {
@@ -250,7 +298,7 @@ impl Bus {
         }
     }
 
-    fn live(&self, channel: ChannelId, expected: ChannelState) -> Result<&Slot, Error> {
+    pub(super) fn live(&self, channel: ChannelId, expected: ChannelState) -> Result<&Slot, Error> {
         let slot = self.live_slot(channel)?;
         if slot.state == expected {
             Ok(slot)
@@ -290,6 +338,9 @@ impl Bus {
             self.stats.bad_offers += 1;
             return Err(HostError::ChannelIdOutOfRange { channel });
         }
+        if !self.channels.contains_key(&channel) {
+            self.check_family(&offer)?;
+        }
         match self.channels.get_mut(&channel) {
             None => {
                 self.channels.insert(channel, Slot::new(offer.clone()));
@@ -317,6 +368,7 @@ impl Bus {
             Some(slot) if !slot.is_dead() => {
                 slot.rescinded = true;
                 self.disarm(Wait::Open { channel });
+                self.disarm(Wait::Retarget { channel });
                 for gpadl in self.gpadls_of(channel) {
                     self.disarm(Wait::Share { channel, gpadl });
                     self.disarm(Wait::Unshare { channel, gpadl });
@@ -390,11 +442,25 @@ impl Bus {
                 channel: U32::new(channel.0),
                 open_id: U32::new(channel.0),
                 ring_gpadl: U32::new(gpadl.0),
-                target_vp: U32::new(slot.target_vp),
-                downstream_page: U32::new(slot.downstream_page),
-                user_data: [0; 120],
+                target_vp: U32::new(slot.options.target_vp),
+                downstream_page: U32::new(slot.options.downstream_page),
+                user_data: slot.options.user_data,
             };
-            self.post(&open);
+            let payload = Payload::new(&open);
+            let signal = slot.options.signal.unwrap_or(SignalParameters {
+                connection: slot.offer.connection,
+                // Offers have ids of 11 bits.
+                event_flag: channel.0 as u16,
+                redirect_interrupt: false,
+            });
+            let chosen = Features::GUEST_SIGNAL_PARAMETERS.union(Features::INTERRUPT_REDIRECTION);
+            let signal = OpenSignal {
+                connection: U32::new(signal.connection.0),
+                event_flag: U16::new(signal.event_flag),
+                flags: U16::new(u16::from(signal.redirect_interrupt)),
+            };
+            let long = self.features().intersects(chosen);
+            self.post_payload(if long { payload.with(signal.as_bytes()) } else { payload });
             self.arm(Wait::Open { channel }, now);
         }
     }
@@ -410,7 +476,7 @@ impl Bus {
         } else if !slot.is_dead() {
             self.events.push_back(Event::ShareFailed { channel, gpadl, status });
         }
-        self.finish(channel);
+        self.finish(channel, now);
     }
 
     fn torn_down(&mut self, gpadl: GpadlId, now: Instant) {
@@ -433,7 +499,7 @@ impl Bus {
         } else if !slot.is_dead() {
             self.events.push_back(Event::Unshared { channel, gpadl });
         }
-        self.finish(channel);
+        self.finish(channel, now);
     }
 
     /// The rings of a channel are the guest's again; what follows depends on why.
@@ -453,7 +519,7 @@ impl Bus {
     }
 
     /// Leaves the open state, or the way to it.
-    fn start_closing(&mut self, channel: ChannelId, tell_host: bool, now: Instant) {
+    pub(super) fn start_closing(&mut self, channel: ChannelId, tell_host: bool, now: Instant) {
         let Some(slot) = self.channels.get_mut(&channel) else { return };
         slot.state = ChannelState::Closing;
         slot.close_wanted = false;
@@ -473,18 +539,23 @@ impl Bus {
             }
             self.take_back_all(channel, now);
         }
-        self.finish(channel);
+        self.finish(channel, now);
     }
 
     /// Ends a close or a release that has nothing left to wait for.
-    fn finish(&mut self, channel: ChannelId) {
+    fn finish(&mut self, channel: ChannelId, now: Instant) {
         self.finish_release(channel);
         let idle = self.gpadls_of(channel).is_empty();
-        let Some(slot) = self.channels.get_mut(&channel) else { return };
-        if slot.state == ChannelState::Closing && !slot.is_dead() && idle {
+        if let Some(slot) = self.channels.get_mut(&channel)
+            && slot.state == ChannelState::Closing
+            && !slot.close_after_subs
+            && !slot.is_dead()
+            && idle
+        {
             slot.state = ChannelState::Offered;
             self.events.push_back(Event::Closed { channel });
         }
+        self.close_waiting_primaries(now);
     }
 
     fn finish_release(&mut self, channel: ChannelId) {

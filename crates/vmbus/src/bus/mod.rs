@@ -14,21 +14,29 @@
 //! from anywhere [`Event::Rescinded`] → [`Bus::release`] → [`Event::Released`]. A channel's id means nothing afterwards.
 
 mod channels;
+mod connection;
+mod family;
+mod retarget;
+mod retry;
 mod types;
 
 #[cfg(test)]
 mod tests;
 
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
 
+pub use retry::{PostRetry, PostStatus, PostVerdict};
 use tracing::debug;
 pub use types::*;
 use zerocopy::little_endian::{U32, U64};
 
 use self::channels::{Gpadl, Slot};
+use self::connection::Accepted;
+use crate::memory::SharedPages;
 use crate::message::{
-    Body, CONTACT_CONNECTION, InitiateContact, LEGACY_CONNECTION, Message, MessageError, Payload,
-    RequestOffers, Side, Unload, VMBUS_SINT, Version, VersionResponse,
+    Body, CONTACT_CONNECTION, Features, InitiateContact, LEGACY_CONNECTION, Message, MessageError,
+    Payload, RequestOffers, Side, Unload, VMBUS_SINT, Version, VersionResponse, WireGuid,
 };
 use crate::{ChannelId, ConnectionId, GpadlId, Instant};
 
@@ -61,6 +69,18 @@ pub struct Bus {
     events: VecDeque<Event>,
     outgoing: VecDeque<Post>,
     stats: BusStats,
+    /// What the host accepted with version 6.0.
+    features: Features,
+    /// Addresses of the monitor pages that the host provides, the one from host to guest first.
+    host_monitor_pages: Option<(u64, u64)>,
+    /// The host sends nothing.
+    paused: bool,
+    /// Pages of which the host may know, until it has forgotten them.
+    monitor_pages: Vec<SharedPages>,
+    /// The version of the last connection.
+    last_version: Option<Version>,
+    /// The one version to ask for, after a suspend.
+    only: Option<Version>,
 }
 
 impl Bus {
@@ -78,6 +98,12 @@ impl Bus {
             events: VecDeque::new(),
             outgoing: VecDeque::new(),
             stats: BusStats::default(),
+            features: Features::empty(),
+            host_monitor_pages: None,
+            paused: false,
+            monitor_pages: Vec::new(),
+            last_version: None,
+            only: None,
             config,
         }
     }
@@ -90,6 +116,11 @@ impl Bus {
     /// # Errors
     /// If there is a connection already.
     pub fn start(&mut self, now: Instant) -> Result<(), Error> {
+        self.begin(None, now)
+    }
+
+    /// Makes contact, with one version only if that is given.
+    fn begin(&mut self, only: Option<Version>, now: Instant) -> Result<(), Error> {
         if !matches!(self.phase, Phase::Idle | Phase::Unloading) {
             return Err(Error::AlreadyStarted { state: self.state() });
         }
@@ -98,8 +129,8 @@ impl Bus {
         }
         self.waits.clear();
         self.channels.clear();
-        self.contact(0, now);
-        Ok(())
+        self.only = only;
+        if self.contact(0, now) { Ok(()) } else { Err(Error::NoVersions) }
     }
 
     /// Ends the connection: open channels are closed and all memory comes back. Ends in [`Event::Unloaded`]; no other
@@ -135,7 +166,7 @@ impl Bus {
             Phase::Idle | Phase::Contacting(_) => Version(u32::MAX),
             _ => self.version,
         };
-        let (message, _) = match Message::parse(payload, Side::Host, version) {
+        let (message, rest) = match Message::parse(payload, Side::Host, version) {
             Ok(parsed) => parsed,
             Err(MessageError::Unknown { kind }) => {
                 debug!(%kind, "unknown control message ignored");
@@ -149,7 +180,7 @@ impl Bus {
         };
         match (self.phase, message) {
             (Phase::Contacting(index), Message::VersionResponse(answer)) => {
-                self.contact_answered(index, answer, now);
+                return self.contact_answered(index, answer, rest, now);
             }
             (Phase::OffersRequested, Message::AllOffersDelivered(_)) => {
                 self.phase = Phase::Running;
@@ -159,9 +190,13 @@ impl Bus {
             (Phase::Unloading, Message::UnloadResponse(_)) => {
                 self.phase = Phase::Idle;
                 self.waits.clear();
-                self.gpadls.clear();
+                self.forget_memory();
                 self.events.push_back(Event::Unloaded);
             }
+            (
+                Phase::OffersRequested | Phase::Running,
+                Message::ModifyConnectionResponse(_) | Message::PauseResponse(_),
+            ) => self.connection_message(message),
             (Phase::OffersRequested | Phase::Running, message) => {
                 return self.handle_channel_message(message, now);
             }
@@ -246,31 +281,50 @@ impl Bus {
 
     /// Asks for the version with this index; `false` if there is none.
     fn contact(&mut self, index: usize, now: Instant) -> bool {
-        let Some(version) = self.config.versions.get(index).copied() else {
+        let usable = |version: &Version| {
+            (!self.config.isolated || *version >= Version::V5_2)
+                && self.only.is_none_or(|only| only == *version)
+        };
+        let mut left = self.config.versions.iter().enumerate().skip(index);
+        let Some((index, version)) = left.find(|(_, version)| usable(version)) else {
             return false;
         };
+        let version = *version;
         self.version = version;
         let modern = version >= Version::V5_0;
         self.connection = if modern { CONTACT_CONNECTION } else { LEGACY_CONNECTION };
         self.phase = Phase::Contacting(index);
         // Before 5.0 the target is the address of the interrupt page, which versions from 2.4 on can do without.
-        let target = if modern { u64::from(VMBUS_SINT) } else { 0 };
-        self.post(&InitiateContact {
+        let sint = if modern { u64::from(VMBUS_SINT) } else { 0 };
+        let asked = self.asked_features();
+        let (to_guest, to_host) = self.offer_monitor_pages();
+        let contact = Payload::new(&InitiateContact {
             version: U32::new(version.0),
             target_vp: U32::new(self.config.target_vp),
-            target: U64::new(target),
-            monitor_to_guest: U64::new(0),
-            monitor_to_host: U64::new(0),
+            target: U64::new(sint | u64::from(asked.bits()) << 32),
+            monitor_to_guest: U64::new(to_guest),
+            monitor_to_host: U64::new(to_host),
         });
+        let client = WireGuid::from(self.config.client_id);
+        let named = asked.contains(Features::CLIENT_ID);
+        self.post_payload(if named { contact.with(&client.0) } else { contact });
         self.arm(Wait::Contact { version }, now);
         true
     }
 
-    fn contact_answered(&mut self, index: usize, answer: &VersionResponse, now: Instant) {
+    fn contact_answered(
+        &mut self,
+        index: usize,
+        answer: &VersionResponse,
+        rest: &[u8],
+        now: Instant,
+    ) -> Result<(), HostError> {
         let version = self.version;
+        let connects = answer.supported != 0 && answer.state == 0;
+        let accepted = if connects { self.read_features(rest)? } else { Accepted::default() };
         self.disarm(Wait::Contact { version });
         // Contact makes the host forget everything before, whatever it answers.
-        self.gpadls.clear();
+        self.forget_memory();
         if answer.supported == 0 {
             if !self.contact(index.saturating_add(1), now) {
                 self.fail_contact(ContactFailure::NoCommonVersion);
@@ -282,10 +336,12 @@ impl Bus {
                 self.connection = ConnectionId(answer.connection.get());
             }
             self.phase = Phase::OffersRequested;
+            self.accept(accepted);
             self.events.push_back(Event::Connected { version });
             self.post(&RequestOffers {});
             self.arm(Wait::Offers, now);
         }
+        Ok(())
     }
 
     fn fail_contact(&mut self, failure: ContactFailure) {

@@ -4,7 +4,10 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::gpadl::EncodeError;
-use crate::message::{MessageError, OfferChannel, OfferFlags, Payload, Version};
+use crate::memory::SharedPages;
+use crate::message::{
+    Features, MessageError, MessageType, OfferChannel, OfferFlags, Payload, Version,
+};
 use crate::{ChannelId, ConnectionId, GpadlId, Guid};
 
 /// How a guest brings its bus up.
@@ -18,6 +21,45 @@ pub struct BusConfig {
     pub deadline: Duration,
     /// Id of the first GPADL; the following ones count up.
     pub first_gpadl: GpadlId,
+    /// What is asked for with version 6.0; older versions have none of it.
+    pub features: Features,
+    /// Who the guest says it is, with [`Features::CLIENT_ID`].
+    pub client_id: Guid,
+    /// Two pages for signals without hypercalls, the one from host to guest first; told to the host at contact.
+    pub monitor_pages: Option<SharedPages>,
+    /// The guest does not trust its host: versions before 5.2 are not asked for, and there are no monitor pages.
+    pub isolated: bool,
+}
+
+/// How a channel is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Number of pages before the ring from host to guest.
+    pub downstream_page: u32,
+    /// Virtual processor that gets the channel's signals.
+    pub target_vp: u32,
+    /// Depends on the class; zeroes for NIC and PCI.
+    pub user_data: [u8; 120],
+    /// How both sides signal each other, where the guest may choose
+    /// ([`Features::GUEST_SIGNAL_PARAMETERS`]); else what the offer says.
+    pub signal: Option<SignalParameters>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { downstream_page: 0, target_vp: 0, user_data: [0; 120], signal: None }
+    }
+}
+
+/// How both sides signal each other on a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalParameters {
+    /// Where the guest signals the host.
+    pub connection: ConnectionId,
+    /// By which event flag the host signals the guest.
+    pub event_flag: u16,
+    /// Whether the interrupt is redirected ([`Features::INTERRUPT_REDIRECTION`]).
+    pub redirect_interrupt: bool,
 }
 
 impl Default for BusConfig {
@@ -28,6 +70,10 @@ impl Default for BusConfig {
             deadline: Duration::from_secs(10),
             // Far from 0 and from small numbers that could be something else; where Linux starts, too.
             first_gpadl: GpadlId(0xe1e10),
+            features: Features::empty(),
+            client_id: Guid::nil(),
+            monitor_pages: None,
+            isolated: false,
         }
     }
 }
@@ -150,6 +196,22 @@ pub enum Event {
         /// The channel, now void.
         channel: ChannelId,
     },
+    /// The host answered the wish for another virtual processor; 5.3 and later. `status` 0: its signals go there now.
+    Retargeted {
+        /// The channel.
+        channel: ChannelId,
+        /// The virtual processor asked for.
+        target_vp: u32,
+        /// The host's status.
+        status: u32,
+    },
+    /// The host answered the wish for other monitor pages; `state` 0: it uses them now.
+    ConnectionModified {
+        /// The host's answer: 0, 1 low resources, 2 unknown failure.
+        state: u8,
+    },
+    /// The host sends no messages until [`Bus::unpause`](super::Bus::unpause).
+    Paused,
     /// The connection is gone, and all memory is the guest's again.
     Unloaded,
     /// An answer is late. The wait goes on; this is said once per wait.
@@ -212,6 +274,15 @@ pub enum Wait {
     },
     /// The end of the connection.
     Unload,
+    /// Another virtual processor for a channel's signals.
+    Retarget {
+        /// The channel.
+        channel: ChannelId,
+    },
+    /// Other monitor pages.
+    ModifyConnection,
+    /// The last message before a pause.
+    Pause,
 }
 
 /// Why a request to the bus cannot be followed. Nothing has changed then.
@@ -294,6 +365,45 @@ pub enum Error {
     /// All GPADL ids are used up.
     #[error("there are no more GPADL ids")]
     NoGpadlIds,
+    /// The agreed version does not have what is asked for.
+    #[error("{kind} exists since version {since}, and the agreed version is {version}")]
+    TooOld {
+        /// The message it would take.
+        kind: MessageType,
+        /// The first version that knows it.
+        since: Version,
+        /// The agreed version.
+        version: Version,
+    },
+    /// The host has not accepted the feature.
+    #[error("this needs {needed:?}, and the host accepted {accepted:?}")]
+    NoFeature {
+        /// What it takes.
+        needed: Features,
+        /// What there is.
+        accepted: Features,
+    },
+    /// The same was asked before and is not answered yet, or the connection is paused already, or not paused.
+    #[error("this is under way or done already: {wait:?}")]
+    UnderWay {
+        /// What is awaited.
+        wait: Wait,
+    },
+    /// A sub-channel without an open primary channel.
+    #[error("sub-channel {channel} opens only while its primary channel is open")]
+    PrimaryNotOpen {
+        /// The sub-channel.
+        channel: ChannelId,
+    },
+    /// Monitor pages are two pages with frames.
+    #[error("monitor pages are two pages with page frame numbers, not {pages}")]
+    BadMonitorPages {
+        /// How many there are.
+        pages: usize,
+    },
+    /// There was no connection before.
+    #[error("no version was agreed on before")]
+    NothingToResume,
 }
 
 /// What is wrong with a message from the host. The message is ignored; the connection lives.
@@ -307,6 +417,40 @@ pub enum HostError {
     ChannelIdOutOfRange {
         /// The id.
         channel: ChannelId,
+    },
+    /// A yes to version 6.0 with features that nobody asked for.
+    #[error("the host accepts {accepted:?}, asked for were {asked:?}")]
+    UnaskedFeatures {
+        /// What the host says.
+        accepted: Features,
+        /// What was asked.
+        asked: Features,
+    },
+    /// A sub-channel whose primary channel is not open: nobody can have asked for it. Its id goes back.
+    #[error(
+        "channel {channel} is offered as sub-channel {sub_channel} of {instance}, which is not open"
+    )]
+    NoPrimary {
+        /// The id.
+        channel: ChannelId,
+        /// Its number.
+        sub_channel: u16,
+        /// The device.
+        instance: Guid,
+    },
+    /// A sub-channel with the number of one that the guest holds. Its id goes back.
+    #[error(
+        "channel {channel} is offered as sub-channel {sub_channel} of {instance}, as {held} was"
+    )]
+    SubChannelHeld {
+        /// The id.
+        channel: ChannelId,
+        /// Its number.
+        sub_channel: u16,
+        /// The device.
+        instance: Guid,
+        /// Who has that number.
+        held: ChannelId,
     },
     /// An offer with the id of a channel that the guest still holds.
     #[error("channel {channel} is offered again, and the guest has not released it")]

@@ -190,6 +190,32 @@ wire! {
         pub connection: U32,
     }
 
+    /// What follows a yes to version 6.0.
+    pub struct VersionFeatures {
+        /// 16: the accepted [`Features`](super::Features), a subset of those asked for.
+        pub features: U32,
+    }
+
+    /// What follows [`VersionFeatures`] where the host provides the monitor pages.
+    pub struct VersionMonitorPages {
+        /// 20: padding.
+        pub reserved: U32,
+        /// 24: address of the monitor page from host to guest.
+        pub monitor_to_guest: U64,
+        /// 32: address of the monitor page from guest to host.
+        pub monitor_to_host: U64,
+    }
+
+    /// What follows [`OpenChannel`] in version 6.0 where the guest chooses how a channel is signalled.
+    pub struct OpenSignal {
+        /// 148: where the guest signals the host.
+        pub connection: U32,
+        /// 152: event flag by which the host signals the guest.
+        pub event_flag: U16,
+        /// 154: bit 0: the interrupt is redirected.
+        pub flags: U16,
+    }
+
     /// Message 16: the guest says good-bye.
     pub struct Unload {}
 

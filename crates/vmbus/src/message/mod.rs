@@ -229,6 +229,14 @@ messages! {
     29 RESUME Resume Guest V6_0 8
 }
 
+// The longer forms of messages of version 6.0: with a client id, with features, with monitor pages, with signals.
+const _: () = {
+    assert!(TABLE[13].size + size_of::<WireGuid>() == 56);
+    assert!(TABLE[14].size + size_of::<VersionFeatures>() == 20);
+    assert!(TABLE[14].size + size_of::<VersionFeatures>() + size_of::<VersionMonitorPages>() == 40);
+    assert!(TABLE[4].size + size_of::<OpenSignal>() == 156);
+};
+
 impl MessageType {
     /// The row of this message in the [`TABLE`].
     #[must_use]
@@ -283,6 +291,14 @@ impl Payload {
         payload.append(&B::KIND.0.to_le_bytes());
         payload.append(&[0; 4]);
         payload.append(body.as_bytes());
+        payload
+    }
+
+    /// These bytes, whatever they are, as far as there is room.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut payload = Self { len: 0, bytes: [0; MAX_MESSAGE] };
+        payload.append(bytes);
         payload
     }
 

@@ -32,6 +32,19 @@ impl Version {
     /// 6.0: feature flags.
     pub const V6_0: Self = Self(0x0006_0000);
 
+    /// All that a guest can ask for, newest first.
+    pub const ALL: [Self; 9] = [
+        Self::V6_0,
+        Self::V5_3,
+        Self::V5_2,
+        Self::V5_1,
+        Self::V5_0,
+        Self::V4_1,
+        Self::V4_0,
+        Self::V3_0,
+        Self::V2_4,
+    ];
+
     /// What a guest should ask for, newest first.
     pub const RECOMMENDED: [Self; 8] = [
         Self::V5_3,

@@ -1,6 +1,8 @@
 //! The guest's bus against the host's, message by message.
 
 mod chaos;
+mod faults;
 mod life;
+mod newest;
 mod strict;
 mod world;

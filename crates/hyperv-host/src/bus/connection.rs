@@ -1,0 +1,153 @@
+//! What belongs to the connection as a whole: features, monitor pages, pauses, and posts that fail.
+
+use vmbus::bus::PostStatus;
+use vmbus::message::{
+    Features, MessageType, ModifyConnection, ModifyConnectionResponse, OpenChannel, OpenSignal,
+    PauseResponse, VersionFeatures, VersionMonitorPages,
+};
+use vmbus::{ChannelId, ConnectionId, Guid, Instant};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{BusServer, DeviceId, GuestError};
+
+/// Numbers in the monitor pages: four groups of 32.
+const MONITORS: u8 = 128;
+
+impl BusServer {
+    /// Takes a message as the hypervisor does, which may say no ([`BusPolicy::post_failures`]); nothing has happened
+    /// then. What the bus thinks of the message is counted and the guest does not learn it.
+    ///
+    /// [`BusPolicy::post_failures`]: super::BusPolicy::post_failures
+    pub fn post(&mut self, connection: ConnectionId, payload: &[u8], now: Instant) -> PostStatus {
+        match self.policy.post_failures.pop_front() {
+            None | Some(PostStatus::SUCCESS) => {
+                // The error is counted there.
+                let _ = self.handle_message(connection, payload, now);
+                PostStatus::SUCCESS
+            }
+            Some(status) => status,
+        }
+    }
+
+    /// The features agreed on with a guest.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.link.map_or(Features::empty(), |link| link.features)
+    }
+
+    /// Who the guest says it is.
+    #[must_use]
+    pub fn client_id(&self) -> Option<Guid> {
+        self.client_id
+    }
+
+    /// Guest physical addresses of the guest's monitor pages, that from host to guest first.
+    #[must_use]
+    pub fn monitor_pages(&self) -> Option<(u64, u64)> {
+        self.link?.monitor_pages
+    }
+
+    /// A device's number in the monitor pages.
+    #[must_use]
+    pub fn monitor(&self, device: DeviceId) -> Option<u8> {
+        self.devices.get(&device)?.monitor
+    }
+
+    /// The virtual processor that gets a device's signals.
+    #[must_use]
+    pub fn target_vp(&self, device: DeviceId) -> Option<u32> {
+        self.devices.get(&device).map(|device| device.target_vp)
+    }
+
+    /// The event flag of a device: what the guest chose at open, or the id of its channel.
+    #[must_use]
+    pub fn event_flag(&self, device: DeviceId) -> Option<u16> {
+        let device = self.devices.get(&device)?;
+        let chosen = device.signal.map(|(_, flag)| flag);
+        chosen.or_else(|| u16::try_from(device.channel?.0).ok())
+    }
+
+    pub(super) fn version_tail(&self, features: Features) -> Vec<u8> {
+        let fields = VersionFeatures { features: U32::new(features.bits()) };
+        let mut tail = fields.as_bytes().to_vec();
+        if features.contains(Features::SERVER_MONITOR_PAGES) {
+            let (to_guest, to_host) = self.policy.server_monitor_pages;
+            let pages = VersionMonitorPages {
+                reserved: U32::new(0),
+                monitor_to_guest: U64::new(to_guest),
+                monitor_to_host: U64::new(to_host),
+            };
+            tail.extend_from_slice(pages.as_bytes());
+        }
+        tail
+    }
+
+    pub(super) fn free_monitor(&self) -> Option<u8> {
+        let server = self.features().contains(Features::SERVER_MONITOR_PAGES);
+        if !self.policy.monitor_ids || !(server || self.monitor_pages().is_some()) {
+            return None;
+        }
+        let used = |id: u8| self.devices.values().any(|device| device.monitor == Some(id));
+        (0..MONITORS).find(|id| !used(*id))
+    }
+
+    /// How both sides signal each other on a channel that was just opened.
+    pub(super) fn signal_chosen(&mut self, open: &OpenChannel, data: &[u8]) {
+        if !self.features().contains(Features::GUEST_SIGNAL_PARAMETERS) {
+            return;
+        }
+        let Ok((signal, _)) = OpenSignal::read_from_prefix(data) else { return };
+        let channel = Some(ChannelId(open.channel.get()));
+        if let Some(device) = self.devices.values_mut().find(|device| device.channel == channel) {
+            let connection = ConnectionId(signal.connection.get());
+            device.signal = Some((connection, signal.event_flag.get()));
+        }
+    }
+
+    pub(super) fn modify_connection(
+        &mut self,
+        modify: &ModifyConnection,
+        now: Instant,
+    ) -> Result<(), GuestError> {
+        self.agreed(MessageType::MODIFY_CONNECTION, Features::MODIFY_CONNECTION)?;
+        let pages = (modify.monitor_to_guest.get(), modify.monitor_to_host.get());
+        let sound = (pages.0 == 0) == (pages.1 == 0);
+        let state = if sound { self.policy.modify_connection_state } else { 2 };
+        if let Some(link) = self.link.as_mut().filter(|_| state == 0) {
+            link.monitor_pages = Some(pages).filter(|pages| pages.0 != 0);
+        }
+        self.send(&ModifyConnectionResponse { state }, now);
+        Ok(())
+    }
+
+    pub(super) fn pause(&mut self, now: Instant) -> Result<(), GuestError> {
+        self.agreed(MessageType::PAUSE, Features::PAUSE_RESUME)?;
+        self.send(&PauseResponse {}, now);
+        if let Some(link) = &mut self.link {
+            link.paused = true;
+        }
+        Ok(())
+    }
+
+    pub(super) fn unpause(&mut self, now: Instant) -> Result<(), GuestError> {
+        self.agreed(MessageType::RESUME, Features::PAUSE_RESUME)?;
+        if let Some(link) = &mut self.link {
+            link.paused = false;
+        }
+        for payload in std::mem::take(&mut self.paused) {
+            self.counters.sent -= 1;
+            self.send_payload(payload, now);
+        }
+        Ok(())
+    }
+
+    fn agreed(&self, kind: MessageType, needed: Features) -> Result<(), GuestError> {
+        let accepted = self.features();
+        if accepted.contains(needed) {
+            Ok(())
+        } else {
+            Err(GuestError::NoFeature { kind, needed, accepted })
+        }
+    }
+}

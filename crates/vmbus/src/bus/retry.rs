@@ -1,0 +1,98 @@
+//! When to post a message again that the hypervisor did not take.
+
+use core::time::Duration;
+
+use crate::Instant;
+
+crate::open_enum! {
+    /// What the hypervisor says to a posted message.
+    pub struct PostStatus(u16) {
+        /// It is on its way.
+        SUCCESS = 0,
+        /// The hypervisor has no memory for it now.
+        INSUFFICIENT_MEMORY = 11,
+        /// There is no such connection; while one is being rebuilt, there will be.
+        INVALID_CONNECTION_ID = 18,
+        /// The host has not read earlier messages yet.
+        INSUFFICIENT_BUFFERS = 19,
+    }
+}
+
+/// What to do after a try to post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostVerdict {
+    /// Posted: go on with the next message.
+    Sent,
+    /// [Put it back](super::Bus::put_back) and post nothing before this moment.
+    RetryAt(Instant),
+    /// It will never go: the connection is of no use.
+    GiveUp(PostStatus),
+}
+
+/// The rule by which posts are tried again: a delay that doubles, and an end.
+///
+/// A shell posts what [`Bus::poll_outgoing`](super::Bus::poll_outgoing) yields and hands each result in.
+#[derive(Clone, Debug)]
+pub struct PostRetry {
+    first: Duration,
+    longest: Duration,
+    tries: u32,
+    failures: u32,
+    delay: Duration,
+    next: Option<Instant>,
+}
+
+impl Default for PostRetry {
+    /// From 1 µs to 16 ms, 100 tries.
+    fn default() -> Self {
+        Self::new(Duration::from_micros(1), Duration::from_millis(16), 100)
+    }
+}
+
+impl PostRetry {
+    /// A rule with a delay from `first` to `longest`, and at most `tries` tries for each message.
+    #[must_use]
+    pub fn new(first: Duration, longest: Duration, tries: u32) -> Self {
+        Self { first, longest, tries, failures: 0, delay: first, next: None }
+    }
+
+    /// The result of a post. `connected`: whether contact was made, after which a missing connection is only passing.
+    pub fn result(&mut self, status: PostStatus, connected: bool, now: Instant) -> PostVerdict {
+        self.next = None;
+        let passing = match status {
+            PostStatus::INSUFFICIENT_MEMORY | PostStatus::INSUFFICIENT_BUFFERS => true,
+            PostStatus::INVALID_CONNECTION_ID => connected,
+            _ => false,
+        };
+        if status == PostStatus::SUCCESS {
+            self.forget();
+            return PostVerdict::Sent;
+        }
+        self.failures = self.failures.saturating_add(1);
+        if !passing || self.failures >= self.tries {
+            self.forget();
+            return PostVerdict::GiveUp(status);
+        }
+        let at = now + self.delay;
+        self.delay = self.delay.saturating_mul(2).min(self.longest);
+        self.next = Some(at);
+        PostVerdict::RetryAt(at)
+    }
+
+    /// Whether a message may be posted at `now`.
+    #[must_use]
+    pub fn ready(&self, now: Instant) -> bool {
+        self.next.is_none_or(|at| at <= now)
+    }
+
+    /// When the next try is due, if one was put off.
+    #[must_use]
+    pub fn poll_deadline(&self) -> Option<Instant> {
+        self.next
+    }
+
+    fn forget(&mut self) {
+        self.failures = 0;
+        self.delay = self.first;
+    }
+}
