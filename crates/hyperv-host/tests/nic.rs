@@ -259,8 +259,8 @@ fn a_virtual_function_comes_is_switched_to_and_goes() {
 #[test]
 fn the_link_goes_down_and_up() {
     let mut world = ready();
-    world.host(|service, now| service.set_link(false, now));
-    world.host(|service, now| service.set_link(true, now));
+    world.host(|service, _| service.set_link(false));
+    world.host(|service, _| service.set_link(true));
     assert_eq!(world.events, [NicEvent::Link { up: false }, NicEvent::Link { up: true }]);
 }
 

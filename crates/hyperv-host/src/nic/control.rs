@@ -3,18 +3,20 @@
 use std::collections::VecDeque;
 
 use netvsc::MacAddress;
-use netvsc::nvsp::{self, ChannelType, SectionUse, Version};
+use netvsc::nvsp::{self, ChannelType, SectionUse};
 use netvsc::rndis::{
     GuestMessage, HostMessage, InitializeComplete, MAJOR_VERSION, MessageType, Oid, Status,
 };
 use vmbus::Instant;
 use vmbus::packet::{Outgoing, TransferRange};
 
+use super::object::{apply_filter, offload_config};
 use super::outbox::Outbox;
+use super::policy::ResetAnswer;
 use super::receive::Use;
 use super::setup::Circumstances;
 use super::{Link, NicService, NicServiceError, NicServiceEvent};
-use crate::switch::{Path, SideState, SwitchPort};
+use crate::switch::SwitchPort;
 
 /// Most bytes in one transfer, as the guest is told: a large send with headers, several times over.
 const MAX_TRANSFER: u32 = 0x40_0000;
@@ -45,8 +47,12 @@ struct Reply {
 pub(super) struct Control {
     state: State,
     filter: u32,
+    /// The address that the guest gave itself.
+    address: Option<MacAddress>,
     /// Messages for the guest, in order.
     replies: VecDeque<Reply>,
+    /// Bytes of these messages.
+    bytes: usize,
 }
 
 impl Control {
@@ -60,18 +66,55 @@ impl Control {
         self.is_operational() && self.filter != 0
     }
 
-    /// Tells the guest about the link, if it can hear it. What it asks later is answered by the state of that moment.
-    pub(super) fn indicate_link(&mut self, up: bool, now: Instant) {
-        if self.is_operational() {
-            let status = if up { Status::MEDIA_CONNECT } else { Status::MEDIA_DISCONNECT };
-            self.push(HostMessage::Indicate { status, buffer: &[] }, now);
+    pub(super) const fn filter(&self) -> u32 {
+        self.filter
+    }
+
+    pub(super) fn set_filter(&mut self, filter: u32) {
+        self.filter = filter;
+    }
+
+    pub(super) const fn address(&self) -> Option<MacAddress> {
+        self.address
+    }
+
+    pub(super) fn set_address(&mut self, address: Option<MacAddress>) {
+        self.address = address;
+    }
+
+    /// Says something unasked, if the guest can hear it. `counted`: whether the message's length counts its buffer.
+    pub(super) fn indicate(&mut self, status: Status, buffer: &[u8], counted: bool, now: Instant) {
+        if !self.is_operational() {
+            return;
+        }
+        self.push(HostMessage::Indicate { status, buffer }, now);
+        if let Some(reply) = self.replies.back_mut().filter(|_| !counted) {
+            let length = (reply.bytes.len() - buffer.len()) as u32;
+            if let Some(field) = reply.bytes.get_mut(4..8) {
+                field.copy_from_slice(&length.to_le_bytes());
+            }
         }
     }
 
     fn push(&mut self, message: HostMessage<'_>, due: Instant) {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
+        self.bytes += bytes.len();
+        // Answers keep their order, also if the delay gets shorter.
+        let due = self.replies.back().map_or(due, |last| due.max(last.due));
         self.replies.push_back(Reply { due, bytes, ends_startup: false });
+    }
+
+    fn pop(&mut self) -> Option<Reply> {
+        let reply = self.replies.pop_front()?;
+        self.bytes -= reply.bytes.len();
+        Some(reply)
+    }
+
+    /// Whether more may be asked.
+    fn check(&self, most: usize) -> Result<(), NicServiceError> {
+        let bytes = self.bytes;
+        if bytes > most { Err(NicServiceError::ControlQueue { bytes, most }) } else { Ok(()) }
     }
 
     fn initialize(
@@ -138,57 +181,44 @@ impl NicService {
             GuestMessage::Halt { .. } => {
                 link.control.state = State::Halted;
                 link.control.filter = 0;
-                port.set_side(Path::Synthetic, SideState::Down);
+                apply_filter(link, port);
                 self.events.push_back(NicServiceEvent::Halted);
             }
             GuestMessage::Query { request_id, oid, .. } => {
                 let answer = self.query(link, oid);
-                let status = if answer.is_some() { Status::SUCCESS } else { Status::NOT_SUPPORTED };
+                let status = *answer.as_ref().err().unwrap_or(&Status::SUCCESS);
                 let info = &answer.unwrap_or_default();
                 link.control.push(HostMessage::QueryComplete { request_id, status, info }, due);
             }
             GuestMessage::Set { request_id, oid, info } => {
-                let status = set(link, oid, info, port);
+                let status = self.set(link, oid, info, port);
                 link.control.push(HostMessage::SetComplete { request_id, status }, due);
-                if oid == Oid::OFFLOAD_PARAMETERS {
-                    let (status, config) =
-                        (Status::OFFLOAD_CURRENT_CONFIG, offload_config(link.setup.version));
-                    link.control.push(HostMessage::Indicate { status, buffer: &config }, due);
+                if oid == Oid::OFFLOAD_PARAMETERS && status == Status::SUCCESS {
+                    let config = offload_config(link.setup.version);
+                    let counted = !self.config.policy.uncounted_buffers;
+                    link.control.indicate(Status::OFFLOAD_CURRENT_CONFIG, &config, counted, due);
                 }
             }
             GuestMessage::KeepAlive { request_id } => {
                 let status = Status::SUCCESS;
                 link.control.push(HostMessage::KeepAliveComplete { request_id, status }, due);
             }
-            GuestMessage::Reset => return Err(NicServiceError::Reset),
+            GuestMessage::Reset => match self.config.policy.reset {
+                ResetAnswer::Fail => return Err(NicServiceError::Reset),
+                ResetAnswer::Complete => {
+                    link.control.filter = 0;
+                    link.control.address = None;
+                    apply_filter(link, port);
+                    let status = Status::SUCCESS;
+                    let answer = HostMessage::ResetComplete { status, addressing_reset: true };
+                    link.control.push(answer, due);
+                }
+            },
         }
+        link.control.check(self.config.policy.control_queue)?;
         // The buffer serves the next message as well.
         self.transmit.give_back(bytes);
         Ok(())
-    }
-
-    /// The answer to a query; `None` for an OID that this host does not know.
-    fn query(&self, link: &Link, oid: Oid) -> Option<Vec<u8>> {
-        let word = |value: u32| Some(value.to_le_bytes().to_vec());
-        let frame = link.setup.frame();
-        match oid {
-            Oid::MAXIMUM_FRAME_SIZE => word(frame.saturating_sub(14)),
-            Oid::LINK_SPEED => {
-                word(u32::try_from(self.config.link_speed / 100).unwrap_or(u32::MAX))
-            }
-            Oid::CURRENT_PACKET_FILTER => word(link.control.filter),
-            Oid::MEDIA_CONNECT_STATUS => word(u32::from(!self.link_up)),
-            Oid::LINK_STATE => Some(link_state(self.link_up, self.config.link_speed)),
-            Oid::PERMANENT_ADDRESS | Oid::CURRENT_ADDRESS => {
-                let MacAddress(bytes) = self.config.mac;
-                Some(bytes.to_vec())
-            }
-            Oid::FRIENDLY_NAME => Some(friendly_name("Network Adapter")),
-            Oid::OFFLOAD_CURRENT_CONFIG | Oid::OFFLOAD_HARDWARE_CAPABILITIES => {
-                Some(offload_config(link.setup.version))
-            }
-            _ => None,
-        }
     }
 
     /// Sends what is due, as long as there are control pieces and room in the ring.
@@ -198,6 +228,7 @@ impl NicService {
         now: Instant,
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
+        self.indicate_link(link, now);
         while link.control.replies.front().is_some_and(|reply| reply.due <= now) {
             if !link.outbox.is_empty() || !Outbox::room(&mut link.channel, 128)? {
                 return Ok(());
@@ -206,7 +237,7 @@ impl NicService {
             let message = message.get(..link.setup.message_size()).unwrap_or(&message);
             let Some(buffer) = &mut link.setup.receive else { return Ok(()) };
             let Some(piece) = buffer.take(Use::Control) else { return Ok(()) };
-            let Some(reply) = link.control.replies.pop_front() else { return Ok(()) };
+            let Some(reply) = link.control.pop() else { return Ok(()) };
             let bytes = reply.bytes.get(..buffer.piece_size).unwrap_or(&reply.bytes);
             buffer.write(piece, 0, bytes)?;
             let range =
@@ -224,6 +255,19 @@ impl NicService {
             }
         }
         Ok(())
+    }
+
+    /// The link has changed and the guest may be told.
+    fn indicate_link(&mut self, link: &mut Link, now: Instant) {
+        if !link.control.is_operational() {
+            link.state.assume(self.link_up || self.config.policy.always_connected);
+            return;
+        }
+        while let Some(up) = link.state.poll(now, self.config.policy.link_spacing) {
+            let status = if up { Status::MEDIA_CONNECT } else { Status::MEDIA_DISCONNECT };
+            link.control.indicate(status, &[], true, now);
+            self.counters.link_indications += 1;
+        }
     }
 
     /// Start-up is over: the association follows, ahead of any other answer.
@@ -245,80 +289,4 @@ impl NicService {
 /// The type of a message, for errors; 0 if there is none.
 fn kind(bytes: &[u8]) -> MessageType {
     MessageType(bytes.first_chunk().map_or(0, |kind| u32::from_le_bytes(*kind)))
-}
-
-/// Carries out a SET; its status.
-fn set(link: &mut Link, oid: Oid, data: &[u8], port: &mut SwitchPort) -> Status {
-    match oid {
-        Oid::CURRENT_PACKET_FILTER => {
-            let Some(filter) = data.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)) else {
-                return Status::INVALID_DATA;
-            };
-            link.control.filter = filter;
-            port.set_filter(filter);
-            port.set_receive_limit(link.setup.frame() as usize + VLAN_TAG);
-            let receives = link.control.receives();
-            port.set_side(Path::Synthetic, if receives { SideState::Up } else { SideState::Down });
-            Status::SUCCESS
-        }
-        // Taken, and without effect: there is one queue, every offload is always at hand, and the address is the host's.
-        Oid::OFFLOAD_PARAMETERS | Oid::CONFIG_PARAMETER => Status::SUCCESS,
-        _ => Status::NOT_SUPPORTED,
-    }
-}
-
-/// Bytes of an 802.1Q tag, which a frame may have on the wire beyond its limit.
-const VLAN_TAG: usize = 4;
-
-/// NDIS_LINK_STATE: header, state, duplex, speeds, pause, autonegotiation.
-fn link_state(up: bool, speed: u64) -> Vec<u8> {
-    const FULL_DUPLEX: u32 = 2;
-    let mut bytes = vec![0x80, 1, 40, 0];
-    for word in [if up { 1 } else { 2 }, FULL_DUPLEX, 0] {
-        bytes.extend(u32::to_le_bytes(word));
-    }
-    bytes.extend(speed.to_le_bytes());
-    bytes.extend(speed.to_le_bytes());
-    bytes.extend([0; 8]);
-    bytes
-}
-
-/// A name in UTF-16, in its field of 512 bytes.
-fn friendly_name(name: &str) -> Vec<u8> {
-    let mut bytes: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    bytes.resize(512, 0);
-    bytes
-}
-
-/// What the host's NIC can do for the guest's frames (PROTOCOL §9.3): checksums over TCP, UDP and IPv4 headers on the
-/// way out, large sends. On the way in it promises nothing.
-fn offload_config(version: Option<Version>) -> Vec<u8> {
-    const ENCAPSULATION: u32 = 2;
-    const CHECKSUM_V4: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100;
-    const CHECKSUM_V6: u32 = 0x4 | 0x10 | 0x40;
-    const LARGE_SEND_MAX: u32 = 0xf53c;
-    const SEGMENTS_MIN: u32 = 2;
-    const TCP_OPTIONS_V6: u32 = 0x4;
-    let (revision, size) = match version {
-        Some(version) if version >= Version::V5 => (3, 156),
-        _ => (2, 144),
-    };
-    let mut bytes = vec![0xa7, revision, size, 0];
-    bytes.resize(usize::from(size), 0);
-    let mut put = |at: usize, value: u32| {
-        if let Some(field) = bytes.get_mut(at..at + 4) {
-            field.copy_from_slice(&value.to_le_bytes());
-        }
-    };
-    put(4, ENCAPSULATION);
-    put(8, CHECKSUM_V4);
-    put(20, ENCAPSULATION);
-    put(24, CHECKSUM_V6);
-    for at in [80, 92] {
-        put(at, ENCAPSULATION);
-        put(at + 4, LARGE_SEND_MAX);
-        put(at + 8, SEGMENTS_MIN);
-    }
-    put(104, TCP_OPTIONS_V6);
-    bytes
 }

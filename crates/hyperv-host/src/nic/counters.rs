@@ -32,10 +32,14 @@ pub struct NicCounters {
     pub lent: u64,
     /// Pieces that were still lent when the guest took its receive buffer away or closed the channel.
     pub leaked: u64,
+    /// NVSP messages that were too short to be heard.
+    pub unheard: u64,
     /// RNDIS requests.
     pub control_requests: u64,
     /// RNDIS messages to the guest.
     pub control_messages: u64,
+    /// Indications that the link is up or down.
+    pub link_indications: u64,
     /// VF_ASSOCIATION messages sent.
     pub associations: u64,
     /// Requests to switch the data path.

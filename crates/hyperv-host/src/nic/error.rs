@@ -36,6 +36,14 @@ pub enum NicServiceError {
     /// Anything but INIT before a version was agreed on.
     #[error("{0} before a version was agreed on; expected INIT")]
     BeforeInit(MessageType),
+    /// A message that the version agreed on does not have.
+    #[error("{message} in version {version}, which does not have it")]
+    NotInVersion {
+        /// What came.
+        message: MessageType,
+        /// What was agreed on.
+        version: nvsp::Version,
+    },
     /// A message that may come once came again.
     #[error("{0} came a second time on this connection")]
     Repeated(MessageType),
@@ -114,6 +122,14 @@ pub enum NicServiceError {
     /// RESET, which hosts take for an error.
     #[error("RNDIS RESET, which this host does not do")]
     Reset,
+    /// The guest asks on and on and takes no answers.
+    #[error("{bytes} bytes of RNDIS messages wait for the guest, at most {most} may")]
+    ControlQueue {
+        /// Bytes that would wait.
+        bytes: usize,
+        /// Most that may.
+        most: usize,
+    },
     /// Guest memory that was there is not there any more.
     #[error(transparent)]
     Memory(#[from] OutOfRange),

@@ -6,7 +6,7 @@
 //! the use of the channel ([`NicServiceEvent::Failed`]), as on the hosts it plays.
 //!
 //! - `setup`: NVSP from INIT to the buffers, and their way back
-//! - `control`: RNDIS requests and indications
+//! - `control`, `object`, `link`: RNDIS requests, what they ask for, and indications
 //! - `transmit`, `offload`: frames from the guest
 //! - `receive`, `deliver`: frames to the guest
 //! - `association`: the VF and the data path
@@ -16,6 +16,8 @@ mod control;
 mod counters;
 mod deliver;
 mod error;
+mod link;
+mod object;
 pub mod offload;
 mod outbox;
 mod packet;
@@ -27,12 +29,13 @@ mod transmit;
 pub use association::VfState;
 pub use counters::NicCounters;
 pub use error::{NicServiceError, SourceError};
-pub use policy::{NicPolicy, NicServiceConfig, SwitchAnswer};
+pub use policy::{NicPolicy, NicServiceConfig, ResetAnswer, SwitchAnswer};
 pub use receive::CONTROL_PIECES;
 
 use std::collections::VecDeque;
 
-use netvsc::nvsp;
+use netvsc::nvsp::{self, Capabilities};
+use netvsc::rndis;
 use vmbus::memory::PageList;
 use vmbus::packet::{Packet, PacketKind, TransferRange};
 use vmbus::ring::ReceiveError;
@@ -43,6 +46,7 @@ use crate::bus::HostChannel;
 use crate::switch::{Path, SideState, SwitchPort};
 use association::{Action, Association};
 use control::Control;
+use link::LinkState;
 use outbox::Outbox;
 use receive::ReceiveBuffer;
 use setup::{Circumstances, Setup};
@@ -97,6 +101,8 @@ struct Link {
     outbox: Outbox,
     setup: Setup,
     control: Control,
+    /// Whether the link is up, and what the guest was told of it.
+    state: LinkState,
     /// Host messages whose completion the guest may send: associations, notices.
     unconfirmed: [u32; 2],
 }
@@ -163,6 +169,7 @@ impl NicService {
             outbox: Outbox::default(),
             setup: Setup::default(),
             control: Control::default(),
+            state: LinkState::new(self.link_up),
             unconfirmed: [0; 2],
         });
     }
@@ -193,11 +200,30 @@ impl NicService {
         self.association.vf_lost();
     }
 
-    /// The link goes up or down; the guest is told. Poll afterwards.
-    pub fn set_link(&mut self, up: bool, now: Instant) {
+    /// The link goes up or down; the guest is told, as fast as [`NicPolicy::link_spacing`] lets it. Poll afterwards.
+    pub fn set_link(&mut self, up: bool) {
         self.link_up = up;
         if let Some(link) = &mut self.link {
-            link.control.indicate_link(up, now);
+            link.state.set(up);
+        }
+    }
+
+    /// The link has another speed, in bits per second; a guest that has the teaming capability is told. Poll afterwards.
+    pub fn set_speed(&mut self, speed: u64, now: Instant) {
+        self.config.link_speed = speed;
+        let counted = !self.config.policy.uncounted_buffers;
+        if let Some(link) = &mut self.link
+            && link.setup.can(Capabilities::TEAMING, nvsp::Version::V2)
+        {
+            let buffer = object::hundreds(speed).to_le_bytes();
+            link.control.indicate(rndis::Status::LINK_SPEED_CHANGE, &buffer, counted, now);
+        }
+    }
+
+    /// The NIC is in another network: guests behave as if the link had gone down and up. Poll afterwards.
+    pub fn change_network(&mut self, now: Instant) {
+        if let Some(link) = &mut self.link {
+            link.control.indicate(rndis::Status::NETWORK_CHANGE, &[], true, now);
         }
     }
 
@@ -261,7 +287,9 @@ impl NicService {
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Instant> {
         let control = self.link.as_ref().and_then(|link| link.control.poll_deadline(self.seen));
-        earliest(self.association.poll_deadline(), control)
+        let told = self.link.as_ref().filter(|link| link.control.is_operational());
+        let told = told.and_then(|link| link.state.poll_deadline());
+        earliest(self.association.poll_deadline(), earliest(control, told))
     }
 
     /// Does all that can be done now: answers the guest, moves frames between its channel and its port, and does what is

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use netvsc::MacAddress;
-use netvsc::nvsp::Version;
+use netvsc::nvsp::{Status, Version};
+use netvsc::rndis::{self, Oid};
 
 /// How the host answers a `SWITCH_DATA_PATH` that asks for a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +29,50 @@ impl Default for SwitchAnswer {
     }
 }
 
+/// How the host answers an RNDIS RESET.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResetAnswer {
+    /// It takes it for an error and gives the channel up.
+    #[default]
+    Fail,
+    /// It answers, with the packet filter back at 0 and the address the permanent one; the guest is told so.
+    Complete,
+}
+
 /// Behaviour of a NIC service. The default is a host that does everything right at once, except for the VF's PCI device,
 /// which it offers a second after the association as real hosts do.
 #[derive(Clone, Debug)]
 pub struct NicPolicy {
     /// NVSP versions that are accepted; others are refused.
     pub versions: Vec<Version>,
+    /// Answer to other versions: 0 on some hosts, 2 or 3 on others.
+    pub version_refusal: Status,
+    /// Bytes of the shortest NVSP message that is heard, as they stand in the ring. Shorter ones are never answered:
+    /// 32 on some hosts. 0 to hear all.
+    pub shortest_message: usize,
+    /// Answer to a receive buffer that is in order: success, or a refusal.
+    pub receive_buffer_answer: Status,
+    /// Answer to a send buffer that is in order: success, or a refusal.
+    pub send_buffer_answer: Status,
     /// A repeated NDIS_CONFIG, NDIS_VERSION or buffer message is answered instead of ending the channel.
     pub tolerate_repeats: bool,
     /// Time between an RNDIS request and its answer.
     pub rndis_delay: Duration,
+    /// Bytes of RNDIS messages that may wait for the guest to return control pieces. More end the channel.
+    pub control_queue: usize,
+    /// Objects that are refused, with the status, both when asked for and when set.
+    pub refused_objects: Vec<(Oid, rndis::Status)>,
+    /// Answer to RESET.
+    pub reset: ResetAnswer,
+    /// Whether the guest may change its address.
+    pub mac_changes: bool,
+    /// A question for the link is always answered with "connected"; that it is down is only ever indicated.
+    pub always_connected: bool,
+    /// Least time between two indications of the link. Changes that come faster are merged into the last state, by way
+    /// of the other one, so that the guest notices. Guests look once in two seconds; careful hosts leave five.
+    pub link_spacing: Duration,
+    /// Buffers of indications are not counted in the length of their message.
+    pub uncounted_buffers: bool,
     /// Time between the end of start-up (or the arrival of a VF) and the association.
     pub association_delay: Duration,
     /// Whether the association asks for a completion. Guests are free to send none.
@@ -60,8 +95,19 @@ impl Default for NicPolicy {
     fn default() -> Self {
         Self {
             versions: vec![Version::V6_1, Version::V5],
+            version_refusal: Status::NONE,
+            shortest_message: 0,
+            receive_buffer_answer: Status::SUCCESS,
+            send_buffer_answer: Status::SUCCESS,
             tolerate_repeats: false,
             rndis_delay: Duration::ZERO,
+            control_queue: 100 * 1024,
+            refused_objects: Vec::new(),
+            reset: ResetAnswer::default(),
+            mac_changes: true,
+            always_connected: false,
+            link_spacing: Duration::ZERO,
+            uncounted_buffers: false,
             association_delay: Duration::ZERO,
             association_completion: true,
             offer_delay: Duration::from_secs(1),

@@ -60,7 +60,8 @@ impl SendBuffer {
 pub(super) struct NdisConfig {
     /// Longest frame, Ethernet header included.
     pub frame: u32,
-    pub sriov: bool,
+    /// What the guest says that it can do.
+    pub capabilities: Capabilities,
 }
 
 /// What was agreed on over a channel so far.
@@ -91,9 +92,35 @@ impl Setup {
         self.config.map_or(*FRAME_SIZES.start(), |config| config.frame)
     }
 
-    /// Whether the guest takes part in SR-IOV. Every version this host speaks knows of it.
+    /// Whether the guest can do this, in a version that knows of it.
+    pub(super) fn can(&self, capability: Capabilities, since: Version) -> bool {
+        let said = self.config.is_some_and(|config| config.capabilities.contains(capability));
+        said && self.version >= Some(since)
+    }
+
+    /// Whether the guest takes part in SR-IOV.
     pub(super) fn wants_sriov(&self) -> bool {
-        self.config.is_some_and(|config| config.sriov)
+        self.can(Capabilities::SRIOV, Version::V4)
+    }
+
+    /// Whether NDIS_CONFIG is missing. Version 1 has none.
+    fn lacks_config(&self) -> bool {
+        self.config.is_none() && self.version >= Some(Version::V2)
+    }
+
+    /// Whether the version agreed on has this message.
+    fn knows(&self, message: MessageType) -> Result<(), NicServiceError> {
+        let version = self.version.ok_or(NicServiceError::BeforeInit(message))?;
+        let since = match message {
+            MessageType::SEND_NDIS_CONFIG => Version::V2,
+            MessageType::SWITCH_DATA_PATH => Version::V4,
+            MessageType::SUB_CHANNEL => Version::V5,
+            _ => Version::V1,
+        };
+        if version < since {
+            return Err(NicServiceError::NotInVersion { message, version });
+        }
+        Ok(())
     }
 
     /// A start-up message that may come once, before RNDIS starts.
@@ -120,7 +147,7 @@ impl Setup {
         if self.version.is_none() {
             return Err(NicServiceError::BeforeInit(message));
         }
-        let missing = if self.config.is_none() {
+        let missing = if self.lacks_config() {
             MessageType::SEND_NDIS_CONFIG
         } else if !self.ndis_version {
             MessageType::SEND_NDIS_VERSION
@@ -169,6 +196,10 @@ impl NicService {
     ) -> Result<(), NicServiceError> {
         let id = packet.transaction_id;
         let kind = kind(packet.payload);
+        if packet.payload.len() < self.config.policy.shortest_message {
+            self.counters.unheard += 1;
+            return Ok(());
+        }
         let message = GuestMessage::decode(packet.payload)?;
         if with.ranges.is_some() && kind != MessageType::SEND_RNDIS_PACKET {
             return Err(NicServiceError::GpaDirect(kind));
@@ -190,7 +221,9 @@ impl NicService {
                     other => Err(NicServiceError::ChannelType(other)),
                 };
             }
-            _ if link.setup.version.is_none() => return Err(NicServiceError::BeforeInit(kind)),
+            _ => link.setup.knows(kind)?,
+        }
+        match message {
             GuestMessage::ReceiveBuffer { gpadl, id: buffer } => {
                 return self.handle_receive_buffer(link, id, gpadl, buffer, with.guest);
             }
@@ -235,8 +268,7 @@ impl NicService {
             GuestMessage::NdisConfig { mtu, capabilities } => {
                 link.setup.once(kind, link.setup.config.is_some(), self.tolerates())?;
                 let frame = if FRAME_SIZES.contains(&mtu) { mtu } else { *FRAME_SIZES.start() };
-                let sriov = capabilities.contains(Capabilities::SRIOV);
-                link.setup.config = Some(NdisConfig { frame, sriov });
+                link.setup.config = Some(NdisConfig { frame, capabilities });
             }
             GuestMessage::RevokeReceiveBuffer { id } => {
                 let buffer = link.setup.receive.take();
@@ -270,13 +302,13 @@ impl NicService {
             return Err(NicServiceError::Repeated(MessageType::INIT));
         }
         let accepted = min == max && self.config.policy.versions.contains(&max);
-        // Real hosts refuse with status 0, and name no version either way.
         link.answer(
             id,
             HostMessage::InitComplete {
-                version: u32::MAX,
+                // Real hosts name no version but the first.
+                version: if accepted && max == Version::V1 { max.0 } else { u32::MAX },
                 max_mdl_chain: MDL_CHAIN,
-                status: if accepted { Status::SUCCESS } else { Status::NONE },
+                status: if accepted { Status::SUCCESS } else { self.config.policy.version_refusal },
             },
         )?;
         link.setup.version = accepted.then_some(max);
@@ -293,11 +325,16 @@ impl NicService {
     ) -> Result<(), NicServiceError> {
         let message = MessageType::SEND_RECEIVE_BUFFER;
         link.setup.once(message, link.setup.receive.is_some(), self.tolerates())?;
-        if link.setup.config.is_none() {
+        if link.setup.lacks_config() {
             let missing = MessageType::SEND_NDIS_CONFIG;
             return Err(NicServiceError::TooEarly { message, missing });
         }
         let pages = (guest.gpadl)(gpadl).ok_or(NicServiceError::UnknownGpadl { message, gpadl })?;
+        let status = self.config.policy.receive_buffer_answer;
+        if status != Status::SUCCESS {
+            let refusal = HostMessage::ReceiveBufferComplete { status, sections: 0, first: None };
+            return link.answer(id, refusal);
+        }
         let size = pages.size();
         let frame = link.setup.frame() as usize;
         let Some(receive) = ReceiveBuffer::new(pages, buffer, frame) else {
@@ -333,6 +370,10 @@ impl NicService {
         let message = MessageType::SEND_SEND_BUFFER;
         link.setup.once(message, link.setup.send.is_some(), self.tolerates())?;
         let pages = (guest.gpadl)(gpadl).ok_or(NicServiceError::UnknownGpadl { message, gpadl })?;
+        let status = self.config.policy.send_buffer_answer;
+        if status != Status::SUCCESS {
+            return link.answer(id, HostMessage::SendBufferComplete { status, section_size: 0 });
+        }
         let (size, needed) = (pages.size(), SECTION_SIZE as usize);
         let sections = u32::try_from(size / needed).unwrap_or(u32::MAX);
         if sections == 0 {

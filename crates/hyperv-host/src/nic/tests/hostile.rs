@@ -95,7 +95,7 @@ fn apply(rig: &mut Rig, step: Step) {
         }
         Step::Vf(true) => rig.service.vf_added(Serial(7), rig.now),
         Step::Vf(false) => rig.service.vf_lost(),
-        Step::Link(up) => rig.service.set_link(up, rig.now),
+        Step::Link(up) => rig.service.set_link(up),
         Step::Wait(millis) => rig.now = rig.now + Duration::from_millis(millis),
         Step::Close => rig.service.close(&mut rig.port),
     }

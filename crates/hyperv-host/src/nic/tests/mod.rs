@@ -5,3 +5,4 @@ mod guest;
 mod hostile;
 mod startup;
 mod switching;
+mod versions;

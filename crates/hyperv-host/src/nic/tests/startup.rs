@@ -265,7 +265,7 @@ fn sets_are_answered() {
     for (message, status) in [
         (&[5, 7, 0x1010e, 0, 0, 0][..], 0xc001_0015),
         (&[5, 7, 0x10204, 4, 20, 0, 1], 0xc000_00bb),
-        (&[5, 7, 0x1021b, 4, 20, 0, 1], 0),
+        (&[5, 7, 0x1021b, 4, 20, 0, 1], 0xc001_0015),
     ] {
         rig.control(message);
         let heard = rig.hear_and_complete();
@@ -323,11 +323,11 @@ fn answers_wait_for_free_control_pieces() {
 #[test]
 fn the_link_is_told_and_asked_for() {
     let mut rig = rig();
-    rig.service.set_link(false, rig.now);
+    rig.service.set_link(false);
     rig.start();
     assert_eq!(query(&mut rig, 0x0001_0114).1, 1u32.to_le_bytes());
     for (up, status) in [(true, 0x4001_000bu32), (false, 0x4001_000c)] {
-        rig.service.set_link(up, rig.now);
+        rig.service.set_link(up);
         rig.poll();
         let heard = rig.hear_and_complete();
         let [Heard::Frames { control: true, ranges, .. }] = &heard[..] else { panic!("{heard:?}") };
