@@ -125,6 +125,7 @@ pub(super) fn sum(a: VfCounters, b: VfCounters) -> VfCounters {
         tx_confirmed: a.tx_confirmed + b.tx_confirmed,
         tx_dropped: a.tx_dropped + b.tx_dropped,
         tx_perished: a.tx_perished + b.tx_perished,
+        tx_taken_back: a.tx_taken_back + b.tx_taken_back,
         rx_handed: a.rx_handed + b.rx_handed,
         rx_perished: a.rx_perished + b.rx_perished,
         rx_too_long: a.rx_too_long + b.rx_too_long,
@@ -219,6 +220,16 @@ impl Host {
         let vf = entry.vf.as_ref().ok_or(ActError::NoVf(nic))?;
         let Phase::Offered { device } = vf.phase else { return Err(ActError::NoVf(nic)) };
         self.take_vf(nic, device, Departure::Surprise, then, now);
+        Ok(())
+    }
+
+    /// Sets the link of a NIC's VF.
+    ///
+    /// # Errors
+    /// [`ActError::NoVf`] if it has none.
+    pub fn set_vf_link(&mut self, nic: usize, up: bool) -> Result<(), ActError> {
+        let entry = self.nics.get_mut(nic).ok_or(ActError::NoNic(nic))?;
+        entry.vf.as_mut().ok_or(ActError::NoVf(nic))?.device.set_link(up);
         Ok(())
     }
 

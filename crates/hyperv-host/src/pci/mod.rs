@@ -15,7 +15,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use vmbus::packet::{Outgoing, PacketError};
@@ -184,8 +184,11 @@ pub struct PciStats {
     pub order_errors: u64,
     /// Requests that name a slot without a function.
     pub unknown_slots: u64,
-    /// EJECT_COMPLETEs for functions that were not asked back.
+    /// EJECT_COMPLETEs for functions that were not asked back. A guest that sends one has lost count.
     pub unexpected_eject_completes: u64,
+    /// EJECT_COMPLETEs for functions that were asked back and that the host took before the answer came. Both were on
+    /// their way at the same time, which is nobody's mistake.
+    pub crossed_eject_completes: u64,
     /// Snapshots sent.
     pub snapshots: u64,
     /// Reads and writes of device memory, wherever they went.
@@ -239,6 +242,8 @@ pub struct PciService {
     /// Interrupts handed out: what the device writes, and for which function.
     interrupts: BTreeMap<u32, (Slot, u16)>,
     last_interrupt: u32,
+    /// Slots whose function was asked back and taken without an answer, which may still be on its way.
+    crossing: BTreeSet<Slot>,
     /// The slot that the guest has selected in its window.
     select: Option<Slot>,
     outgoing: VecDeque<Waiting>,
@@ -267,6 +272,7 @@ impl PciService {
             functions: BTreeMap::new(),
             interrupts: BTreeMap::new(),
             last_interrupt: 0,
+            crossing: BTreeSet::new(),
             select: None,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
@@ -300,6 +306,7 @@ impl PciService {
         self.follows = false;
         self.outgoing.clear();
         self.interrupts.clear();
+        self.crossing.clear();
         for function in self.functions.values_mut() {
             function.assigned = false;
         }
@@ -360,18 +367,29 @@ impl PciService {
 
     /// Takes a function off the bus without asking, and tells a guest that listens. False if there is no such function.
     pub fn remove(&mut self, slot: Slot, now: Instant) -> bool {
-        let removed = self.functions.remove(&slot).is_some();
+        let removed = self.take_off(slot);
         if removed {
-            self.interrupts.retain(|_, (of, _)| *of != slot);
             self.announce(now);
         }
         removed
     }
 
+    /// Takes a function off the bus, with its interrupts. False if there is none.
+    fn take_off(&mut self, slot: Slot) -> bool {
+        let Some(function) = self.functions.remove(&slot) else { return false };
+        self.interrupts.retain(|_, (of, _)| *of != slot);
+        if function.eject.is_some() {
+            self.crossing.insert(slot);
+        }
+        true
+    }
+
     /// Takes all functions off the bus at once.
     pub fn remove_all(&mut self, now: Instant) {
-        self.functions.clear();
-        self.interrupts.clear();
+        let slots: Vec<_> = self.functions.keys().copied().collect();
+        for slot in slots {
+            self.take_off(slot);
+        }
         self.announce(now);
     }
 
@@ -569,8 +587,7 @@ impl PciService {
             .map(|(slot, _)| *slot)
             .collect();
         for slot in over {
-            self.functions.remove(&slot);
-            self.interrupts.retain(|_, (of, _)| *of != slot);
+            self.take_off(slot);
             self.events.push_back(PciEvent::EjectOverdue { slot });
         }
     }

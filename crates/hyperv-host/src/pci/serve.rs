@@ -185,6 +185,8 @@ impl PciService {
     }
 
     fn query_requirements(&mut self, slot: Slot, asked: Asked) {
+        // A guest that asks this knows of the function that is there now, so it has no answer left for one before.
+        self.crossing.remove(&slot);
         match self.functions.get(&slot).map(|function| function.hardware.spec().bars) {
             Some(bars) => {
                 let reply = ResourceRequirementsReply {
@@ -234,7 +236,9 @@ impl PciService {
 
     fn eject_completed(&mut self, slot: Slot) {
         let asked_back = self.functions.get(&slot).is_some_and(|function| function.eject.is_some());
-        if asked_back {
+        if self.crossing.remove(&slot) {
+            self.stats.crossed_eject_completes += 1;
+        } else if asked_back {
             self.functions.remove(&slot);
             self.interrupts.retain(|_, (of, _)| *of != slot);
             self.events.push_back(PciEvent::EjectCompleted { slot });

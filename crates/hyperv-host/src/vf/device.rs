@@ -11,8 +11,8 @@ use vmbus::{Instant, Pfn, SignalFlag};
 use super::layout::{
     CONTROL, CONTROL_ON, DEPTH, DEVICE_ID, Descriptor, GONE, ID, LONGEST_FRAME, MAC_HIGH, MAC_LOW,
     MAX_FRAME, MOST_DESCRIPTORS, REPORT, RX_DONE, RX_POSTED, RX_RING, STATUS, STATUS_FAULT,
-    STATUS_LINK, STATUS_RUNNING, TX_DONE, TX_PRODUCED, TX_RING, load, load_address, place, store,
-    wipe,
+    STATUS_LINK, STATUS_RUNNING, TX_DONE, TX_FIRST, TX_PRODUCED, TX_RING, load, load_address,
+    place, store, wipe,
 };
 use crate::memory::{GuestMemory, UnknownFrame};
 use crate::switch::{Offered, Path, SideState, SwitchPort};
@@ -82,6 +82,8 @@ pub struct VfCounters {
     pub tx_dropped: u64,
     /// Of these, frames that went down with the device or with its being turned off.
     pub tx_perished: u64,
+    /// Of these, frames that the driver took back while the link was down.
+    pub tx_taken_back: u64,
     /// Frames written to the guest's memory.
     pub rx_handed: u64,
     /// Of these, frames that the guest had not read when the device went or was turned off.
@@ -98,7 +100,8 @@ impl VfCounters {
     /// Frames handed over whose fate is still open.
     #[must_use]
     pub fn tx_open(&self) -> u64 {
-        self.tx_seen - self.tx_confirmed - self.tx_dropped - self.tx_perished
+        let done = self.tx_confirmed + self.tx_dropped + self.tx_perished + self.tx_taken_back;
+        self.tx_seen - done
     }
 }
 
@@ -182,13 +185,21 @@ impl VfDevice {
         self.config.mac
     }
 
-    /// Sets the link.
+    /// Sets the link. While it is down, frames stay where they are: the guest's in its ring, the peer's in the switch.
     pub fn set_link(&mut self, up: bool) {
         if self.link != up {
             self.link = up;
             self.show_status();
             self.interrupt();
+            // Nobody rings again for what has waited for the link.
+            self.window.doorbell.ring();
         }
+    }
+
+    /// Whether the link is up.
+    #[must_use]
+    pub fn link(&self) -> bool {
+        self.link
     }
 
     /// Whether the guest's doorbell rang since the last call.
@@ -255,6 +266,7 @@ impl VfDevice {
             memory: &*self.memory,
             counters: &mut self.counters,
             frame: &mut self.frame,
+            link: self.link,
         };
         let moved = queues.transmit(port, now).and_then(|sent| {
             let received = queues.receive(port, now)?;
@@ -398,6 +410,7 @@ struct Work<'a> {
     memory: &'a dyn GuestMemory,
     counters: &'a mut VfCounters,
     frame: &'a mut [u8],
+    link: bool,
 }
 
 impl Work<'_> {
@@ -408,8 +421,12 @@ impl Work<'_> {
         let waiting = ahead("TX_PRODUCED", produced, self.queues.tx_done, depth)?;
         self.counters.tx_seen += u64::from(produced.wrapping_sub(self.queues.tx_seen));
         self.queues.tx_seen = produced;
-        let mut done = 0;
-        for _ in 0..waiting {
+        let taken_back = self.skip(waiting);
+        let mut done = taken_back as usize;
+        if !self.link {
+            return Ok(done);
+        }
+        for _ in taken_back..waiting {
             let place = place(self.queues.tx_done, depth);
             let descriptor = Descriptor::read(&self.queues.tx_ring, place);
             let length = descriptor.length as usize;
@@ -439,13 +456,25 @@ impl Work<'_> {
         Ok(done)
     }
 
+    /// Passes over the frames that the driver has taken back, of `waiting` ones; their number.
+    fn skip(&mut self, waiting: u32) -> u32 {
+        let first = load(self.registers, TX_FIRST).wrapping_sub(self.queues.tx_done);
+        if first == 0 || first > waiting {
+            return 0;
+        }
+        self.counters.tx_taken_back += u64::from(first);
+        self.queues.tx_done = self.queues.tx_done.wrapping_add(first);
+        store(&self.queues.report, TX_DONE, self.queues.tx_done);
+        first
+    }
+
     /// Writes frames to the guest until there are no more or it has no more buffers; the number of descriptors filled.
     fn receive(&mut self, port: &mut SwitchPort, now: Instant) -> Result<usize, VfFault> {
         let depth = self.queues.depth;
         let posted = load(self.registers, RX_POSTED);
         let free = ahead("RX_POSTED", posted, self.queues.rx_done, depth)?;
         let mut done = 0;
-        while done < free as usize {
+        while self.link && done < free as usize {
             let Some(frame) = port.peek_for_guest(Path::Vf, now) else { break };
             let place = place(self.queues.rx_done, depth);
             let descriptor = Descriptor::read(&self.queues.rx_ring, place);

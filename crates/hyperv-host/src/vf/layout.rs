@@ -29,6 +29,9 @@ pub const TX_PRODUCED: usize = 0x24;
 /// Receive descriptors given to the device so far. Runs freely over 32 bits. A descriptor is given back once its frame
 /// was read.
 pub const RX_POSTED: usize = 0x28;
+/// Transmit descriptors before this running number are to be done without sending them: what a driver does with frames
+/// that it sends elsewhere because the link is down. Counts only while it lies between [`TX_DONE`] and [`TX_PRODUCED`].
+pub const TX_FIRST: usize = 0x2c;
 /// Guest physical address of the transmit ring, low half first; on a page boundary.
 pub const TX_RING: usize = 0x30;
 /// Guest physical address of the receive ring.

@@ -26,6 +26,9 @@
 //! A transmit descriptor is done when the switch has its frame: forwarded, or dropped and counted there. While the switch
 //! is busy it stays undone, and the guest's ring fills up.
 //!
+//! While the link is down no frame moves in either direction; what was handed over goes on when it is up again. A driver
+//! that has sent those frames elsewhere meanwhile says so in [`TX_FIRST`], and they are done without being sent.
+//!
 //! Frames longer than [`LONGEST_FRAME`] do not fit; there are no offloads and no filters.
 //!
 //! [`DEPTH`]: layout::DEPTH
@@ -34,6 +37,7 @@
 //! [`STATUS_FAULT`]: layout::STATUS_FAULT
 //! [`TX_PRODUCED`]: layout::TX_PRODUCED
 //! [`TX_DONE`]: layout::TX_DONE
+//! [`TX_FIRST`]: layout::TX_FIRST
 //! [`RX_POSTED`]: layout::RX_POSTED
 //! [`RX_DONE`]: layout::RX_DONE
 //! [`Descriptor`]: layout::Descriptor

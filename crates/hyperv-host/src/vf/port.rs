@@ -12,7 +12,7 @@ use super::device::VfWindow;
 use super::layout::{
     CONTROL, CONTROL_ON, DEPTH, DEVICE_ID, Descriptor, GONE, ID, LONGEST_FRAME, MAC_HIGH, MAC_LOW,
     MOST_DESCRIPTORS, REPORT, RX_DONE, RX_POSTED, RX_RING, STATUS, STATUS_FAULT, STATUS_LINK,
-    STATUS_RUNNING, TX_DONE, TX_PRODUCED, TX_RING, load, place, store, store_address,
+    STATUS_RUNNING, TX_DONE, TX_FIRST, TX_PRODUCED, TX_RING, load, place, store, store_address,
 };
 
 /// Buffers that share a page.
@@ -56,6 +56,8 @@ pub struct SimulatedPort {
     confirmed: u64,
     rx_read: u32,
     frame: Box<[u8]>,
+    /// The link was down when last looked at, and what the device had not sent by then was taken back.
+    cut_off: bool,
     /// The device is gone or has lied.
     gone: bool,
 }
@@ -91,6 +93,7 @@ impl SimulatedPort {
             confirmed: 0,
             rx_read: FIRST,
             frame: vec![0; LONGEST_FRAME].into(),
+            cut_off: false,
             gone: false,
             window,
         };
@@ -112,6 +115,7 @@ impl SimulatedPort {
             store_address(registers, register, address_of(memory, 0));
         }
         store(registers, TX_PRODUCED, FIRST);
+        store(registers, TX_FIRST, FIRST);
         store(registers, RX_POSTED, FIRST.wrapping_add(self.depth));
         // On, with another number than the driver before this one used.
         let control = (load(registers, CONTROL) | CONTROL_ON).wrapping_add(2);
@@ -139,8 +143,21 @@ impl SimulatedPort {
         self.gone
     }
 
+    /// The link is down: what the device has not sent so far it shall not send later, as the caller sends it elsewhere.
+    /// It counts as confirmed when the link is up again, which is when nobody waits for it any more.
+    fn cut_off(&mut self) {
+        self.flush();
+        self.read_confirmations();
+        self.cut_off = true;
+        store(&self.window.registers, TX_FIRST, self.tx_published);
+        self.window.doorbell.ring();
+    }
+
     /// Takes note of what the device has sent.
     fn read_confirmations(&mut self) {
+        if self.cut_off {
+            return;
+        }
         let done = load(&self.report, TX_DONE);
         let newly = done.wrapping_sub(self.tx_done);
         if newly <= self.tx_published.wrapping_sub(self.tx_done) {
@@ -171,9 +188,16 @@ impl VfPort for SimulatedPort {
         if self.is_gone() {
             return PortLink::Gone;
         }
-        let wanted = STATUS_LINK | STATUS_RUNNING;
         let status = load(&self.window.registers, STATUS);
-        if status & wanted == wanted { PortLink::Up } else { PortLink::Down }
+        let wanted = STATUS_LINK | STATUS_RUNNING;
+        if status & wanted == wanted {
+            self.cut_off = false;
+            return PortLink::Up;
+        }
+        if status & STATUS_RUNNING != 0 && !self.cut_off {
+            self.cut_off();
+        }
+        PortLink::Down
     }
 
     fn transmit(&mut self, frame: &[u8]) -> Result<(), PortError> {

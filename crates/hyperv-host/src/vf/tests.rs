@@ -158,6 +158,52 @@ fn the_link_is_down_until_the_device_has_taken_the_rings() {
 }
 
 #[test]
+fn while_the_link_is_down_nothing_moves_and_a_driver_that_did_not_look_loses_nothing() {
+    let mut world = World::new(instant());
+    world.device.set_link(false);
+    world.send(0..3);
+    world.peer_sends(0..2);
+    world.settle();
+    let counters = world.device.counters();
+    assert_eq!((counters.tx_seen, counters.tx_confirmed, counters.rx_handed), (3, 0, 0));
+    assert_eq!((world.port().confirmed(), world.guest_got.len()), (0, 0));
+    assert!(world.wire.peer_receive(NOW).is_none());
+
+    world.device.set_link(true);
+    world.settle();
+    world.peer_reads(3);
+    assert_eq!((&world.peer_got[..], &world.guest_got[..]), (&[0, 1, 2][..], &[0, 1][..]));
+    assert_eq!((world.port().confirmed(), world.device.counters().tx_open()), (3, 0));
+}
+
+// HISTORY 35: a driver that sees no carrier sends its frames elsewhere, so the device must not send them later.
+#[test]
+fn frames_that_a_driver_takes_back_while_the_link_is_down_are_never_sent() {
+    let mut world = World::new(narrow());
+    world.send(0..5);
+    world.settle();
+    world.device.set_link(false);
+    world.port().transmit(&frame(5)).unwrap();
+    assert_eq!(world.port().link(), PortLink::Down);
+    assert_eq!(world.port().confirmed(), 2, "the first two are on the wire");
+    world.settle();
+    assert_eq!(world.port().confirmed(), 2, "what was taken back is not confirmed while it counts");
+    let counters = world.device.counters();
+    assert_eq!((counters.tx_taken_back, counters.tx_open()), (4, 0));
+    world.peer_reads(2);
+
+    world.device.set_link(true);
+    world.settle();
+    assert_eq!(world.port().link(), PortLink::Up);
+    assert_eq!(world.port().confirmed(), 6, "nobody waits for the four any more");
+    world.send([6]);
+    world.settle();
+    world.peer_reads(1);
+    assert_eq!(world.peer_got, [0, 1, 6]);
+    assert_eq!((world.port().confirmed(), world.device.counters().tx_confirmed), (7, 3));
+}
+
+#[test]
 fn frames_go_both_ways_in_order_across_the_wrap_of_every_count() {
     let mut world = World::new(instant());
     for round in 0..100 {

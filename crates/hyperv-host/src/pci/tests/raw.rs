@@ -171,6 +171,56 @@ fn both_lengths_of_eject_complete_are_taken_and_unasked_ones_are_told() {
     }
 }
 
+// An answer may be on its way while the host takes the function all the same. It is not the next function's answer, and
+// no sign of a guest that has lost count.
+#[test]
+fn an_answer_that_crosses_a_removal_is_for_the_function_that_was_removed() {
+    for patience_ends in [false, true] {
+        let mut raw = Raw::connected();
+        raw.send(false, &MessageType::QUERY_BUS_RELATIONS.0.to_le_bytes());
+        raw.host.add_function(function(3, 1), BAR, Instant::ZERO).unwrap();
+        raw.host.eject(slot(3), Instant::ZERO);
+        let mut now = Instant::ZERO;
+        if patience_ends {
+            now = now + Duration::from_secs(60);
+            raw.host.poll(now);
+            assert_eq!(raw.events(), [PciEvent::EjectOverdue { slot: slot(3) }]);
+        } else {
+            raw.host.remove(slot(3), now);
+        }
+        raw.host.add_function(function(3, 2), BAR, now).unwrap();
+        raw.host.eject(slot(3), now);
+        let complete = [MessageType::EJECT_COMPLETE.0.to_le_bytes(), 3_u32.to_le_bytes()].concat();
+        raw.send(false, &complete);
+        assert_eq!(raw.events(), [], "the new function is still waited for");
+        let counts = |raw: &Raw| {
+            let stats = raw.host.stats();
+            (stats.crossed_eject_completes, stats.unexpected_eject_completes)
+        };
+        assert_eq!(counts(&raw), (1, 0));
+        raw.send(false, &complete);
+        assert_eq!(raw.events(), [PciEvent::EjectCompleted { slot: slot(3) }]);
+        raw.send(false, &complete);
+        assert_eq!(counts(&raw), (1, 1));
+    }
+}
+
+#[test]
+fn a_guest_that_asks_for_a_new_function_has_no_answer_left_for_the_old_one() {
+    let mut raw = Raw::connected();
+    raw.send(false, &MessageType::QUERY_BUS_RELATIONS.0.to_le_bytes());
+    raw.host.add_function(function(3, 1), BAR, Instant::ZERO).unwrap();
+    raw.host.eject(slot(3), Instant::ZERO);
+    raw.host.remove(slot(3), Instant::ZERO);
+    raw.host.add_function(function(3, 2), BAR, Instant::ZERO).unwrap();
+    let query = [MessageType::QUERY_RESOURCE_REQUIREMENTS.0.to_le_bytes(), 3_u32.to_le_bytes()];
+    raw.send(false, &query.concat());
+    raw.host.eject(slot(3), Instant::ZERO);
+    let complete = [MessageType::EJECT_COMPLETE.0.to_le_bytes(), 3_u32.to_le_bytes()];
+    raw.send(false, &complete.concat());
+    assert_eq!(raw.events(), [PciEvent::EjectCompleted { slot: slot(3) }]);
+}
+
 #[test]
 fn interrupts_are_made_in_every_form_and_deleted() {
     let mut raw = Raw::connected();
