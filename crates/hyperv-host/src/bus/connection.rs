@@ -2,12 +2,12 @@
 
 use vmbus::bus::PostStatus;
 use vmbus::message::{
-    Features, MessageType, ModifyConnection, ModifyConnectionResponse, OpenChannel, OpenSignal,
-    PauseResponse, VersionFeatures, VersionMonitorPages,
+    Features, MessageType, ModifyConnection, ModifyConnectionResponse, PauseResponse,
+    VersionFeatures, VersionMonitorPages,
 };
-use vmbus::{ChannelId, ConnectionId, Guid, Instant};
+use vmbus::{ConnectionId, Guid, Instant};
+use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, IntoBytes};
 
 use super::{BusServer, DeviceId, GuestError};
 
@@ -64,8 +64,14 @@ impl BusServer {
     #[must_use]
     pub fn event_flag(&self, device: DeviceId) -> Option<u16> {
         let device = self.devices.get(&device)?;
-        let chosen = device.signal.map(|(_, flag)| flag);
+        let chosen = device.signal.map(|signal| signal.event_flag);
         chosen.or_else(|| u16::try_from(device.channel?.0).ok())
+    }
+
+    /// Whether the guest wants the interrupt of a device's channel redirected.
+    #[must_use]
+    pub fn interrupt_redirected(&self, device: DeviceId) -> bool {
+        self.devices.get(&device).is_some_and(|device| device.redirected)
     }
 
     pub(super) fn version_tail(&self, features: Features) -> Vec<u8> {
@@ -90,19 +96,6 @@ impl BusServer {
         }
         let used = |id: u8| self.devices.values().any(|device| device.monitor == Some(id));
         (0..MONITORS).find(|id| !used(*id))
-    }
-
-    /// How both sides signal each other on a channel that was just opened.
-    pub(super) fn signal_chosen(&mut self, open: &OpenChannel, data: &[u8]) {
-        if !self.features().contains(Features::GUEST_SIGNAL_PARAMETERS) {
-            return;
-        }
-        let Ok((signal, _)) = OpenSignal::read_from_prefix(data) else { return };
-        let channel = Some(ChannelId(open.channel.get()));
-        if let Some(device) = self.devices.values_mut().find(|device| device.channel == channel) {
-            let connection = ConnectionId(signal.connection.get());
-            device.signal = Some((connection, signal.event_flag.get()));
-        }
     }
 
     pub(super) fn modify_connection(

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use vmbus::bus::SignalParameters;
 use vmbus::channel::SignalFlag;
 use vmbus::gpadl::{GpadlAssembler, Range};
 use vmbus::memory::PageList;
-use vmbus::message::OpenChannel;
+use vmbus::message::{Features, HEADER_SIZE, MessageError, MessageType, OpenChannel, OpenSignal};
 use vmbus::{ChannelId, ConnectionId, GpadlId};
+use zerocopy::FromBytes;
 
 use super::{DeviceId, DeviceState, OfferSpec};
 
@@ -36,6 +38,42 @@ impl HostGpadl {
     }
 }
 
+/// What a guest asks for when it opens a channel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpenRequest {
+    pub(super) open: OpenChannel,
+    /// How both sides signal each other, where the guest may choose.
+    pub(super) signal: Option<SignalParameters>,
+    pub(super) redirected: bool,
+}
+
+impl OpenRequest {
+    /// An open as posted on a connection with these features, one of which may make it longer.
+    pub(super) fn new(
+        open: &OpenChannel,
+        data: &[u8],
+        features: Features,
+    ) -> Result<Self, MessageError> {
+        let mut request = Self { open: *open, signal: None, redirected: false };
+        if features.intersects(Features::LONG_OPEN) {
+            let kind = MessageType::OPEN_CHANNEL;
+            let fields = HEADER_SIZE + size_of::<OpenChannel>();
+            let (len, need) = (fields + data.len(), fields + size_of::<OpenSignal>());
+            let (longer, _) = OpenSignal::read_from_prefix(data)
+                .map_err(|_| MessageError::TooShort { kind, len, need })?;
+            let signal = SignalParameters {
+                connection: ConnectionId(longer.connection.get()),
+                event_flag: longer.event_flag.get(),
+            };
+            let chooses = features.contains(Features::GUEST_SIGNAL_PARAMETERS);
+            request.signal = Some(signal).filter(|_| chooses);
+            request.redirected = features.contains(Features::INTERRUPT_REDIRECTION)
+                && longer.flags.get() & OpenSignal::REDIRECT_INTERRUPT != 0;
+        }
+        Ok(request)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) spec: OfferSpec,
@@ -46,7 +84,9 @@ pub(super) struct Device {
     /// Virtual processor that gets its signals, while open.
     pub(super) target_vp: u32,
     /// How both sides signal each other, where the guest chose.
-    pub(super) signal: Option<(ConnectionId, u16)>,
+    pub(super) signal: Option<SignalParameters>,
+    /// The guest wants the channel's interrupt redirected.
+    pub(super) redirected: bool,
     pub(super) state: DeviceState,
     /// Its id on this connection, from the offer until the guest lets go.
     pub(super) channel: Option<ChannelId>,
@@ -58,7 +98,7 @@ pub(super) struct Device {
     /// The memory of its rings, while they are in use.
     pub(super) ring: Option<GpadlId>,
     /// An open that came while the device was stopping.
-    pub(super) reopen: Option<OpenChannel>,
+    pub(super) reopen: Option<OpenRequest>,
     /// To be taken back when it has stopped.
     pub(super) rescind_wanted: bool,
     /// Let go of by the guest while the device was stopping.
@@ -73,6 +113,7 @@ impl Device {
             monitor: None,
             target_vp: 0,
             signal: None,
+            redirected: false,
             state: DeviceState::Waiting,
             channel: None,
             stopping: false,
@@ -92,7 +133,7 @@ impl Device {
 
     /// Where a guest signals this device.
     pub(super) fn connection(&self) -> Option<ConnectionId> {
-        let chosen = self.signal.map(|(connection, _)| connection);
+        let chosen = self.signal.map(|signal| signal.connection);
         chosen.or_else(|| self.channel.map(signal_connection))
     }
 

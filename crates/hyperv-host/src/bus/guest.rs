@@ -7,13 +7,13 @@ use vmbus::memory::PageList;
 use vmbus::message::{
     CONTACT_CONNECTION, CloseChannel, Features, GpadlBody, GpadlHeader, GpadlTeardown,
     InitiateContact, LEGACY_CONNECTION, Message, MessageType, ModifyChannel, ModifyChannelResponse,
-    OpenChannel, OpenResult, ReleaseChannel, STATUS_REFUSED, Side, VMBUS_SINT, Version, WireGuid,
+    OpenResult, ReleaseChannel, STATUS_REFUSED, Side, VMBUS_SINT, Version, WireGuid,
 };
 use vmbus::{ChannelId, ConnectionId, GpadlId, Instant, Pfn, SignalFlag};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
-use super::device::{Device, HostGpadl};
+use super::device::{Device, HostGpadl, OpenRequest};
 use super::{After, BusEvent, BusServer, DeviceId, DeviceState, GuestError};
 
 /// Where the first message of a connection of this version goes, and all others before 5.0.
@@ -85,8 +85,8 @@ impl BusServer {
             Message::GpadlBody(body) => self.gpadl_body(body, data, now)?,
             Message::GpadlTeardown(body) => self.gpadl_teardown(body, now)?,
             Message::OpenChannel(open) => {
-                self.open_requested(open, now)?;
-                self.signal_chosen(open, data);
+                let request = OpenRequest::new(open, data, self.features())?;
+                self.open_requested(&request, now)?;
             }
             Message::CloseChannel(close) => self.close_requested(close, now)?,
             Message::ModifyConnection(modify) => self.modify_connection(modify, now)?,
@@ -259,14 +259,14 @@ impl BusServer {
         Ok(())
     }
 
-    fn open_requested(&mut self, open: &OpenChannel, now: Instant) -> Result<(), GuestError> {
+    fn open_requested(&mut self, request: &OpenRequest, now: Instant) -> Result<(), GuestError> {
         let kind = MessageType::OPEN_CHANNEL;
-        let channel = ChannelId(open.channel.get());
+        let channel = ChannelId(request.open.channel.get());
         let (id, device) = self.find_mut(kind, channel)?;
         match device.state {
-            DeviceState::Offered => self.open_channel(id, open, now),
+            DeviceState::Offered => self.open_channel(id, request, now),
             DeviceState::Closing if device.reopen.is_none() => {
-                device.reopen = Some(*open);
+                device.reopen = Some(*request);
                 Ok(())
             }
             DeviceState::Revoked => {
@@ -281,11 +281,12 @@ impl BusServer {
     pub(super) fn open_channel(
         &mut self,
         id: DeviceId,
-        open: &OpenChannel,
+        request: &OpenRequest,
         now: Instant,
     ) -> Result<(), GuestError> {
+        let open = &request.open;
         let policy = self.policy.open_status;
-        let result = if policy == 0 { self.attach(id, open) } else { Ok(()) };
+        let result = if policy == 0 { self.attach(id, request) } else { Ok(()) };
         let status = if result.is_ok() { policy } else { STATUS_REFUSED };
         let answer =
             OpenResult { channel: open.channel, open_id: open.open_id, status: U32::new(status) };
@@ -293,7 +294,8 @@ impl BusServer {
         result
     }
 
-    fn attach(&mut self, id: DeviceId, open: &OpenChannel) -> Result<(), GuestError> {
+    fn attach(&mut self, id: DeviceId, request: &OpenRequest) -> Result<(), GuestError> {
+        let open = &request.open;
         let (channel, gpadl) = (ChannelId(open.channel.get()), GpadlId(open.ring_gpadl.get()));
         let downstream_page = open.downstream_page.get();
         let Some(device) = self.devices.get_mut(&id) else { return Ok(()) };
@@ -312,7 +314,8 @@ impl BusServer {
         device.bell = bell;
         device.ring = Some(gpadl);
         device.target_vp = open.target_vp.get();
-        device.signal = None;
+        device.signal = request.signal;
+        device.redirected = request.redirected;
         device.state = DeviceState::Open;
         self.events.push_back(BusEvent::Opened { device: id, channel: end });
         Ok(())

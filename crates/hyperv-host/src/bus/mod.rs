@@ -340,7 +340,7 @@ impl BusServer {
             class: spec.class.into(),
             instance: spec.instance.into(),
             reserved: [0; 16],
-            flags: U16::new(OfferFlags::ENUMERATE_INTERFACE.bits()),
+            flags: U16::new((spec.flags & OfferFlags::meaningful(self.features())).bits()),
             mmio_megabytes: U16::new(spec.mmio_megabytes),
             user_defined: [0; 120],
             sub_channel: U16::new(sub.map_or(0, |(number, _)| number)),

@@ -8,7 +8,7 @@ use vmbus::bus::PostStatus;
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::gpadl::DecodeError;
 use vmbus::memory::PageList;
-use vmbus::message::{Features, MessageError, MessageType, Version};
+use vmbus::message::{Features, MessageError, MessageType, OfferFlags, Version};
 use vmbus::ring::RingError;
 use vmbus::{ChannelId, ConnectionId, GpadlId, Guid};
 
@@ -36,6 +36,16 @@ pub struct OfferSpec {
     pub instance: Guid,
     /// Megabytes of memory-mapped I/O space that it needs.
     pub mmio_megabytes: u16,
+    /// Further properties; those that need a feature are told only where it is agreed on.
+    pub flags: OfferFlags,
+}
+
+impl OfferSpec {
+    /// A device with the properties that most have.
+    #[must_use]
+    pub fn new(class: Guid, instance: Guid, mmio_megabytes: u16) -> Self {
+        Self { class, instance, mmio_megabytes, flags: OfferFlags::ENUMERATE_INTERFACE }
+    }
 }
 
 /// In which order a guest hears of the devices that exist when it asks.

@@ -152,9 +152,7 @@ impl Host {
     /// Offers a NIC. Returns its number: 0 for the first.
     pub fn add_nic(&mut self, spec: NicSpec, now: Instant) -> usize {
         let nic = self.nics.len();
-        let device = self
-            .bus
-            .offer(OfferSpec { class: NIC_CLASS, instance: spec.instance, mmio_megabytes: 0 }, now);
+        let device = self.bus.offer(OfferSpec::new(NIC_CLASS, spec.instance, 0), now);
         self.owners.insert(device, Owner::Nic(nic));
         let config = NicServiceConfig { policy: spec.policy, ..NicServiceConfig::new(spec.mac) };
         self.nics.push(HostNic {

@@ -176,7 +176,7 @@ impl Host {
         if vf.phase != Phase::Announced {
             return;
         }
-        let spec = OfferSpec { class: VPCI_CLASS, instance: vf.spec.instance, mmio_megabytes: 1 };
+        let spec = OfferSpec::new(VPCI_CLASS, vf.spec.instance, 1);
         let device = self.bus.offer(spec, now);
         vf.phase = Phase::Offered { device };
         self.owners.insert(device, Owner::Vf(nic));

@@ -1,8 +1,5 @@
-//! Channels and the memory that belongs to them.
+//! Channels: offered, opened, closed, taken away and given back.
 
-use alloc::vec::Vec;
-
-use tracing::debug;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};
 
@@ -11,13 +8,11 @@ use super::{
     Bus, ChannelState, Error, Event, HostError, Offer, OpenOptions, OpenStep, SignalParameters,
     Wait,
 };
-use crate::gpadl::{EncodeError, GpadlMessages};
-use crate::memory::{PAGE_SIZE, SharedMemory, SharedPages};
+use crate::memory::SharedPages;
 use crate::message::{
-    CloseChannel, Features, GpadlCreated, GpadlTeardown, MAX_CHANNEL_ID, Message, OpenChannel,
-    OpenResult, OpenSignal, Payload, ReleaseChannel, Version,
+    CloseChannel, Features, MAX_CHANNEL_ID, Message, OpenChannel, OpenResult, OpenSignal, Payload,
+    ReleaseChannel, Version,
 };
-use crate::packet::GpaRange;
 use crate::{ChannelId, GpadlId, Instant};
 
 /// A channel that the guest holds.
@@ -26,10 +21,10 @@ pub(super) struct Slot {
     pub(super) offer: Offer,
     pub(super) state: ChannelState,
     /// The memory of its rings, from `open` until the host has returned it.
-    ring: Option<GpadlId>,
+    pub(super) ring: Option<GpadlId>,
     options: OpenOptions,
     /// Why an open failed, while its ring memory comes back.
-    failed: Option<(OpenStep, u32)>,
+    pub(super) failed: Option<(OpenStep, u32)>,
     /// Closed before it was open.
     pub(super) close_wanted: bool,
     /// A primary channel that closes when its sub-channels are closed.
@@ -37,7 +32,7 @@ pub(super) struct Slot {
     pub(super) target: Target,
     rescinded: bool,
     /// Released by its driver; the id goes back when all memory came back.
-    releasing: bool,
+    pub(super) releasing: bool,
     /// An offer with the same id that came before the release.
     next: Option<Offer>,
 }
@@ -62,34 +57,6 @@ impl Slot {
     /// Whether nobody awaits events of this channel any more.
     pub(super) fn is_dead(&self) -> bool {
         self.rescinded || self.releasing
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum GpadlState {
-    /// The host has not answered yet; it must not be asked for the memory before.
-    Creating {
-        /// Ask for it as soon as the answer came.
-        unwanted: bool,
-    },
-    Ready,
-    TearingDown,
-}
-
-/// Memory that the host was told about.
-#[derive(Debug)]
-pub(super) struct Gpadl {
-    channel: ChannelId,
-    /// Kept so that it stays alive.
-    memory: SharedPages,
-    state: GpadlState,
-    /// Belongs to a channel whose id went back before the host returned the memory.
-    orphaned: bool,
-}
-
-impl Gpadl {
-    pub(super) fn pages(&self) -> usize {
-        self.memory.size() / PAGE_SIZE
     }
 }
 
@@ -134,12 +101,9 @@ impl Bus {
                 return Err(Error::PrimaryNotOpen { channel });
             }
         }
-        let needed = options.signal.map_or(Features::empty(), |signal| {
-            let redirect = signal.redirect_interrupt;
-            let redirect =
-                if redirect { Features::INTERRUPT_REDIRECTION } else { Features::empty() };
-            Features::GUEST_SIGNAL_PARAMETERS | redirect
-        });
+        let mut needed = Features::empty();
+        needed.set(Features::GUEST_SIGNAL_PARAMETERS, options.signal.is_some());
+        needed.set(Features::INTERRUPT_REDIRECTION, options.redirect_interrupt);
         if !self.features().contains(needed) {
             return Err(Error::NoFeature { needed, accepted: self.features() });
         }
@@ -186,39 +150,6 @@ impl Bus {
         Ok(())
     }
 
-    /// Tells the host of memory for use on a channel. Ends in [`Event::Shared`] or [`Event::ShareFailed`].
-    ///
-    /// # Errors
-    /// If the channel is gone or closing, or the memory cannot be described.
-    pub fn share(
-        &mut self,
-        channel: ChannelId,
-        memory: &SharedPages,
-        now: Instant,
-    ) -> Result<GpadlId, Error> {
-        let state = self.live_slot(channel)?.state;
-        if state == ChannelState::Closing {
-            return Err(Error::WrongState { channel, state, expected: ChannelState::Open });
-        }
-        self.describe(channel, memory, now)
-    }
-
-    /// Takes back memory that was shared. Ends in [`Event::Unshared`]; asking twice is harmless.
-    ///
-    /// # Errors
-    /// If there is no such memory, or it holds the rings of a channel.
-    pub fn unshare(&mut self, gpadl: GpadlId, now: Instant) -> Result<(), Error> {
-        self.connected()?;
-        let unknown = Error::UnknownGpadl { gpadl };
-        let entry = self.gpadls.get(&gpadl).filter(|entry| !entry.orphaned).ok_or(unknown)?;
-        let slot = self.live_slot(entry.channel)?;
-        if slot.ring == Some(gpadl) {
-            return Err(Error::RingGpadl { gpadl });
-        }
-        self.take_back(gpadl, now);
-        Ok(())
-    }
-
     /// Gives a channel's id back: a rescinded channel that its driver has let go of, or an offer that nobody wants.
     /// Ends in [`Event::Released`], when all memory of the channel came back.
     ///
@@ -259,7 +190,9 @@ impl Bus {
         now: Instant,
     ) -> Result<(), HostError> {
         match message {
-            Message::OfferChannel(offer) => return self.offered(Offer::from(offer)),
+            Message::OfferChannel(offer) => {
+                return self.offered(Offer::from_wire(offer, self.features));
+            }
             Message::RescindOffer(body) => {
                 self.rescinded(ChannelId(body.channel.get()));
                 self.close_waiting_primaries(now);
@@ -272,18 +205,6 @@ impl Bus {
             _ => self.stats.out_of_state += 1,
         }
         Ok(())
-    }
-
-    /// Stops waiting for memory of a released channel: its id goes back, the memory stays alive.
-    pub(super) fn abandon_if_released(&mut self, channel: ChannelId, gpadl: GpadlId) {
-        if self.channels.get(&channel).is_some_and(|slot| slot.releasing)
-            && let Some(entry) = self.gpadls.get_mut(&gpadl)
-        {
-            entry.orphaned = true;
-            self.disarm(Wait::Share { channel, gpadl });
-            self.disarm(Wait::Unshare { channel, gpadl });
-            self.finish_release(channel);
-        }
     }
 
     pub(super) fn live_slot(&self, channel: ChannelId) -> Result<&Slot, Error> {
@@ -305,31 +226,6 @@ impl Bus {
         } else {
             Err(Error::WrongState { channel, state: slot.state, expected })
         }
-    }
-
-    /// Queues the messages that tell the host of memory.
-    fn describe(
-        &mut self,
-        channel: ChannelId,
-        memory: &SharedPages,
-        now: Instant,
-    ) -> Result<GpadlId, Error> {
-        if memory.frames().is_empty() {
-            return Err(Error::NoFrames { pages: memory.pages() });
-        }
-        let gpadl = self.next_gpadl.ok_or(Error::NoGpadlIds)?;
-        let too_large = EncodeError::TooLarge { bytes: memory.pages().saturating_mul(8) };
-        let byte_count = u32::try_from(memory.size()).map_err(|_| too_large)?;
-        let ranges = [GpaRange { byte_count, byte_offset: 0, frames: memory.frames() }];
-        for payload in GpadlMessages::new(channel, gpadl, &ranges)? {
-            self.post_payload(payload);
-        }
-        self.next_gpadl = gpadl.0.checked_add(1).map(GpadlId);
-        let state = GpadlState::Creating { unwanted: false };
-        let memory = memory.clone();
-        self.gpadls.insert(gpadl, Gpadl { channel, memory, state, orphaned: false });
-        self.arm(Wait::Share { channel, gpadl }, now);
-        Ok(gpadl)
     }
 
     fn offered(&mut self, offer: Offer) -> Result<(), HostError> {
@@ -407,103 +303,8 @@ impl Bus {
         self.disarm(Wait::Open { channel });
     }
 
-    fn share_answered(&mut self, result: &GpadlCreated, now: Instant) {
-        let (channel, gpadl) = (ChannelId(result.channel.get()), GpadlId(result.gpadl.get()));
-        let (unwanted, orphaned) = match self.gpadls.get_mut(&gpadl) {
-            Some(entry) if entry.channel == channel => match entry.state {
-                GpadlState::Creating { unwanted } => {
-                    entry.state = GpadlState::Ready;
-                    (unwanted, entry.orphaned)
-                }
-                _ => return self.stats.late += 1,
-            },
-            _ => return self.stats.late += 1,
-        };
-        self.disarm(Wait::Share { channel, gpadl });
-        match result.status.get() {
-            // Its channel is released, so there is nobody to ask for it any more.
-            0 if orphaned => {}
-            0 if unwanted => self.take_back(gpadl, now),
-            0 => self.shared(channel, gpadl, now),
-            status => self.share_refused(channel, gpadl, status, now),
-        }
-    }
-
-    fn shared(&mut self, channel: ChannelId, gpadl: GpadlId, now: Instant) {
-        let Some(slot) = self.channels.get(&channel).filter(|slot| !slot.is_dead()) else {
-            return;
-        };
-        if slot.ring != Some(gpadl) {
-            self.events.push_back(Event::Shared { channel, gpadl });
-        } else if slot.close_wanted {
-            self.start_closing(channel, false, now);
-        } else {
-            let open = OpenChannel {
-                channel: U32::new(channel.0),
-                open_id: U32::new(channel.0),
-                ring_gpadl: U32::new(gpadl.0),
-                target_vp: U32::new(slot.options.target_vp),
-                downstream_page: U32::new(slot.options.downstream_page),
-                user_data: slot.options.user_data,
-            };
-            let payload = Payload::new(&open);
-            let signal = slot.options.signal.unwrap_or(SignalParameters {
-                connection: slot.offer.connection,
-                // Offers have ids of 11 bits.
-                event_flag: channel.0 as u16,
-                redirect_interrupt: false,
-            });
-            let chosen = Features::GUEST_SIGNAL_PARAMETERS.union(Features::INTERRUPT_REDIRECTION);
-            let signal = OpenSignal {
-                connection: U32::new(signal.connection.0),
-                event_flag: U16::new(signal.event_flag),
-                flags: U16::new(u16::from(signal.redirect_interrupt)),
-            };
-            let long = self.features().intersects(chosen);
-            self.post_payload(if long { payload.with(signal.as_bytes()) } else { payload });
-            self.arm(Wait::Open { channel }, now);
-        }
-    }
-
-    fn share_refused(&mut self, channel: ChannelId, gpadl: GpadlId, status: u32, now: Instant) {
-        debug!(%channel, %gpadl, status, "the host refused memory");
-        let orphaned = self.gpadls.remove(&gpadl).is_some_and(|entry| entry.orphaned);
-        let Some(slot) = self.channels.get_mut(&channel).filter(|_| !orphaned) else { return };
-        if slot.ring == Some(gpadl) {
-            slot.ring = None;
-            slot.failed = Some((OpenStep::Rings, status));
-            self.ring_is_back(channel, now);
-        } else if !slot.is_dead() {
-            self.events.push_back(Event::ShareFailed { channel, gpadl, status });
-        }
-        self.finish(channel, now);
-    }
-
-    fn torn_down(&mut self, gpadl: GpadlId, now: Instant) {
-        let Some(entry) = self.gpadls.get(&gpadl) else {
-            self.stats.late += 1;
-            return;
-        };
-        if entry.state != GpadlState::TearingDown {
-            self.stats.late += 1;
-            return;
-        }
-        let (channel, orphaned) = (entry.channel, entry.orphaned);
-        self.gpadls.remove(&gpadl);
-        self.disarm(Wait::Unshare { channel, gpadl });
-        // The id of an orphan's channel may belong to another channel by now.
-        let Some(slot) = self.channels.get_mut(&channel).filter(|_| !orphaned) else { return };
-        if slot.ring == Some(gpadl) {
-            slot.ring = None;
-            self.ring_is_back(channel, now);
-        } else if !slot.is_dead() {
-            self.events.push_back(Event::Unshared { channel, gpadl });
-        }
-        self.finish(channel, now);
-    }
-
     /// The rings of a channel are the guest's again; what follows depends on why.
-    fn ring_is_back(&mut self, channel: ChannelId, now: Instant) {
+    pub(super) fn ring_is_back(&mut self, channel: ChannelId, now: Instant) {
         let Some(slot) = self.channels.get_mut(&channel).filter(|slot| !slot.is_dead()) else {
             return;
         };
@@ -516,6 +317,36 @@ impl Bus {
             slot.state = ChannelState::Offered;
             self.events.push_back(Event::OpenFailed { channel, step, status });
         }
+    }
+
+    /// Asks the host to open a channel whose rings it knows.
+    pub(super) fn ask_open(&mut self, channel: ChannelId, ring: GpadlId, now: Instant) {
+        let Some(slot) = self.channels.get(&channel) else { return };
+        let options = &slot.options;
+        let payload = Payload::new(&OpenChannel {
+            channel: U32::new(channel.0),
+            open_id: U32::new(channel.0),
+            ring_gpadl: U32::new(ring.0),
+            target_vp: U32::new(options.target_vp),
+            downstream_page: U32::new(options.downstream_page),
+            user_data: options.user_data,
+        });
+        // What the offer says, where the guest has no choice or does not make one. Offers have ids of 11 bits.
+        let offered =
+            SignalParameters { connection: slot.offer.connection, event_flag: channel.0 as u16 };
+        let chosen = options.signal.unwrap_or(offered);
+        let signal = OpenSignal {
+            connection: U32::new(chosen.connection.0),
+            event_flag: U16::new(chosen.event_flag),
+            flags: U16::new(if options.redirect_interrupt {
+                OpenSignal::REDIRECT_INTERRUPT
+            } else {
+                0
+            }),
+        };
+        let long = self.features.intersects(Features::LONG_OPEN);
+        self.post_payload(if long { payload.with(signal.as_bytes()) } else { payload });
+        self.arm(Wait::Open { channel }, now);
     }
 
     /// Leaves the open state, or the way to it.
@@ -543,7 +374,7 @@ impl Bus {
     }
 
     /// Ends a close or a release that has nothing left to wait for.
-    fn finish(&mut self, channel: ChannelId, now: Instant) {
+    pub(super) fn finish(&mut self, channel: ChannelId, now: Instant) {
         self.finish_release(channel);
         let idle = self.gpadls_of(channel).is_empty();
         if let Some(slot) = self.channels.get_mut(&channel)
@@ -558,7 +389,7 @@ impl Bus {
         self.close_waiting_primaries(now);
     }
 
-    fn finish_release(&mut self, channel: ChannelId) {
+    pub(super) fn finish_release(&mut self, channel: ChannelId) {
         if !self.channels.get(&channel).is_some_and(|slot| slot.releasing)
             || !self.gpadls_of(channel).is_empty()
         {
@@ -570,47 +401,6 @@ impl Bus {
         if let Some(offer) = next {
             self.channels.insert(channel, Slot::new(offer.clone()));
             self.events.push_back(Event::Offered(offer));
-        }
-    }
-
-    /// The memory that belongs to a channel.
-    fn gpadls_of(&self, channel: ChannelId) -> Vec<GpadlId> {
-        let belongs = |gpadl: &Gpadl| gpadl.channel == channel && !gpadl.orphaned;
-        self.gpadls.iter().filter(|(_, gpadl)| belongs(gpadl)).map(|(id, _)| *id).collect()
-    }
-
-    fn take_back_all(&mut self, channel: ChannelId, now: Instant) {
-        for gpadl in self.gpadls_of(channel) {
-            self.take_back(gpadl, now);
-        }
-    }
-
-    /// Asks the host for memory, at once or when it may be asked.
-    fn take_back(&mut self, gpadl: GpadlId, now: Instant) {
-        let Some(entry) = self.gpadls.get_mut(&gpadl) else { return };
-        let channel = entry.channel;
-        match entry.state {
-            GpadlState::Creating { .. } => {
-                entry.state = GpadlState::Creating { unwanted: true };
-                // The wait may have ended with a rescind.
-                let wait = Wait::Share { channel, gpadl };
-                if !self.waits.contains_key(&wait) {
-                    self.arm(wait, now);
-                }
-            }
-            GpadlState::Ready => {
-                entry.state = GpadlState::TearingDown;
-                let teardown =
-                    GpadlTeardown { channel: U32::new(channel.0), gpadl: U32::new(gpadl.0) };
-                self.post(&teardown);
-                self.arm(Wait::Unshare { channel, gpadl }, now);
-            }
-            GpadlState::TearingDown => {
-                let wait = Wait::Unshare { channel, gpadl };
-                if !self.waits.contains_key(&wait) {
-                    self.arm(wait, now);
-                }
-            }
         }
     }
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
-use super::{Bus, Error, Event, HostError, Phase, Wait};
+use super::{Bus, Error, Event, HostError, Wait};
 use crate::Instant;
 use crate::memory::{PAGE_SIZE, SharedPages};
 use crate::message::{
@@ -18,6 +18,34 @@ use crate::message::{
 pub(super) struct Accepted {
     features: Features,
     monitor_pages: Option<(u64, u64)>,
+}
+
+/// The monitor pages of which the host knows, or may know.
+#[derive(Debug, Default)]
+pub(super) struct MonitorPages {
+    /// Those of the contact, or the last that the host agreed to.
+    current: Option<SharedPages>,
+    /// Those that it is asked to use instead.
+    wished: Option<SharedPages>,
+    /// Those of connections whose end it has not confirmed.
+    former: Vec<SharedPages>,
+}
+
+impl MonitorPages {
+    /// The host learns of these by a contact, and may still know of all others.
+    fn tell(&mut self, pages: Option<SharedPages>) {
+        self.former.extend(self.wished.take());
+        self.former.extend(core::mem::replace(&mut self.current, pages));
+    }
+
+    /// The host has forgotten everything but the pages of a contact that it accepts.
+    fn forget(&mut self, accepted: bool) {
+        self.former.clear();
+        self.wished = None;
+        if !accepted {
+            self.current = None;
+        }
+    }
 }
 
 impl Bus {
@@ -61,9 +89,8 @@ impl Bus {
             }
             None => (0, 0),
         };
-        // The former pages are the host's until it answers.
-        self.monitor_pages.extend(pages.cloned());
-        self.config.monitor_pages = pages.cloned();
+        // Both are the host's until it answers.
+        self.monitor_pages.wished = pages.cloned();
         self.post(&ModifyConnection {
             monitor_to_guest: U64::new(to_guest),
             monitor_to_host: U64::new(to_host),
@@ -108,9 +135,10 @@ impl Bus {
             {
                 self.disarm(Wait::ModifyConnection);
                 let state = answer.state;
+                let wished = self.monitor_pages.wished.take();
                 if state == 0 {
-                    let newest = self.config.monitor_pages.clone();
-                    self.monitor_pages = newest.into_iter().collect();
+                    self.monitor_pages.current.clone_from(&wished);
+                    self.config.monitor_pages = wished;
                 }
                 self.events.push_back(Event::ConnectionModified { state });
             }
@@ -130,20 +158,17 @@ impl Bus {
 
     /// The addresses of the monitor pages, which the host knows from now on.
     pub(super) fn offer_monitor_pages(&mut self) -> (u64, u64) {
-        let pages = self.config.monitor_pages.as_ref().filter(|_| !self.config.isolated);
-        let Some((pages, found)) = pages.and_then(|pages| Some((pages, addresses(pages)?))) else {
-            return (0, 0);
-        };
-        self.monitor_pages.push(pages.clone());
+        let pages = self.config.monitor_pages.clone().filter(|_| !self.config.isolated);
+        let found = pages.and_then(|pages| addresses(&pages).map(|found| (pages, found)));
+        let (pages, found) = found.map_or((None, (0, 0)), |(pages, found)| (Some(pages), found));
+        self.monitor_pages.tell(pages);
         found
     }
 
     /// The host uses no memory of this guest any more, but for the monitor pages of a contact that it accepts.
-    pub(super) fn forget_memory(&mut self) {
+    pub(super) fn forget_memory(&mut self, accepted: bool) {
         self.gpadls.clear();
-        let contacting = matches!(self.phase, Phase::Contacting(_));
-        let newest = self.monitor_pages.pop().filter(|_| contacting);
-        self.monitor_pages = newest.into_iter().collect::<Vec<_>>();
+        self.monitor_pages.forget(accepted);
         self.features = Features::empty();
         self.host_monitor_pages = None;
         self.paused = false;

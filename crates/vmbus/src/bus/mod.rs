@@ -16,6 +16,7 @@
 mod channels;
 mod connection;
 mod family;
+mod memory;
 mod retarget;
 mod retry;
 mod types;
@@ -24,16 +25,15 @@ mod types;
 mod tests;
 
 use alloc::collections::{BTreeMap, VecDeque};
-use alloc::vec::Vec;
 
 pub use retry::{PostRetry, PostStatus, PostVerdict};
 use tracing::debug;
 pub use types::*;
 use zerocopy::little_endian::{U32, U64};
 
-use self::channels::{Gpadl, Slot};
-use self::connection::Accepted;
-use crate::memory::SharedPages;
+use self::channels::Slot;
+use self::connection::{Accepted, MonitorPages};
+use self::memory::Gpadl;
 use crate::message::{
     Body, CONTACT_CONNECTION, Features, InitiateContact, LEGACY_CONNECTION, Message, MessageError,
     Payload, RequestOffers, Side, Unload, VMBUS_SINT, Version, VersionResponse, WireGuid,
@@ -75,8 +75,7 @@ pub struct Bus {
     host_monitor_pages: Option<(u64, u64)>,
     /// The host sends nothing.
     paused: bool,
-    /// Pages of which the host may know, until it has forgotten them.
-    monitor_pages: Vec<SharedPages>,
+    monitor_pages: MonitorPages,
     /// The version of the last connection.
     last_version: Option<Version>,
     /// The one version to ask for, after a suspend.
@@ -101,7 +100,7 @@ impl Bus {
             features: Features::empty(),
             host_monitor_pages: None,
             paused: false,
-            monitor_pages: Vec::new(),
+            monitor_pages: MonitorPages::default(),
             last_version: None,
             only: None,
             config,
@@ -190,7 +189,7 @@ impl Bus {
             (Phase::Unloading, Message::UnloadResponse(_)) => {
                 self.phase = Phase::Idle;
                 self.waits.clear();
-                self.forget_memory();
+                self.forget_memory(false);
                 self.events.push_back(Event::Unloaded);
             }
             (
@@ -324,7 +323,7 @@ impl Bus {
         let accepted = if connects { self.read_features(rest)? } else { Accepted::default() };
         self.disarm(Wait::Contact { version });
         // Contact makes the host forget everything before, whatever it answers.
-        self.forget_memory();
+        self.forget_memory(connects);
         if answer.supported == 0 {
             if !self.contact(index.saturating_add(1), now) {
                 self.fail_contact(ContactFailure::NoCommonVersion);

@@ -518,3 +518,27 @@ fn a_message_that_could_not_be_posted_keeps_its_place() {
     bus.put_back(first);
     assert_eq!(posted(&mut bus), [MessageType::GPADL_HEADER, MessageType::GPADL_BODY]);
 }
+
+#[test]
+fn offer_flags_that_need_a_feature_mean_nothing_without_it() {
+    // Older hosts set the same bits for other reasons.
+    let special = OfferChannel { flags: U16::new(0x20e), ..offer(7) };
+    let mut old = connected(Version::V5_3);
+    tell(&mut old, &special);
+    assert_eq!(old.offer(ChannelId(7)).unwrap().flags, OfferFlags::PARENT_OFFER);
+    let (confidential, pinned) = (Features::CONFIDENTIAL_CHANNELS, Features::GPADL_PINNING);
+    for (features, bits) in [
+        (Features::empty(), 0x200),
+        (confidential, 0x206),
+        (pinned, 0x208),
+        (confidential | pinned, 0x20e),
+    ] {
+        let versions = [Version::V6_0].to_vec();
+        let mut bus = Bus::new(BusConfig { versions, features, ..BusConfig::default() });
+        bus.start(T0).unwrap();
+        let yes = Payload::new(&answer(1, 0, 4)).with(&features.bits().to_le_bytes());
+        bus.handle_message(&yes, T0).unwrap();
+        tell(&mut bus, &special);
+        assert_eq!(bus.offer(ChannelId(7)).unwrap().flags.bits(), bits, "{features:?}");
+    }
+}

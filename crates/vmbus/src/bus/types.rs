@@ -43,11 +43,19 @@ pub struct OpenOptions {
     /// How both sides signal each other, where the guest may choose
     /// ([`Features::GUEST_SIGNAL_PARAMETERS`]); else what the offer says.
     pub signal: Option<SignalParameters>,
+    /// Whether the channel's interrupt is redirected ([`Features::INTERRUPT_REDIRECTION`]).
+    pub redirect_interrupt: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { downstream_page: 0, target_vp: 0, user_data: [0; 120], signal: None }
+        Self {
+            downstream_page: 0,
+            target_vp: 0,
+            user_data: [0; 120],
+            signal: None,
+            redirect_interrupt: false,
+        }
     }
 }
 
@@ -58,8 +66,6 @@ pub struct SignalParameters {
     pub connection: ConnectionId,
     /// By which event flag the host signals the guest.
     pub event_flag: u16,
-    /// Whether the interrupt is redirected ([`Features::INTERRUPT_REDIRECTION`]).
-    pub redirect_interrupt: bool,
 }
 
 impl Default for BusConfig {
@@ -108,12 +114,15 @@ pub struct Offer {
     pub monitor: Option<u8>,
     /// Whether the channel has an interrupt of its own.
     pub dedicated_interrupt: bool,
-    /// Further properties.
+    /// Further properties; those that need a feature only where it is agreed on.
     pub flags: OfferFlags,
 }
 
-impl From<&OfferChannel> for Offer {
-    fn from(wire: &OfferChannel) -> Self {
+impl Offer {
+    /// What an offer says on a connection with these features.
+    #[must_use]
+    pub fn from_wire(wire: &OfferChannel, features: Features) -> Self {
+        let flags = OfferFlags::from_bits_truncate(wire.flags.get());
         Self {
             channel: ChannelId(wire.channel.get()),
             class: wire.class.into(),
@@ -124,7 +133,7 @@ impl From<&OfferChannel> for Offer {
             mmio_megabytes_optional: wire.mmio_megabytes_optional.get(),
             monitor: (wire.monitor_allocated & 1 != 0).then_some(wire.monitor),
             dedicated_interrupt: wire.dedicated_interrupt.get() & 1 != 0,
-            flags: OfferFlags::from_bits_truncate(wire.flags.get()),
+            flags: flags & OfferFlags::meaningful(features),
         }
     }
 }

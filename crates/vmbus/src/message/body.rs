@@ -212,7 +212,7 @@ wire! {
         pub connection: U32,
         /// 152: event flag by which the host signals the guest.
         pub event_flag: U16,
-        /// 154: bit 0: the interrupt is redirected.
+        /// 154: bit 0 ([`OpenSignal::REDIRECT_INTERRUPT`]): the interrupt is redirected.
         pub flags: U16,
     }
 
@@ -308,4 +308,9 @@ wire! {
 
     /// Message 29: the guest wants messages again.
     pub struct Resume {}
+}
+
+impl OpenSignal {
+    /// The bit of [`OpenSignal::flags`] that redirects the interrupt.
+    pub const REDIRECT_INTERRUPT: u16 = 1;
 }

@@ -93,6 +93,11 @@ bitflags::bitflags! {
     }
 }
 
+impl Features {
+    /// Those with which `OPEN_CHANNEL` has its longer form of 156 bytes; one of them is enough.
+    pub const LONG_OPEN: Self = Self::GUEST_SIGNAL_PARAMETERS.union(Self::INTERRUPT_REDIRECTION);
+}
+
 bitflags::bitflags! {
     /// Flags of an offer.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,5 +120,17 @@ bitflags::bitflags! {
         const MONITORED_NOTIFICATION = 0x400;
         /// A socket between guest and host.
         const SOCKET = 0x2000;
+    }
+}
+
+impl OfferFlags {
+    /// The flags that mean something on a connection with these features. Older hosts used the same bits otherwise.
+    #[must_use]
+    pub fn meaningful(features: Features) -> Self {
+        let mut flags = Self::all();
+        let confidential = Self::CONFIDENTIAL_RING | Self::CONFIDENTIAL_EXTERNAL_MEMORY;
+        flags.set(confidential, features.contains(Features::CONFIDENTIAL_CHANNELS));
+        flags.set(Self::REQUIRE_PINNED_MEMORY, features.contains(Features::GPADL_PINNING));
+        flags
     }
 }

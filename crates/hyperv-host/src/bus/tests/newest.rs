@@ -6,11 +6,15 @@ use std::time::Duration;
 use vmbus::bus::{
     Bus, BusConfig, Error, Event, OpenOptions, PostRetry, PostStatus, PostVerdict, SignalParameters,
 };
-use vmbus::message::{Features, MessageType, Version};
-use vmbus::{ConnectionId, Guid, Instant, Platform};
+use vmbus::memory::SharedPages;
+use vmbus::message::{
+    CloseChannel, Features, MessageError, MessageType, OfferFlags, Payload, Version,
+};
+use vmbus::{ChannelId, ConnectionId, Guid, Instant, Platform};
+use zerocopy::little_endian::U32;
 
 use super::world::{Habit, RING_PAGES, World, spec};
-use crate::bus::{BusEvent, BusPolicy, BusServer};
+use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, DeviceState, OfferSpec};
 use crate::memory::GuestRam;
 
 fn newest(features: Features, accepted: Features) -> World {
@@ -68,36 +72,141 @@ fn channels_get_numbers_in_the_monitor_pages_of_the_guest() {
     assert_eq!(world.drivers.values().next().unwrap().offer.monitor, Some(0));
 }
 
-#[test]
-fn the_guest_chooses_how_a_channel_is_signalled() {
-    let mut world = newest(Features::GUEST_SIGNAL_PARAMETERS, Features::all());
+/// A world of version 6.0 with these features and one device, not opened yet; rings for it, with their guest's end.
+fn with_rings(features: Features) -> (World, DeviceId, ChannelId, SharedPages) {
+    let mut world = newest(features, Features::all());
     let device = world.host.offer(spec(1), world.now);
     world.run();
     let channel = *world.drivers.keys().next().unwrap();
     let rings = world.ram.allocate(RING_PAGES).unwrap();
-    let signal = SignalParameters {
-        connection: ConnectionId(0x999),
-        event_flag: 77,
-        redirect_interrupt: false,
-    };
-    let options = OpenOptions {
-        downstream_page: RING_PAGES as u32 / 2,
-        target_vp: 3,
-        signal: Some(signal),
-        ..OpenOptions::default()
-    };
     let _end = super::world::guest_end(&rings, &vmbus::SignalFlag::new());
+    (world, device, channel, rings)
+}
+
+const OPEN: OpenOptions = OpenOptions {
+    downstream_page: RING_PAGES as u32 / 2,
+    target_vp: 3,
+    user_data: [0; 120],
+    signal: None,
+    redirect_interrupt: false,
+};
+const CHOICE: SignalParameters =
+    SignalParameters { connection: ConnectionId(0x999), event_flag: 77 };
+
+#[test]
+fn the_guest_chooses_how_a_channel_is_signalled() {
+    let (mut world, device, channel, rings) = with_rings(Features::GUEST_SIGNAL_PARAMETERS);
+    let options = OpenOptions { signal: Some(CHOICE), ..OPEN };
     world.bus.open_with(channel, &rings, options, world.now).unwrap();
     world.run();
     assert_eq!(world.host.signalled(ConnectionId(0x999)), Some(device));
     assert_eq!(world.host.event_flag(device), Some(77));
     assert_eq!(world.host.target_vp(device), Some(3));
-    let redirected = SignalParameters { redirect_interrupt: true, ..signal };
-    let options = OpenOptions { signal: Some(redirected), ..options };
+    assert!(!world.host.interrupt_redirected(device));
     world.bus.close(channel, world.now).unwrap();
     world.run();
-    let refused = world.bus.open_with(channel, &rings, options, world.now);
+    assert_eq!(world.host.signalled(ConnectionId(0x999)), None);
+    let redirected = OpenOptions { redirect_interrupt: true, ..options };
+    let refused = world.bus.open_with(channel, &rings, redirected, world.now);
+    let (needed, accepted) = (Features::LONG_OPEN, Features::GUEST_SIGNAL_PARAMETERS);
+    assert_eq!(refused, Err(Error::NoFeature { needed, accepted }));
+}
+
+#[test]
+fn an_interrupt_is_redirected_also_where_nothing_else_may_be_chosen() {
+    let (mut world, device, channel, rings) = with_rings(Features::INTERRUPT_REDIRECTION);
+    let options = OpenOptions { redirect_interrupt: true, ..OPEN };
+    world.bus.open_with(channel, &rings, options, world.now).unwrap();
+    world.run();
+    assert!(world.host.interrupt_redirected(device));
+    assert_eq!(world.host.event_flag(device), Some(channel.0 as u16), "what the offer says");
+    world.bus.close(channel, world.now).unwrap();
+    world.run();
+    let chosen = OpenOptions { signal: Some(CHOICE), ..OPEN };
+    let refused = world.bus.open_with(channel, &rings, chosen, world.now);
     assert!(matches!(refused, Err(Error::NoFeature { .. })));
+}
+
+#[test]
+fn an_open_that_waits_for_the_device_to_stop_keeps_its_signal_parameters() {
+    let (mut world, device, channel, rings) = with_rings(Features::LONG_OPEN);
+    world.slow_services = true;
+    world.bus.open_with(channel, &rings, OPEN, world.now).unwrap();
+    while world.post_one() || world.answer_one() {}
+    let connection = world.host.policy_mut().connection;
+    let mut long = [0; 156];
+    long[0] = 5;
+    let words = [channel.0, channel.0, 0xe1e10, 9, RING_PAGES as u32 / 2];
+    for (at, word) in words.into_iter().enumerate() {
+        long[8 + 4 * at..][..4].copy_from_slice(&word.to_le_bytes());
+    }
+    long[148..].copy_from_slice(&[0x99, 9, 0, 0, 77, 0, 1, 0]);
+    let close = Payload::new(&CloseChannel { channel: U32::new(channel.0) });
+    world.host.handle_message(connection, &close, world.now).unwrap();
+    // Without its last byte it is no open of this connection.
+    let error = world.host.handle_message(connection, &long[..155], world.now).unwrap_err();
+    let kind = MessageType::OPEN_CHANNEL;
+    assert_eq!(error, MessageError::TooShort { kind, len: 155, need: 156 }.into());
+    world.host.handle_message(connection, &long, world.now).unwrap();
+    assert_eq!(world.host.event_flag(device), Some(channel.0 as u16), "not before it opens");
+    world.host_events();
+    world.stop_one();
+    assert_eq!(world.host.state(device), Some(DeviceState::Open));
+    assert_eq!(world.host.event_flag(device), Some(77));
+    assert_eq!(world.host.signalled(ConnectionId(0x999)), Some(device));
+    assert!(world.host.interrupt_redirected(device));
+    assert_eq!(world.host.target_vp(device), Some(9));
+}
+
+#[test]
+fn offers_say_what_memory_they_need_only_where_that_is_agreed_on() {
+    let special = OfferFlags::CONFIDENTIAL_RING
+        | OfferFlags::CONFIDENTIAL_EXTERNAL_MEMORY
+        | OfferFlags::REQUIRE_PINNED_MEMORY;
+    let pinned = OfferFlags::REQUIRE_PINNED_MEMORY;
+    for (features, told) in [
+        (Features::empty(), OfferFlags::empty()),
+        (Features::CONFIDENTIAL_CHANNELS, special - pinned),
+        (Features::GPADL_PINNING, pinned),
+        (Features::all(), special),
+    ] {
+        let mut world = newest(features, Features::all());
+        let usual = OfferFlags::ENUMERATE_INTERFACE;
+        world.host.offer(OfferSpec { flags: usual | special, ..spec(1) }, world.now);
+        world.run();
+        assert_eq!(world.drivers.values().next().unwrap().offer.flags, usual | told);
+    }
+}
+
+#[test]
+fn monitor_pages_that_the_host_refuses_are_not_told_again() {
+    let mut world = newest(Features::MODIFY_CONNECTION, Features::all());
+    world.run();
+    let first = world.host.monitor_pages().unwrap();
+    world.host.policy_mut().modify_connection_state = 1;
+    let pages = world.ram.allocate(2).unwrap();
+    world.bus.modify_connection(Some(&pages), world.now).unwrap();
+    drop(pages);
+    assert_eq!(world.ram.allocated(), 4, "the host may write to either");
+    world.run();
+    assert_eq!(world.guest_log.last(), Some(&Event::ConnectionModified { state: 1 }));
+    assert_eq!(world.ram.allocated(), 2, "refused pages are the guest's");
+    assert_eq!(world.host.monitor_pages(), Some(first));
+    world.bus.unload(world.now).unwrap();
+    world.run();
+    world.bus.start(world.now).unwrap();
+    world.run();
+    assert_eq!(world.host.monitor_pages(), Some(first), "those that were agreed on");
+    // An answer that never comes leaves both with the host until the connection has ended.
+    world.host.policy_mut().withheld = vec![MessageType::MODIFY_CONNECTION_RESPONSE];
+    let pages = world.ram.allocate(2).unwrap();
+    world.bus.modify_connection(Some(&pages), world.now).unwrap();
+    drop(pages);
+    world.run();
+    assert_eq!(world.ram.allocated(), 4);
+    world.bus.unload(world.now).unwrap();
+    world.run();
+    assert_eq!(world.ram.allocated(), 2, "what is configured for the next contact");
 }
 
 #[test]
@@ -129,7 +238,7 @@ fn monitor_pages_change_and_messages_pause_where_agreed() {
 }
 
 /// A world with an open primary channel and two open sub-channels.
-fn family(policy: BusPolicy) -> (World, crate::bus::DeviceId) {
+fn family(policy: BusPolicy) -> (World, DeviceId) {
     let mut world = World::new(&Version::RECOMMENDED, policy, Habit::Stay { pages: 4 });
     world.bus.start(Instant::ZERO).unwrap();
     let primary = world.host.offer(spec(1), world.now);

@@ -51,7 +51,7 @@ pub struct World {
 }
 
 pub fn spec(instance: u128) -> OfferSpec {
-    OfferSpec { class: NIC_CLASS, instance: Guid::from_u128(instance), mmio_megabytes: 8 }
+    OfferSpec::new(NIC_CLASS, Guid::from_u128(instance), 8)
 }
 
 impl World {
