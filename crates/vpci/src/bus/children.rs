@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::event::{Function, FunctionId};
-use crate::message::{BARS, Description};
+use crate::message::{BARS, Description, MAX_FUNCTIONS};
 use crate::slot::Slot;
 
 /// How far a function is.
@@ -57,6 +57,8 @@ pub(super) struct Children {
     map: BTreeMap<Slot, Child>,
     /// Number of functions seen so far.
     generation: u64,
+    /// There may be functions that were listed and not begun with, so that it is worth looking for them.
+    pub(super) unstarted: bool,
 }
 
 impl Children {
@@ -75,9 +77,10 @@ impl Children {
 
     /// Makes the functions those of a snapshot, and calls `left` for each that the owner knows and that is not listed.
     pub(super) fn apply(&mut self, snapshot: &[Description], mut left: impl FnMut(Function)) {
+        let listed = Index::new(snapshot);
         let mut missing = Vec::new();
         for child in self.map.values() {
-            if !lists(snapshot, &child.function) {
+            if !listed.has(&child.function) {
                 missing.push(child.function.id.slot);
             }
         }
@@ -95,14 +98,18 @@ impl Children {
             let id = FunctionId { slot, generation: self.generation };
             let function = Function { id, description: *description, bar_masks: [0; BARS] };
             self.map.insert(slot, Child { function, state: State::Listed });
+            self.unstarted = true;
         }
     }
 
     /// Takes from a snapshot that is about to be overtaken the one thing that still matters: a function that was given
     /// up and that the snapshot no longer lists is gone, so that the same one may come again.
     pub(super) fn pass_over(&mut self, snapshot: &[Description]) {
-        self.map
-            .retain(|_, child| child.state != State::Ejected || lists(snapshot, &child.function));
+        if self.map.values().any(|child| child.state == State::Ejected) {
+            let listed = Index::new(snapshot);
+            self.map
+                .retain(|_, child| child.state != State::Ejected || listed.has(&child.function));
+        }
     }
 
     /// The host asks for a function.
@@ -130,6 +137,7 @@ impl Children {
     /// lists it on a new channel means that it may be used.
     pub(super) fn suspend(&mut self) {
         self.map.retain(|_, child| child.state != State::Ejected);
+        self.unstarted = true;
         for child in self.map.values_mut() {
             child.state = if child.state.is_visible() { State::Suspended } else { State::Listed };
         }
@@ -141,6 +149,28 @@ impl Children {
     }
 }
 
-fn lists(snapshot: &[Description], function: &Function) -> bool {
-    snapshot.iter().any(|listed| listed.same_function(&function.description))
+/// A snapshot by slot, so that looking for a function does not go through all of it.
+struct Index<'a> {
+    snapshot: &'a [Description],
+    /// By slot: place in the snapshot, counted from 1; 0 where the slot is empty.
+    places: [u16; MAX_FUNCTIONS],
+}
+
+impl<'a> Index<'a> {
+    fn new(snapshot: &'a [Description]) -> Self {
+        let mut places = [0; MAX_FUNCTIONS];
+        for (place, description) in (1..).zip(snapshot) {
+            if let Some(at) = places.get_mut(description.slot.to_wire() as usize) {
+                *at = place;
+            }
+        }
+        Self { snapshot, places }
+    }
+
+    /// Whether the snapshot lists this function.
+    fn has(&self, function: &Function) -> bool {
+        let place = self.places.get(function.slot().to_wire() as usize).copied().unwrap_or(0);
+        let listed = usize::from(place).checked_sub(1).and_then(|at| self.snapshot.get(at));
+        listed.is_some_and(|listed| listed.same_function(&function.description))
+    }
 }

@@ -244,7 +244,7 @@ impl<D: Doorbell> PciBus<D> {
     /// Asks for what each new function needs, one question per slot at a time: a slot that is used again while the
     /// answer for its earlier function is still out has to wait for it, so that a host cannot make questions pile up.
     pub(super) fn start_functions(&mut self, now: Instant) {
-        if self.stage != Stage::Running {
+        if self.stage != Stage::Running || !self.children.unstarted {
             return;
         }
         let mut busy = [false; 256];
@@ -255,13 +255,17 @@ impl<D: Doorbell> PciBus<D> {
                 *busy = true;
             }
         }
-        let ready: Vec<_> = self
-            .children
-            .iter()
-            .filter(|child| matches!(child.state, State::Listed | State::Suspended))
-            .map(|child| child.function.id)
-            .filter(|id| busy.get(id.slot().to_wire() as usize) == Some(&false))
-            .collect();
+        let (mut ready, mut held_up) = (Vec::new(), false);
+        for child in self.children.iter() {
+            if matches!(child.state, State::Listed | State::Suspended) {
+                let id = child.function.id;
+                match busy.get(id.slot().to_wire() as usize) {
+                    Some(false) => ready.push(id),
+                    _ => held_up = true,
+                }
+            }
+        }
+        self.children.unstarted = held_up;
         for id in ready {
             if let Some(child) = self.children.by_id(id) {
                 child.state = match child.state {
