@@ -97,6 +97,8 @@ pub(super) struct Device {
     pub(super) gpadls: BTreeMap<GpadlId, HostGpadl>,
     /// The memory of its rings, while they are in use.
     pub(super) ring: Option<GpadlId>,
+    /// Pages in there before the ring from host to guest.
+    pub(super) downstream_page: u32,
     /// An open that came while the device was stopping.
     pub(super) reopen: Option<OpenRequest>,
     /// To be taken back when it has stopped.
@@ -120,6 +122,7 @@ impl Device {
             bell: SignalFlag::new(),
             gpadls: BTreeMap::new(),
             ring: None,
+            downstream_page: 0,
             reopen: None,
             rescind_wanted: false,
             release_wanted: false,

@@ -1,4 +1,6 @@
-//! Misbehaviour on request.
+//! Misbehaviour on request, in control messages. What happens in rings is in [`RingFault`](super::RingFault).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use vmbus::message::{HEADER_SIZE, MAX_CHANNEL_ID, MessageType, Payload};
 use vmbus::{ChannelId, Instant};
@@ -93,8 +95,8 @@ impl Fault {
         }
     }
 
-    /// What is sent instead of one message.
-    fn distort(self, payload: Payload) -> Vec<Payload> {
+    /// What is sent instead of one message. `spare` is an id that no channel has.
+    fn distort(self, payload: Payload, spare: ChannelId) -> Vec<Payload> {
         let bytes = payload.to_vec();
         let last = Payload::from_bytes(bytes.get(..bytes.len() - 1).unwrap_or_default());
         match self {
@@ -107,7 +109,7 @@ impl Fault {
             }
             Self::AnswersTwice | Self::OfferedTwice => vec![payload, payload],
             Self::NeverAnswers => Vec::new(),
-            Self::Unsolicited => unsolicited().chain([payload]).collect(),
+            Self::Unsolicited => unsolicited(spare).chain([payload]).collect(),
             // TORNDOWN names the memory first, CREATED the channel.
             Self::WrongGpadl if payload.kind() == MessageType::GPADL_TORNDOWN => {
                 vec![changed(&payload, 8)]
@@ -120,44 +122,97 @@ impl Fault {
                 vec![patched(&payload, 184, &id), payload]
             }
             Self::UnaskedSubChannel => {
-                let id = MAX_CHANNEL_ID.to_le_bytes();
-                let offer = patched(&payload, 184, &id);
+                let offer = patched(&payload, 184, &spare.0.to_le_bytes());
                 vec![patched(&offer, 180, &[9, 0]), payload]
             }
             Self::RescindedRepeatedly => vec![payload; 3],
             Self::RescindedUnknown => {
-                vec![message(MessageType::RESCIND_CHANNEL_OFFER.0, &[2046]), payload]
+                vec![message(MessageType::RESCIND_CHANNEL_OFFER.0, &[spare.0]), payload]
             }
         }
+    }
+}
+
+/// Misbehaviour that waits for its moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    fault: Fault,
+    /// Messages that fit and pass unharmed before.
+    skip: usize,
+}
+
+/// What was planned and what was done.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    plans: VecDeque<Plan>,
+    done: BTreeMap<Fault, u64>,
+    last: Option<(Fault, MessageType)>,
+    /// Ids of channels that exist in offers only, until the guest gives them back.
+    pub(super) made_up: BTreeSet<ChannelId>,
+}
+
+impl Faults {
+    /// What happens to a message of this kind, if anything.
+    fn pick(&mut self, kind: MessageType) -> Option<Fault> {
+        let mut due = None;
+        for (index, plan) in self.plans.iter_mut().enumerate() {
+            if !plan.fault.fits(kind) {
+                continue;
+            }
+            match plan.skip.checked_sub(1) {
+                Some(left) => plan.skip = left,
+                None => {
+                    due = Some(index);
+                    break;
+                }
+            }
+        }
+        let Plan { fault, .. } = self.plans.remove(due?)?;
+        *self.done.entry(fault).or_default() += 1;
+        self.last = Some((fault, kind));
+        Some(fault)
     }
 }
 
 impl BusServer {
     /// Misbehaves once, at the next message that fits.
     pub fn inject(&mut self, fault: Fault) {
-        self.faults.push_back(fault);
+        self.inject_after(fault, 0);
+    }
+
+    /// Misbehaves once, when so many messages that fit have passed unharmed.
+    pub fn inject_after(&mut self, fault: Fault, skip: usize) {
+        self.faults.plans.push_back(Plan { fault, skip });
     }
 
     /// How often the bus misbehaved like this.
     #[must_use]
     pub fn faults(&self, fault: Fault) -> u64 {
-        self.faulted.get(&fault).copied().unwrap_or(0)
+        self.faults.done.get(&fault).copied().unwrap_or(0)
     }
 
-    /// Guests give ids back that were never theirs to hold; those of misbehaviour belong to nobody.
-    pub(super) fn is_made_up(&self, channel: ChannelId) -> bool {
-        channel.0 == MAX_CHANNEL_ID && self.faults(Fault::UnaskedSubChannel) > 0
+    /// How the bus misbehaved last, and the message that it happened to.
+    #[must_use]
+    pub fn last_fault(&self) -> Option<(Fault, MessageType)> {
+        self.faults.last
+    }
+
+    /// The highest id that no channel has.
+    fn spare_channel(&self) -> ChannelId {
+        let spare = (1..=MAX_CHANNEL_ID).rev().map(ChannelId).find(|id| !self.is_taken(*id));
+        spare.unwrap_or(ChannelId(MAX_CHANNEL_ID))
     }
 
     pub(super) fn send_faulty(&mut self, payload: Payload, now: Instant) {
-        let kind = payload.kind();
-        let Some(index) = self.faults.iter().position(|fault| fault.fits(kind)) else {
+        let Some(fault) = self.faults.pick(payload.kind()) else {
             self.send_payload(payload, now);
             return;
         };
-        let Some(fault) = self.faults.remove(index) else { return };
-        *self.faulted.entry(fault).or_default() += 1;
-        for payload in fault.distort(payload) {
+        let spare = self.spare_channel();
+        if fault == Fault::UnaskedSubChannel {
+            self.faults.made_up.insert(spare);
+        }
+        for payload in fault.distort(payload, spare) {
             self.send_payload(payload, now);
         }
     }
@@ -184,10 +239,10 @@ fn changed(payload: &Payload, offset: usize) -> Payload {
 }
 
 /// Answers to requests that no guest makes.
-fn unsolicited() -> impl Iterator<Item = Payload> {
+fn unsolicited(ChannelId(spare): ChannelId) -> impl Iterator<Item = Payload> {
     [
-        message(MessageType::OPEN_CHANNEL_RESULT.0, &[2000, 2000, 0]),
-        message(MessageType::GPADL_CREATED.0, &[2000, 0x7fff_0000, 0]),
+        message(MessageType::OPEN_CHANNEL_RESULT.0, &[spare, spare, 0]),
+        message(MessageType::GPADL_CREATED.0, &[spare, 0x7fff_0000, 0]),
         message(MessageType::GPADL_TORNDOWN.0, &[0x7fff_0000]),
         message(MessageType::UNLOAD_RESPONSE.0, &[]),
     ]

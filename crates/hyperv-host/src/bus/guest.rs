@@ -313,6 +313,7 @@ impl BusServer {
         end.check_trailers(true);
         device.bell = bell;
         device.ring = Some(gpadl);
+        device.downstream_page = downstream_page;
         device.target_vp = open.target_vp.get();
         device.signal = request.signal;
         device.redirected = request.redirected;
@@ -366,7 +367,7 @@ impl BusServer {
     ) -> Result<(), GuestError> {
         let kind = MessageType::RELID_RELEASED;
         let channel = ChannelId(release.channel.get());
-        if self.is_made_up(channel) {
+        if self.faults.made_up.remove(&channel) {
             return Ok(());
         }
         let (id, device) = self.find_mut(kind, channel)?;
@@ -390,7 +391,7 @@ fn frames(ranges: &[Range]) -> Vec<Pfn> {
 }
 
 /// The host's rings, the one it writes first, in memory that holds the guest's first.
-fn rings(memory: &HostGpadl, downstream_page: u32) -> Option<(PageList, PageList)> {
+pub(super) fn rings(memory: &HostGpadl, downstream_page: u32) -> Option<(PageList, PageList)> {
     let HostGpadl::Ready { ranges, .. } = memory else { return None };
     let pages = memory.pages().filter(|_| ranges.len() == 1)?;
     let split = usize::try_from(downstream_page).ok()?;

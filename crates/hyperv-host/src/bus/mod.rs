@@ -14,6 +14,7 @@ mod device;
 mod family;
 mod fault;
 mod guest;
+mod ring_fault;
 mod types;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ use std::sync::Arc;
 pub use fault::Fault;
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
+pub use ring_fault::RingFault;
 pub use types::*;
 use vmbus::memory::PageList;
 use vmbus::message::{
@@ -37,6 +39,7 @@ use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant};
 use zerocopy::little_endian::{U16, U32};
 
 use self::device::{Device, signal_connection};
+use self::fault::Faults;
 use crate::memory::GuestMemory;
 
 /// How many refused pieces of memory are remembered. A guest has one or two on their way at a time.
@@ -78,10 +81,9 @@ pub struct BusServer {
     /// Memory refused before all of its description had come; the rest is on its way. The newest come last.
     refused: VecDeque<GpadlId>,
     counters: BusCounters,
-    /// Misbehaviour that waits for its moment.
-    faults: VecDeque<Fault>,
-    /// What was done of it.
-    faulted: BTreeMap<Fault, u64>,
+    faults: Faults,
+    /// What was done to rings.
+    ring_faults: BTreeMap<RingFault, u64>,
     /// Messages held back by a pause.
     paused: VecDeque<Payload>,
     client_id: Option<Guid>,
@@ -104,8 +106,8 @@ impl BusServer {
             events: VecDeque::new(),
             refused: VecDeque::new(),
             counters: BusCounters::default(),
-            faults: VecDeque::new(),
-            faulted: BTreeMap::new(),
+            faults: Faults::default(),
+            ring_faults: BTreeMap::new(),
             paused: VecDeque::new(),
             client_id: None,
         }
@@ -365,9 +367,14 @@ impl BusServer {
             IdPolicy::Fresh => self.last_channel,
             IdPolicy::Lowest => 0,
         };
-        let used = |id| self.devices.values().any(|device| device.channel == Some(ChannelId(id)));
-        let mut ids = (0..MAX_CHANNEL_ID).map(|step| (start + step) % MAX_CHANNEL_ID + 1);
-        ids.find(|id| !used(*id)).map(ChannelId)
+        let ids = (0..MAX_CHANNEL_ID).map(|step| (start + step) % MAX_CHANNEL_ID + 1);
+        ids.map(ChannelId).find(|id| !self.is_taken(*id))
+    }
+
+    /// Whether the guest may hold a channel of this id.
+    fn is_taken(&self, id: ChannelId) -> bool {
+        let used = self.devices.values().any(|device| device.channel == Some(id));
+        used || self.faults.made_up.contains(&id)
     }
 
     /// Tells the guest that a device is gone; what it still waits for is answered first.
@@ -459,6 +466,7 @@ impl BusServer {
         let connected = self.link.take().is_some();
         self.refused.clear();
         self.paused.clear();
+        self.faults.made_up.clear();
         let events = &mut self.events;
         self.devices.retain(|id, device| {
             let gone = device.is_gone();

@@ -114,16 +114,18 @@ impl Bus {
         Ok(())
     }
 
-    /// Ends a pause: the host may send messages again.
+    /// Ends a pause: the host may send messages again. A pause that is not confirmed may be ended, too; the host may
+    /// have begun it.
     ///
     /// # Errors
-    /// If there is no pause.
+    /// If no pause was asked for.
     pub fn unpause(&mut self) -> Result<(), Error> {
         self.feature(Features::PAUSE_RESUME)?;
-        if !self.paused {
+        if !self.paused && !self.waits.contains_key(&Wait::Pause) {
             return Err(Error::UnderWay { wait: Wait::Pause });
         }
         self.paused = false;
+        self.disarm(Wait::Pause);
         self.post(&Resume {});
         Ok(())
     }

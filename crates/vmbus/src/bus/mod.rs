@@ -110,17 +110,23 @@ impl Bus {
     /// Makes contact. Ends in [`Event::Connected`] or [`Event::ContactFailed`].
     ///
     /// A guest whose host does not answer [`Bus::unload`] may start over, too: contact makes a host forget everything
-    /// before.
+    /// before. So may one whose contact is [overdue](Event::Overdue).
     ///
     /// # Errors
-    /// If there is a connection already.
+    /// If there is a connection already, or an answer may still come in time.
     pub fn start(&mut self, now: Instant) -> Result<(), Error> {
         self.begin(None, now)
     }
 
     /// Makes contact, with one version only if that is given.
     fn begin(&mut self, only: Option<Version>, now: Instant) -> Result<(), Error> {
-        if !matches!(self.phase, Phase::Idle | Phase::Unloading) {
+        let overdue = self.waits.get(&Wait::Contact { version: self.version }) == Some(&None);
+        let free = match self.phase {
+            Phase::Idle | Phase::Unloading => true,
+            Phase::Contacting(_) => overdue,
+            Phase::OffersRequested | Phase::Running => false,
+        };
+        if !free {
             return Err(Error::AlreadyStarted { state: self.state() });
         }
         if self.config.versions.is_empty() {

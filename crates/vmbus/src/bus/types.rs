@@ -298,7 +298,9 @@ pub enum Wait {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// There is already a connection, or one is being made.
-    #[error("a connection is started while idle or unloading; the bus is {state:?}")]
+    #[error(
+        "a connection is started while idle or unloading, or when contact is overdue; the bus is {state:?}"
+    )]
     AlreadyStarted {
         /// What the bus does.
         state: BusState,

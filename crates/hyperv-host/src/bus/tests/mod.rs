@@ -4,5 +4,6 @@ mod chaos;
 mod faults;
 mod life;
 mod newest;
+mod ring_faults;
 mod strict;
 mod world;

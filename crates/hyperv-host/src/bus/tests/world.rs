@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vmbus::bus::{Bus, BusConfig, Event, Offer};
-use vmbus::memory::SharedPages;
+use vmbus::bus::{Bus, BusConfig, ChannelState, Event, Offer};
+use vmbus::memory::{SharedMemory, SharedPages};
 use vmbus::message::{NIC_CLASS, Version};
+use vmbus::packet::Outgoing;
 use vmbus::{Channel, ChannelId, GpadlId, Guid, Instant, Platform, SignalFlag};
 
 use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, HostChannel, OfferSpec};
@@ -191,7 +192,7 @@ impl World {
     }
 
     /// Opens a channel as a driver does.
-    fn open(&mut self, channel: ChannelId) {
+    pub fn open(&mut self, channel: ChannelId) {
         if self.habit == Habit::Watch {
             return;
         }
@@ -200,6 +201,31 @@ impl World {
         driver.open = Some(guest_end(&rings, &driver.bell));
         driver.opened += 1;
         self.bus.open(channel, &rings, RING_PAGES as u32 / 2, 0, self.now).unwrap();
+    }
+
+    /// The channel under which the guest holds the device of this instance.
+    pub fn channel(&self, instance: u128) -> Option<ChannelId> {
+        let instance = Guid::from_u128(instance);
+        let of = |driver: &Driver| driver.offer.instance == instance;
+        self.drivers.iter().find(|(_, driver)| of(driver)).map(|(id, _)| *id)
+    }
+
+    /// Whether a device is of full use: open, with its shared memory, and packets go both ways.
+    pub fn works(&mut self, device: DeviceId) -> bool {
+        let Some(channel) = self.host.channel_of(device) else { return false };
+        let Some(driver) = self.drivers.get_mut(&channel) else { return false };
+        let confirmed =
+            |gpadl: &GpadlId| self.guest_log.contains(&Event::Shared { channel, gpadl: *gpadl });
+        if self.bus.channel_state(channel) != Some(ChannelState::Open)
+            || driver.shared.is_empty()
+            || !driver.shared.iter().all(confirmed)
+        {
+            return false;
+        }
+        let (Some(guest), Some(host)) = (&mut driver.open, self.services.get_mut(&device)) else {
+            return false;
+        };
+        pass(guest, host) && pass(host, guest)
     }
 
     /// Nothing of a former life is left anywhere.
@@ -214,6 +240,19 @@ impl World {
     pub fn released(&self) -> usize {
         self.host_log.iter().filter(|event| matches!(event, BusEvent::Released { .. })).count()
     }
+}
+
+/// Whether a packet goes from one end to the other. What lies in the ring before is read.
+fn pass<A: SharedMemory, B: SharedMemory>(
+    from: &mut Channel<A, SignalFlag>,
+    to: &mut Channel<B, SignalFlag>,
+) -> bool {
+    let packet = Outgoing::InBand { transaction_id: 0x77, completion: false, payload: b"works" };
+    let mut buffer = [0; 256];
+    while let Ok(Some(_)) = to.receive(&mut buffer) {}
+    from.try_send(&packet).is_ok()
+        && matches!(to.receive(&mut buffer), Ok(Some(packet)) if packet.transaction_id == 0x77)
+        && to.commit_read().is_ok()
 }
 
 pub fn guest_end(rings: &SharedPages, bell: &SignalFlag) -> Channel {
