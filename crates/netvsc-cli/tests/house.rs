@@ -14,13 +14,14 @@ const BROUGHT_ALONG: [&str; 2] = ["pin-project-lite", "tracing-core"];
 const GUEST: [&str; 3] = ["netvsc", "vmbus", "vpci"];
 
 /// Workspace crates each crate may know. An edge that is missing here is an edge that must not be.
-const DIRECTIONS: [(&str, &[&str]); 6] = [
+const DIRECTIONS: [(&str, &[&str]); 7] = [
     ("vmbus", &[]),
     ("vpci", &["vmbus"]),
     ("netvsc", &["vmbus"]),
     ("hyperv-host", &["netvsc", "vmbus", "vpci"]),
     ("netvsc-linux", &["netvsc", "vmbus", "vpci"]),
     ("netvsc-cli", &["hyperv-host", "netvsc", "netvsc-linux", "vmbus", "vpci"]),
+    ("netvsc-fuzz", &["hyperv-host", "netvsc", "vmbus", "vpci"]),
 ];
 
 /// Sources with `unsafe` in them.
@@ -120,7 +121,15 @@ fn nothing_comes_along_with_those_unseen() {
     }
 }
 
-/// Every Rust source under `crates/`, as a path from there.
+/// Where a crate lives, from the root.
+fn folder(name: &str) -> PathBuf {
+    match name {
+        "netvsc-fuzz" => "fuzz".into(),
+        name => Path::new("crates").join(name),
+    }
+}
+
+/// Every Rust source of the workspace, as a path from `crates/`, or from the root for the fuzz targets.
 fn sources() -> Vec<(String, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).expect("a folder") {
@@ -135,12 +144,16 @@ fn sources() -> Vec<(String, String)> {
     let crates = root().join("crates");
     let mut found = Vec::new();
     walk(&crates, &mut found);
+    walk(&root().join("fuzz/src"), &mut found);
+    walk(&root().join("fuzz/fuzz_targets"), &mut found);
+    walk(&root().join("fuzz/tests"), &mut found);
     found.sort();
     found
         .into_iter()
         .map(|path| {
             let text = std::fs::read_to_string(&path).expect("a source is text");
-            let short = path.strip_prefix(&crates).expect("inside").to_string_lossy().into_owned();
+            let short = path.strip_prefix(&crates).or_else(|_| path.strip_prefix(root()));
+            let short = short.expect("inside").to_string_lossy().into_owned();
             (short, text)
         })
         .collect()
@@ -204,7 +217,7 @@ fn the_compiler_enforces_the_ban_everywhere_else() {
     let ban = std::fs::read_to_string(root().join("Cargo.toml")).expect("the workspace manifest");
     assert!(ban.contains("unsafe_code = \"deny\""), "the workspace must deny unsafe code");
     for (name, _) in DIRECTIONS {
-        let path = root().join("crates").join(name).join("Cargo.toml");
+        let path = root().join(folder(name)).join("Cargo.toml");
         let text = std::fs::read_to_string(&path).expect("a manifest");
         assert!(
             text.contains("[lints]\nworkspace = true"),

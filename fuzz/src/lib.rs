@@ -1,0 +1,30 @@
+//! Fuzz targets: whatever takes the bytes of a peer, against bytes that no peer should send.
+//!
+//! Each target is a plain function that takes bytes and panics if something is wrong. `cargo fuzz` looks for bytes that make
+//! one panic; `tests/corpus.rs` runs all of them over the inputs in `corpus/`, on any compiler. What each asserts stands in
+//! docs/FUZZING.md.
+
+mod messages;
+mod packets;
+mod script;
+mod vpci_guest;
+
+/// A fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name, that of its program and of its folder in `corpus/`.
+    pub name: &'static str,
+    /// What it does with an input. Panics if something is wrong.
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target { name: "vmbus_messages", run: vmbus_messages },
+    Target { name: "vmbus_packets", run: vmbus_packets },
+    Target { name: "vpci_guest", run: vpci_guest },
+];
+
+pub use messages::vmbus_messages;
+pub use packets::vmbus_packets;
+pub use vpci_guest::vpci_guest;
