@@ -21,10 +21,10 @@ impl BusServer {
         let spec = device.spec.clone();
         let taken = self.sub_devices(primary);
         let number = |id: &DeviceId| Some(self.devices.get(id)?.sub?.0);
-        let last = taken.iter().filter_map(number).max().unwrap_or(0);
+        let taken: Vec<_> = taken.iter().filter_map(number).collect();
+        let free = (1..=u16::MAX).filter(|number| !taken.contains(number));
         let mut ids = Vec::new();
-        for step in 1..=count {
-            let Some(number) = last.checked_add(step) else { break };
+        for number in free.take(usize::from(count)) {
             let id = DeviceId(self.next_device);
             self.next_device += 1;
             let mut device = Device::new(spec.clone());

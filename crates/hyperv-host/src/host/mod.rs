@@ -15,7 +15,7 @@ use vmbus::message::{NIC_CLASS, Payload};
 use vmbus::time::earliest;
 use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant, Pfn, Serial};
 
-use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, OfferSpec};
+use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, HostChannel, OfferSpec};
 use crate::memory::GuestMemory;
 use crate::nic::{GuestView, NicPolicy, NicService, NicServiceConfig, NicServiceEvent};
 use crate::pci::PciPolicy;
@@ -102,11 +102,15 @@ pub enum ActError {
 #[derive(Clone, Copy, Debug)]
 enum Owner {
     Nic(usize),
+    /// A sub-channel: which NIC, which number.
+    Queue(usize, u16),
     Vf(usize),
 }
 
 struct HostNic {
     device: DeviceId,
+    /// Its sub-channels, as far as they are not released.
+    queues: Vec<DeviceId>,
     port: PortId,
     service: NicService,
     vf: Option<HostVf>,
@@ -157,6 +161,7 @@ impl Host {
         let config = NicServiceConfig { policy: spec.policy, ..NicServiceConfig::new(spec.mac) };
         self.nics.push(HostNic {
             device,
+            queues: Vec::new(),
             port: self.switch.add_port(spec.port),
             service: NicService::new(config),
             vf: None,
@@ -194,7 +199,7 @@ impl Host {
     pub fn signalled(&mut self, connection: ConnectionId) {
         let Some(device) = self.bus.signalled(connection) else { return };
         match self.owners.get(&device) {
-            Some(Owner::Nic(nic)) => {
+            Some(Owner::Nic(nic) | Owner::Queue(nic, _)) => {
                 if let Some(nic) = self.nics.get_mut(*nic) {
                     nic.dirty = true;
                 }
@@ -235,12 +240,14 @@ impl Host {
         let pages = |frames: &[Pfn]| memory.map(frames).ok();
         nic.service.poll(now, GuestView { gpadl: &gpadl, pages: &pages }, port);
         let mut offer = false;
+        let mut more_queues = 0;
         while let Some(event) = nic.service.poll_event() {
             match event {
                 NicServiceEvent::Operational { .. } => {
                     events.push_back(HostEvent::NicOperational { nic: number });
                 }
                 NicServiceEvent::OfferVf => offer = true,
+                NicServiceEvent::OfferSubChannels { count } => more_queues += count,
                 NicServiceEvent::DataPath(path) => {
                     events.push_back(HostEvent::DataPath { nic: number, path });
                 }
@@ -250,53 +257,88 @@ impl Host {
                 }
             }
         }
+        if more_queues > 0 {
+            self.offer_queues(number, more_queues, now);
+        }
         if offer {
             self.offer_vf(number, now);
         }
     }
 
+    fn offer_queues(&mut self, number: usize, count: u16, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        for device in self.bus.offer_sub_channels(nic.device, count, now) {
+            let Some((_, queue)) = self.bus.sub_channel(device) else { continue };
+            self.owners.insert(device, Owner::Queue(number, queue));
+            nic.queues.push(device);
+        }
+    }
+
     fn handle_bus_event(&mut self, event: BusEvent, now: Instant) {
         match event {
-            BusEvent::Opened { device, channel } => match self.owners.get(&device) {
-                Some(&Owner::Nic(nic)) => {
-                    let Some(nic) = self.nics.get_mut(nic) else { return };
-                    let Some(port) = self.switch.port_mut(nic.port) else { return };
-                    nic.service.open(channel, port);
-                    nic.dirty = true;
-                }
-                Some(&Owner::Vf(nic)) => {
-                    if let Some(vf) = self.nics.get_mut(nic).and_then(|nic| nic.vf.as_mut()) {
-                        vf.opened(channel);
-                    }
-                }
-                None => {}
-            },
+            BusEvent::Opened { device, channel } => self.opened(device, channel),
             BusEvent::Closing { device } => {
-                match self.owners.get(&device) {
-                    Some(&Owner::Nic(nic)) => {
-                        if let Some(nic) = self.nics.get_mut(nic)
-                            && let Some(port) = self.switch.port_mut(nic.port)
-                        {
-                            nic.service.close(port);
-                            // Its events still have to be fetched.
-                            nic.dirty = true;
-                        }
-                    }
-                    Some(&Owner::Vf(nic)) => {
-                        if let Some(vf) = self.nics.get_mut(nic).and_then(|nic| nic.vf.as_mut()) {
-                            vf.closed();
-                        }
-                    }
-                    None => {}
-                }
+                self.closing(device, now);
                 self.bus.closed(device, now);
             }
-            BusEvent::Released { device } => {
-                if let Some(Owner::Vf(nic)) = self.owners.remove(&device) {
-                    self.vf_released(nic);
+            BusEvent::Released { device } => match self.owners.remove(&device) {
+                Some(Owner::Vf(nic)) => self.vf_released(nic),
+                Some(Owner::Queue(nic, _)) => {
+                    if let Some(nic) = self.nics.get_mut(nic) {
+                        nic.queues.retain(|queue| *queue != device);
+                        nic.service.queue_released();
+                    }
+                }
+                Some(Owner::Nic(_)) | None => {}
+            },
+            BusEvent::Connected { .. } | BusEvent::Disconnected | BusEvent::GivenUp { .. } => {}
+        }
+    }
+
+    fn opened(&mut self, device: DeviceId, channel: HostChannel) {
+        let Some(&(Owner::Nic(number) | Owner::Queue(number, _) | Owner::Vf(number))) =
+            self.owners.get(&device)
+        else {
+            return;
+        };
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        let Some(port) = self.switch.port_mut(nic.port) else { return };
+        match self.owners.get(&device) {
+            Some(Owner::Nic(_)) => nic.service.open(channel, port),
+            Some(&Owner::Queue(_, queue)) => nic.service.open_queue(queue, channel, port),
+            _ => {
+                if let Some(vf) = &mut nic.vf {
+                    vf.opened(channel);
+                }
+                return;
+            }
+        }
+        nic.dirty = true;
+    }
+
+    fn closing(&mut self, device: DeviceId, now: Instant) {
+        match self.owners.get(&device) {
+            Some(&(Owner::Nic(number) | Owner::Queue(number, _))) => {
+                let Some(nic) = self.nics.get_mut(number) else { return };
+                let Some(port) = self.switch.port_mut(nic.port) else { return };
+                // Its events still have to be fetched.
+                nic.dirty = true;
+                if let Some(&Owner::Queue(_, queue)) = self.owners.get(&device) {
+                    nic.service.close_queue(queue, port);
+                    return;
+                }
+                nic.service.close(port);
+                // Sub-channels do not outlive the primary channel; a later opening asks for new ones.
+                for queue in nic.queues.clone() {
+                    self.bus.rescind(queue, now);
                 }
             }
-            BusEvent::Connected { .. } | BusEvent::Disconnected | BusEvent::GivenUp { .. } => {}
+            Some(&Owner::Vf(number)) => {
+                if let Some(vf) = self.nics.get_mut(number).and_then(|nic| nic.vf.as_mut()) {
+                    vf.closed();
+                }
+            }
+            None => {}
         }
     }
 

@@ -13,6 +13,7 @@ use vmbus::packet::{Outgoing, TransferRange};
 use super::object::{apply_filter, offload_config};
 use super::outbox::Outbox;
 use super::policy::ResetAnswer;
+use super::queue::Queue;
 use super::receive::Use;
 use super::setup::Circumstances;
 use super::{Link, NicService, NicServiceError, NicServiceEvent};
@@ -160,19 +161,20 @@ impl NicService {
     pub(super) fn handle_control(
         &mut self,
         link: &mut Link,
+        queue: &mut Queue,
         transaction: u64,
         section: Option<SectionUse>,
         with: Circumstances<'_, '_>,
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         self.counters.control_requests += 1;
-        let bytes = self.transmit.gather_apart(&link.setup, section, &with)?;
+        let bytes = queue.transmit.gather_apart(&link.setup, section, &with)?;
         let request = GuestMessage::decode(&bytes)?;
         let initialize = matches!(request, GuestMessage::Initialize { .. });
         if link.control.state == State::Down && !initialize {
             return Err(NicServiceError::NotInitialized(kind(&bytes)));
         }
-        link.complete_send(transaction, nvsp::Status::SUCCESS)?;
+        queue.complete_send(&link.setup, transaction, nvsp::Status::SUCCESS)?;
         let due = with.now + self.config.policy.rndis_delay;
         match request {
             GuestMessage::Initialize { request_id, major, .. } => {
@@ -217,7 +219,7 @@ impl NicService {
         }
         link.control.check(self.config.policy.control_queue)?;
         // The buffer serves the next message as well.
-        self.transmit.give_back(bytes);
+        queue.transmit.give_back(bytes);
         Ok(())
     }
 
@@ -225,33 +227,34 @@ impl NicService {
     pub(super) fn send_control(
         &mut self,
         link: &mut Link,
+        queue: &mut Queue,
         now: Instant,
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         self.indicate_link(link, now);
         while link.control.replies.front().is_some_and(|reply| reply.due <= now) {
-            if !link.outbox.is_empty() || !Outbox::room(&mut link.channel, 128)? {
+            if !queue.outbox.is_empty() || !Outbox::room(&mut queue.channel, 128)? {
                 return Ok(());
             }
             let message = nvsp::rndis_packet(ChannelType::CONTROL, None);
             let message = message.get(..link.setup.message_size()).unwrap_or(&message);
             let Some(buffer) = &mut link.setup.receive else { return Ok(()) };
-            let Some(piece) = buffer.take(Use::Control) else { return Ok(()) };
+            let Some(piece) = buffer.take(Use::Control, queue.number) else { return Ok(()) };
             let Some(reply) = link.control.pop() else { return Ok(()) };
             let bytes = reply.bytes.get(..buffer.piece_size).unwrap_or(&reply.bytes);
             buffer.write(piece, 0, bytes)?;
             let range =
                 TransferRange { byte_count: bytes.len() as u32, byte_offset: piece.offset as u32 };
             let packet = Outgoing::TransferPages {
-                transaction_id: buffer.send(&[piece]),
+                transaction_id: buffer.send(&[piece], queue.number),
                 pageset: buffer.id,
                 ranges: &[range],
                 payload: message,
             };
-            link.channel.stage(&packet)?;
+            queue.channel.stage(&packet)?;
             self.counters.control_messages += 1;
             if reply.ends_startup {
-                self.operational(link, now, port)?;
+                self.operational(link, queue, now, port)?;
             }
         }
         Ok(())
@@ -274,6 +277,7 @@ impl NicService {
     fn operational(
         &mut self,
         link: &mut Link,
+        queue: &mut Queue,
         now: Instant,
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
@@ -282,7 +286,7 @@ impl NicService {
         self.events.push_back(NicServiceEvent::Operational { version, sriov });
         self.association.operational(sriov, &self.config.policy, now);
         self.association.handle_deadline(&mut self.config.policy, now);
-        self.act(Some(link), port)
+        self.act(Some((link, queue)), port)
     }
 }
 

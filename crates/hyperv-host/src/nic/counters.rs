@@ -38,6 +38,10 @@ pub struct NicCounters {
     pub control_requests: u64,
     /// RNDIS messages to the guest.
     pub control_messages: u64,
+    /// Sub-channels that were opened.
+    pub queues_opened: u64,
+    /// Tables that spread what the guest sends over its channels.
+    pub send_tables: u64,
     /// Indications that the link is up or down.
     pub link_indications: u64,
     /// VF_ASSOCIATION messages sent.

@@ -1,6 +1,6 @@
 //! Why a NIC service gave a channel up.
 
-use netvsc::nvsp::{self, ChannelType, DataPath, MessageType};
+use netvsc::nvsp::{self, ChannelType, DataPath, MessageType, SubChannelOperation};
 use netvsc::rndis;
 use thiserror::Error;
 use vmbus::GpadlId;
@@ -44,6 +44,17 @@ pub enum NicServiceError {
         /// What was agreed on.
         version: nvsp::Version,
     },
+    /// Only frames travel on sub-channels.
+    #[error("{message} on sub-channel {queue}; only frames may come there")]
+    OnSubChannel {
+        /// What came.
+        message: MessageType,
+        /// Where.
+        queue: u16,
+    },
+    /// A request for something other than more channels.
+    #[error("SUB_CHANNEL request {0}, expected ALLOCATE")]
+    SubChannelOperation(SubChannelOperation),
     /// A message that may come once came again.
     #[error("{0} came a second time on this connection")]
     Repeated(MessageType),
@@ -104,7 +115,8 @@ pub enum NicServiceError {
     /// A buffer was taken back that the host does not have.
     #[error("{0} although there is no such buffer")]
     NoBuffer(MessageType),
-    /// A completion for a packet that is not outstanding: a double completion, or an invented one.
+    /// A completion for a packet that is not outstanding on this channel: a double completion, an invented one, or one
+    /// that should have come on another channel.
     #[error("completion for transaction {0:#x}, which is not outstanding")]
     NotOutstanding(u64),
     /// A completion of received frames that is not SEND_RNDIS_PACKET_COMPLETE.

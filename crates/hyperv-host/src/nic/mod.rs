@@ -7,6 +7,7 @@
 //!
 //! - `setup`: NVSP from INIT to the buffers, and their way back
 //! - `control`, `object`, `link`: RNDIS requests, what they ask for, and indications
+//! - `queue`, `scaling`: the channels, and how frames are spread over them
 //! - `transmit`, `offload`: frames from the guest
 //! - `receive`, `deliver`: frames to the guest
 //! - `association`: the VF and the data path
@@ -22,23 +23,25 @@ pub mod offload;
 mod outbox;
 mod packet;
 mod policy;
+mod queue;
 mod receive;
+mod scaling;
 mod setup;
 mod transmit;
 
 pub use association::VfState;
 pub use counters::NicCounters;
 pub use error::{NicServiceError, SourceError};
-pub use policy::{NicPolicy, NicServiceConfig, ResetAnswer, SwitchAnswer};
+pub use policy::{NicPolicy, NicServiceConfig, ResetAnswer, SendTable, SwitchAnswer};
 pub use receive::CONTROL_PIECES;
+pub use scaling::RECEIVE_TABLE;
 
 use std::collections::VecDeque;
 
 use netvsc::nvsp::{self, Capabilities};
 use netvsc::rndis;
 use vmbus::memory::PageList;
-use vmbus::packet::{Packet, PacketKind, TransferRange};
-use vmbus::ring::ReceiveError;
+use vmbus::packet::TransferRange;
 use vmbus::time::earliest;
 use vmbus::{GpadlId, Instant, Pfn, Serial};
 
@@ -47,10 +50,10 @@ use crate::switch::{Path, SideState, SwitchPort};
 use association::{Action, Association};
 use control::Control;
 use link::LinkState;
-use outbox::Outbox;
+use queue::Queue;
 use receive::ReceiveBuffer;
-use setup::{Circumstances, Setup};
-use transmit::Transmit;
+use scaling::Scaling;
+use setup::Setup;
 
 /// Transaction id of the host's VF_ASSOCIATION messages.
 pub const ASSOCIATION_TRANSACTION: u64 = 0x8000_0000_0000_0000;
@@ -87,6 +90,11 @@ pub enum NicServiceEvent {
     },
     /// Now is the time to offer the VF's PCI device.
     OfferVf,
+    /// Now is the time to offer this many more channels of the NIC.
+    OfferSubChannels {
+        /// How many.
+        count: u16,
+    },
     /// The data path changed.
     DataPath(Path),
     /// The guest halted the NIC.
@@ -97,8 +105,9 @@ pub enum NicServiceEvent {
 
 /// An open channel and what was agreed on over it.
 struct Link {
-    channel: HostChannel,
-    outbox: Outbox,
+    /// By number; the primary channel is number 0. The place of a queue is empty while it is served.
+    queues: Vec<Option<Queue>>,
+    scaling: Scaling,
     setup: Setup,
     control: Control,
     /// Whether the link is up, and what the guest was told of it.
@@ -111,6 +120,11 @@ impl Link {
     fn lent(&self) -> usize {
         self.setup.receive.as_ref().map_or(0, ReceiveBuffer::lent)
     }
+
+    /// Times a message waited for room in a ring.
+    fn ring_full(&self) -> u64 {
+        self.queues.iter().flatten().map(|queue| queue.outbox.full).sum()
+    }
 }
 
 /// The service of one NIC.
@@ -119,7 +133,6 @@ pub struct NicService {
     link_up: bool,
     link: Option<Link>,
     association: Association,
-    transmit: Transmit,
     events: VecDeque<NicServiceEvent>,
     counters: NicCounters,
     /// One packet of the guest.
@@ -128,6 +141,8 @@ pub struct NicService {
     ranges: Vec<TransferRange>,
     /// Latest moment at which the service was polled.
     seen: Instant,
+    /// The last poll left something in the rings.
+    more: bool,
 }
 
 impl std::fmt::Debug for NicService {
@@ -149,24 +164,23 @@ impl NicService {
             config,
             link: None,
             association: Association::new(),
-            transmit: Transmit::default(),
             events: VecDeque::new(),
             counters: NicCounters::default(),
             packet: vec![0; PACKET_BUFFER],
             pieces: Vec::new(),
             ranges: Vec::new(),
             seen: Instant::ZERO,
+            more: false,
         }
     }
 
     /// The guest has opened the channel. An earlier one is forgotten.
-    pub fn open(&mut self, mut channel: HostChannel, port: &mut SwitchPort) {
+    pub fn open(&mut self, channel: HostChannel, port: &mut SwitchPort) {
         self.close(port);
-        channel.check_trailers(true);
         self.counters.opened += 1;
         self.link = Some(Link {
-            channel,
-            outbox: Outbox::default(),
+            queues: vec![Some(Queue::new(0, channel))],
+            scaling: Scaling::default(),
             setup: Setup::default(),
             control: Control::default(),
             state: LinkState::new(self.link_up),
@@ -183,8 +197,8 @@ impl NicService {
 
     fn end(&mut self, link: &Link, port: &mut SwitchPort) {
         self.counters.leaked += link.lent() as u64;
-        self.counters.ring_full += link.outbox.full;
-        self.transmit.forget();
+        self.counters.ring_full += link.ring_full();
+        port.set_queues(1, None);
         port.set_side(Path::Synthetic, SideState::Down);
         self.association.closed(&self.config.policy);
         self.act_without_link(port);
@@ -273,7 +287,7 @@ impl NicService {
         let link = self.link.as_ref();
         NicCounters {
             lent: link.map_or(0, |link| link.lent() as u64),
-            ring_full: self.counters.ring_full + link.map_or(0, |link| link.outbox.full),
+            ring_full: self.counters.ring_full + link.map_or(0, Link::ring_full),
             ..self.counters
         }
     }
@@ -289,7 +303,10 @@ impl NicService {
         let control = self.link.as_ref().and_then(|link| link.control.poll_deadline(self.seen));
         let told = self.link.as_ref().filter(|link| link.control.is_operational());
         let told = told.and_then(|link| link.state.poll_deadline());
-        earliest(self.association.poll_deadline(), earliest(control, told))
+        let offers = self.link.as_ref().and_then(|link| link.scaling.poll_deadline());
+        let more = self.more.then_some(self.seen);
+        let own = earliest(earliest(control, told), earliest(offers, more));
+        earliest(self.association.poll_deadline(), own)
     }
 
     /// Does all that can be done now: answers the guest, moves frames between its channel and its port, and does what is
@@ -301,15 +318,19 @@ impl NicService {
             self.act_without_link(port);
             return;
         };
+        port.poll(now);
+        self.more = false;
         let mut packet = std::mem::take(&mut self.packet);
-        let outcome = self.serve(&mut link, &mut packet, now, guest, port);
+        let outcome = self.serve_all(&mut link, &mut packet, now, guest, port);
         self.packet = packet;
         match outcome {
             Ok(()) => self.link = Some(link),
             Err(error) => {
                 tracing::debug!(%error, mac = %self.config.mac, "channel given up");
                 // What was answered before the error is still the guest's to see.
-                let _ = link.channel.commit();
+                for queue in link.queues.iter_mut().flatten() {
+                    let _ = queue.channel.commit();
+                }
                 self.counters.failed += 1;
                 self.end(&link, port);
                 self.events.push_back(NicServiceEvent::Failed(error));
@@ -317,7 +338,7 @@ impl NicService {
         }
     }
 
-    fn serve(
+    fn serve_all(
         &mut self,
         link: &mut Link,
         packet: &mut [u8],
@@ -325,54 +346,23 @@ impl NicService {
         guest: GuestView<'_>,
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
-        link.channel.mask()?;
-        loop {
-            self.act(Some(link), port)?;
-            self.send_control(link, now, port)?;
-            if !link.outbox.flush(&mut link.channel)? || !self.transmit(link, now, port)? {
-                // The guest's ring or the wire is full: nothing is read until there is room.
-                link.channel.arm()?;
-                break;
+        for number in 0..link.queues.len() {
+            let Some(mut queue) = link.queues.get_mut(number).and_then(Option::take) else {
+                continue;
+            };
+            let outcome = self.serve(link, &mut queue, packet, now, guest, port);
+            if let Some(place) = link.queues.get_mut(number) {
+                *place = Some(queue);
             }
-            match link.channel.receive(packet) {
-                Ok(Some(packet)) => self.handle_packet(link, &packet, now, guest, port)?,
-                Ok(None) if link.channel.arm()? => link.channel.mask()?,
-                Ok(None) => break,
-                Err(ReceiveError::Packet(error)) => return Err(error.into()),
-                Err(ReceiveError::Ring(error)) => return Err(error.into()),
-            }
+            outcome?;
         }
-        self.deliver(link, now, port)?;
-        link.channel.commit()?;
         Ok(())
-    }
-
-    fn handle_packet(
-        &mut self,
-        link: &mut Link,
-        packet: &Packet<'_>,
-        now: Instant,
-        guest: GuestView<'_>,
-        port: &mut SwitchPort,
-    ) -> Result<(), NicServiceError> {
-        match &packet.kind {
-            PacketKind::Completion => self.handle_completion(link, packet),
-            PacketKind::TransferPages { .. } => Err(NicServiceError::TransferPages),
-            PacketKind::InBand => {
-                let with = Circumstances { ranges: None, now, guest };
-                self.handle_message(link, packet, with, port)
-            }
-            PacketKind::GpaDirect(ranges) => {
-                let with = Circumstances { ranges: Some(*ranges), now, guest };
-                self.handle_message(link, packet, with, port)
-            }
-        }
     }
 
     /// Carries out what the association machine decided.
     fn act(
         &mut self,
-        mut link: Option<&mut Link>,
+        mut primary: Option<(&mut Link, &mut Queue)>,
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         while let Some(action) = self.association.poll_action() {
@@ -384,8 +374,8 @@ impl NicService {
                     self.events.push_back(NicServiceEvent::DataPath(path));
                 }
                 message => {
-                    if let Some(link) = link.as_deref_mut() {
-                        self.tell(link, message)?;
+                    if let Some((link, queue)) = &mut primary {
+                        self.tell(link, queue, message)?;
                     }
                 }
             }

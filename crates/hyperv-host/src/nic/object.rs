@@ -46,6 +46,7 @@ impl NicService {
             Oid::OFFLOAD_CURRENT_CONFIG | Oid::OFFLOAD_HARDWARE_CAPABILITIES => {
                 Ok(offload_config(link.setup.version))
             }
+            Oid::RSS_CAPABILITIES => self.scaling_capabilities(link.setup.version),
             _ => Err(Status::NOT_SUPPORTED),
         }
     }
@@ -85,6 +86,7 @@ impl NicService {
                     }
                 }
             }
+            Oid::RSS_PARAMETERS => self.set_scaling(link, data, port),
             // Taken, and without effect: every offload is always at hand, over Ethernet as it is.
             Oid::OFFLOAD_PARAMETERS | Oid::OFFLOAD_ENCAPSULATION => Status::SUCCESS,
             _ => Status::NOT_SUPPORTED,

@@ -39,6 +39,18 @@ pub enum ResetAnswer {
     Complete,
 }
 
+/// The table that spreads what the guest sends over its channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SendTable {
+    /// Sent as it should be, once all sub-channels are open.
+    #[default]
+    Right,
+    /// Sent with an offset that is wrong, as Windows Server 2016 does. Only up to version 6.0 can a guest know.
+    WrongOffset,
+    /// Never sent.
+    Never,
+}
+
 /// Behaviour of a NIC service. The default is a host that does everything right at once, except for the VF's PCI device,
 /// which it offers a second after the association as real hosts do.
 #[derive(Clone, Debug)]
@@ -89,6 +101,20 @@ pub struct NicPolicy {
     pub keep_path_over_close: bool,
     /// Most frames in one transfer-page packet.
     pub frames_per_packet: usize,
+    /// Most packets of a channel that one poll takes; the rest waits for the next, which is due at once.
+    pub packets_per_poll: usize,
+    /// Most channels of the NIC, the primary one included. With 1 there is no RSS.
+    pub max_queues: u16,
+    /// A request for too many sub-channels is granted as far as possible, and not refused whole.
+    pub grants_fewer: bool,
+    /// Time between a request for sub-channels and their offers.
+    pub sub_channel_delay: Duration,
+    /// Sub-channels that are promised and never offered.
+    pub offers_short: u16,
+    /// The table for what the guest sends.
+    pub send_table: SendTable,
+    /// RSS parameters may change while RSS is on. Some hosts want it switched off before.
+    pub live_scaling_change: bool,
 }
 
 impl Default for NicPolicy {
@@ -115,6 +141,13 @@ impl Default for NicPolicy {
             switch_answer: SwitchAnswer::default(),
             keep_path_over_close: false,
             frames_per_packet: 32,
+            packets_per_poll: 4096,
+            max_queues: 64,
+            grants_fewer: false,
+            sub_channel_delay: Duration::ZERO,
+            offers_short: 0,
+            send_table: SendTable::default(),
+            live_scaling_change: true,
         }
     }
 }

@@ -43,6 +43,12 @@ pub(super) struct ReceiveBuffer {
     next: Vec<u32>,
     /// Per piece: it is the first of an outstanding packet.
     head: Vec<bool>,
+    /// Per piece: the queue that has it, or had it last.
+    owner: Vec<u16>,
+    /// Data pieces on loan per queue.
+    lent_to: Vec<usize>,
+    /// Most data pieces that one queue may have on loan, so that a slow one does not starve the others.
+    share: usize,
     lent: usize,
 }
 
@@ -63,6 +69,9 @@ impl ReceiveBuffer {
             free_data: (CONTROL_PIECES..count).rev().collect(),
             next: vec![NONE; count as usize],
             head: vec![false; count as usize],
+            owner: vec![0; count as usize],
+            lent_to: vec![0],
+            share: (count - CONTROL_PIECES) as usize,
             lent: 0,
         })
     }
@@ -81,11 +90,17 @@ impl ReceiveBuffer {
         self.piece_size - FRAME_OFFSET - PIECE_TAIL
     }
 
-    pub(super) fn free(&self, purpose: Use) -> usize {
-        match purpose {
-            Use::Control => self.free_control.len(),
-            Use::Data => self.free_data.len(),
-        }
+    /// Divides the data pieces among this many queues.
+    pub(super) fn divide(&mut self, queues: usize) {
+        self.lent_to.resize(queues.max(self.lent_to.len()), 0);
+        let data = self.next.len() - CONTROL_PIECES as usize;
+        self.share = (data / queues.max(1)).max(1);
+    }
+
+    /// Whether a queue may take a data piece.
+    pub(super) fn has_free(&self, queue: u16) -> bool {
+        let lent = self.lent_to.get(usize::from(queue)).copied().unwrap_or(usize::MAX);
+        lent < self.share && !self.free_data.is_empty()
     }
 
     /// Pieces that the guest holds.
@@ -93,13 +108,18 @@ impl ReceiveBuffer {
         self.lent
     }
 
-    /// Takes a free piece.
-    pub(super) fn take(&mut self, purpose: Use) -> Option<Piece> {
-        let list = match purpose {
-            Use::Control => &mut self.free_control,
-            Use::Data => &mut self.free_data,
+    /// Takes a free piece for a queue.
+    pub(super) fn take(&mut self, purpose: Use, queue: u16) -> Option<Piece> {
+        let index = match purpose {
+            Use::Control => self.free_control.pop()?,
+            Use::Data if !self.has_free(queue) => return None,
+            Use::Data => {
+                let index = self.free_data.pop()?;
+                self.lent_to[usize::from(queue)] += 1;
+                index
+            }
         };
-        let index = list.pop()?;
+        self.owner[index as usize] = queue;
         self.lent += 1;
         Some(Piece { index, offset: index as usize * self.piece_size })
     }
@@ -110,12 +130,13 @@ impl ReceiveBuffer {
         if piece.index < CONTROL_PIECES {
             self.free_control.push(piece.index);
         } else {
+            self.lent_to[usize::from(self.owner[piece.index as usize])] -= 1;
             self.free_data.push(piece.index);
         }
     }
 
-    /// Notes that `pieces` went out in one packet; its transaction id. Never 0, which looks like "no id".
-    pub(super) fn send(&mut self, pieces: &[Piece]) -> u64 {
+    /// Notes that `pieces` of this queue went out in one packet; its transaction id. Never 0, which looks like "no id".
+    pub(super) fn send(&mut self, pieces: &[Piece], queue: u16) -> u64 {
         let mut next = NONE;
         for piece in pieces.iter().rev() {
             self.next[piece.index as usize] = next;
@@ -123,6 +144,7 @@ impl ReceiveBuffer {
         }
         if let Some(first) = pieces.first() {
             self.head[first.index as usize] = true;
+            debug_assert_eq!(self.owner[first.index as usize], queue);
         }
         Self::transaction(pieces)
     }
@@ -132,9 +154,10 @@ impl ReceiveBuffer {
         pieces.first().map_or(0, |first| u64::from(first.index) + 1)
     }
 
-    /// The guest completed a packet: all its pieces are free again. Returns how many.
-    pub(super) fn complete(&mut self, transaction: u64) -> Result<u32, NotOutstanding> {
+    /// The guest completed a packet of this queue: all its pieces are free again. Returns how many.
+    pub(super) fn complete(&mut self, transaction: u64, queue: u16) -> Result<u32, NotOutstanding> {
         let index = transaction.checked_sub(1).and_then(|index| usize::try_from(index).ok());
+        let index = index.filter(|index| self.owner.get(*index) == Some(&queue));
         let head = index.and_then(|index| self.head.get_mut(index));
         let (Some(head), Some(mut index)) = (head, index) else { return Err(NotOutstanding) };
         if !std::mem::take(head) {
@@ -150,6 +173,18 @@ impl ReceiveBuffer {
             }
             index = next as usize;
         }
+    }
+
+    /// A queue is gone, and whatever it has on loan comes back without completion. Returns how many pieces.
+    pub(super) fn reclaim(&mut self, queue: u16) -> u64 {
+        let mut pieces = 0;
+        for index in 0..self.head.len() {
+            if self.head[index] && self.owner[index] == queue {
+                let transaction = index as u64 + 1;
+                pieces += u64::from(self.complete(transaction, queue).unwrap_or(0));
+            }
+        }
+        pieces
     }
 
     /// Writes into a piece.
@@ -186,29 +221,48 @@ mod tests {
     #[test]
     fn data_never_takes_control_pieces() {
         let mut buffer = buffer(8).unwrap();
-        while let Some(piece) = buffer.take(Use::Data) {
+        while let Some(piece) = buffer.take(Use::Data, 0) {
             assert!(piece.index >= CONTROL_PIECES);
         }
-        assert_eq!(buffer.free(Use::Control), CONTROL_PIECES as usize);
-        assert_eq!(buffer.take(Use::Control).map(|piece| piece.index), Some(0));
+        assert_eq!(buffer.free_control.len(), CONTROL_PIECES as usize);
+        assert_eq!(buffer.take(Use::Control, 0).map(|piece| piece.index), Some(0));
     }
 
     #[test]
     fn one_completion_frees_all_pieces_of_a_packet_once() {
         let mut buffer = buffer(64).unwrap();
-        let free = buffer.free(Use::Data);
-        let pieces: Vec<_> = (0..5).map(|_| buffer.take(Use::Data).unwrap()).collect();
-        let other = [buffer.take(Use::Data).unwrap()];
-        let id = buffer.send(&pieces);
-        let other = buffer.send(&other);
+        let free = buffer.free_data.len();
+        let pieces: Vec<_> = (0..5).map(|_| buffer.take(Use::Data, 0).unwrap()).collect();
+        let other = [buffer.take(Use::Data, 0).unwrap()];
+        let id = buffer.send(&pieces, 0);
+        let other = buffer.send(&other, 0);
         assert_eq!(buffer.lent(), 6);
-        assert_eq!(buffer.complete(id), Ok(5));
-        assert_eq!(buffer.complete(id), Err(NotOutstanding), "twice");
-        assert_eq!(buffer.complete(id + 1), Err(NotOutstanding), "not the first piece");
+        assert_eq!(buffer.complete(id, 0), Ok(5));
+        assert_eq!(buffer.complete(id, 0), Err(NotOutstanding), "twice");
+        assert_eq!(buffer.complete(id + 1, 0), Err(NotOutstanding), "not the first piece");
         for id in [0, 1, 1000, u64::MAX] {
-            assert_eq!(buffer.complete(id), Err(NotOutstanding));
+            assert_eq!(buffer.complete(id, 0), Err(NotOutstanding));
         }
-        assert_eq!(buffer.complete(other), Ok(1));
-        assert_eq!((buffer.free(Use::Data), buffer.lent()), (free, 0));
+        assert_eq!(buffer.complete(other, 0), Ok(1));
+        assert_eq!((buffer.free_data.len(), buffer.lent()), (free, 0));
+    }
+    #[test]
+    fn queues_share_the_pieces_and_complete_their_own() {
+        let mut buffer = buffer(64).unwrap();
+        let all = buffer.free_data.len();
+        buffer.divide(4);
+        let mut first = Vec::new();
+        while let Some(piece) = buffer.take(Use::Data, 1) {
+            first.push(piece);
+        }
+        assert_eq!(first.len(), all / 4);
+        assert!(buffer.has_free(3) && !buffer.has_free(1) && !buffer.has_free(4));
+        let other = buffer.take(Use::Data, 2).unwrap();
+        let (first, other) = (buffer.send(&first, 1), buffer.send(&[other], 2));
+        assert_eq!(buffer.complete(first, 2), Err(NotOutstanding), "another channel's");
+        assert_eq!(buffer.complete(other, 2), Ok(1));
+        assert_eq!(buffer.reclaim(2), 0);
+        assert_eq!(buffer.reclaim(1), (all / 4) as u64);
+        assert_eq!((buffer.lent(), buffer.free_data.len()), (0, all));
     }
 }

@@ -8,6 +8,7 @@ use vmbus::memory::{PageList, SharedMemory};
 use vmbus::packet::{GpaRanges, Packet};
 use vmbus::{GpadlId, Instant};
 
+use super::queue::Queue;
 use super::receive::{CONTROL_PIECES, ReceiveBuffer};
 use super::{GuestView, Link, NicService, NicServiceError, SourceError};
 use crate::switch::{Path, SideState, SwitchPort};
@@ -161,23 +162,6 @@ impl Setup {
     }
 }
 
-impl Link {
-    /// Completes a message of the guest with a message.
-    fn answer(&mut self, transaction: u64, message: HostMessage) -> Result<(), NicServiceError> {
-        let message = message.encode(self.setup.message_version());
-        Ok(self.outbox.complete(&mut self.channel, transaction, &message)?)
-    }
-
-    /// Completes a SEND_RNDIS_PACKET.
-    pub(super) fn complete_send(
-        &mut self,
-        transaction: u64,
-        status: Status,
-    ) -> Result<(), NicServiceError> {
-        self.answer(transaction, HostMessage::RndisPacketComplete { status })
-    }
-}
-
 /// What a message of the guest comes with.
 pub(super) struct Circumstances<'a, 'b> {
     pub ranges: Option<GpaRanges<'b>>,
@@ -190,6 +174,7 @@ impl NicService {
     pub(super) fn handle_message(
         &mut self,
         link: &mut Link,
+        queue: &mut Queue,
         packet: &Packet<'_>,
         with: Circumstances<'_, '_>,
         port: &mut SwitchPort,
@@ -208,27 +193,35 @@ impl NicService {
             return Err(NicServiceError::NoCompletionRequested(kind));
         }
         match message {
-            GuestMessage::Init { min, max } => return self.handle_init(link, id, min, max),
             GuestMessage::RndisPacket(source) => {
                 if !link.setup.ended {
                     link.setup.end()?;
                 }
                 return match source.channel_type {
-                    ChannelType::CONTROL => {
-                        self.handle_control(link, id, source.section, with, port)
+                    ChannelType::CONTROL if !queue.is_primary() => {
+                        Err(NicServiceError::OnSubChannel { message: kind, queue: queue.number })
                     }
-                    ChannelType::DATA => self.handle_data(link, id, source.section, with),
+                    ChannelType::CONTROL => {
+                        self.handle_control(link, queue, id, source.section, with, port)
+                    }
+                    ChannelType::DATA => self.handle_data(link, queue, id, source.section, with),
                     other => Err(NicServiceError::ChannelType(other)),
                 };
+            }
+            _ if !queue.is_primary() => {
+                return Err(NicServiceError::OnSubChannel { message: kind, queue: queue.number });
+            }
+            GuestMessage::Init { min, max } => {
+                return self.handle_init(link, queue, id, min, max);
             }
             _ => link.setup.knows(kind)?,
         }
         match message {
             GuestMessage::ReceiveBuffer { gpadl, id: buffer } => {
-                return self.handle_receive_buffer(link, id, gpadl, buffer, with.guest);
+                return self.handle_receive_buffer(link, queue, id, gpadl, buffer, with.guest);
             }
             GuestMessage::SendBuffer { gpadl, id: buffer } => {
-                return self.handle_send_buffer(link, id, gpadl, buffer, with.guest);
+                return self.handle_send_buffer(link, queue, id, gpadl, buffer, with.guest);
             }
             GuestMessage::SwitchDataPath(wanted) => {
                 self.counters.switch_requests += 1;
@@ -238,16 +231,14 @@ impl NicService {
                 self.association.switch_requested(path, transaction, policy, with.now);
                 return Ok(());
             }
-            // This NIC has the one queue; a request for more is refused whole.
-            GuestMessage::SubChannels { .. } => {
-                let refusal = HostMessage::SubChannels { status: Status::FAILURE, count: 0 };
-                return link.answer(id, refusal);
+            GuestMessage::SubChannels { operation, count } => {
+                return self.handle_sub_channels(link, queue, id, operation, count, with.now);
             }
             silent => self.handle_silent(link, kind, silent, port)?,
         }
         // Nothing to say, but whoever asks for a completion gets one.
         if packet.completion_requested {
-            link.outbox.complete(&mut link.channel, id, &[])?;
+            queue.outbox.complete(&mut queue.channel, id, &[])?;
         }
         Ok(())
     }
@@ -294,6 +285,7 @@ impl NicService {
     fn handle_init(
         &mut self,
         link: &mut Link,
+        queue: &mut Queue,
         id: u64,
         min: Version,
         max: Version,
@@ -302,7 +294,8 @@ impl NicService {
             return Err(NicServiceError::Repeated(MessageType::INIT));
         }
         let accepted = min == max && self.config.policy.versions.contains(&max);
-        link.answer(
+        queue.answer(
+            &link.setup,
             id,
             HostMessage::InitComplete {
                 // Real hosts name no version but the first.
@@ -318,6 +311,7 @@ impl NicService {
     fn handle_receive_buffer(
         &mut self,
         link: &mut Link,
+        queue: &mut Queue,
         id: u64,
         gpadl: GpadlId,
         buffer: u16,
@@ -333,7 +327,7 @@ impl NicService {
         let status = self.config.policy.receive_buffer_answer;
         if status != Status::SUCCESS {
             let refusal = HostMessage::ReceiveBufferComplete { status, sections: 0, first: None };
-            return link.answer(id, refusal);
+            return queue.answer(&link.setup, id, refusal);
         }
         let size = pages.size();
         let frame = link.setup.frame() as usize;
@@ -349,7 +343,8 @@ impl NicService {
             end_offset: piece.saturating_mul(count),
         };
         link.setup.receive = Some(receive);
-        link.answer(
+        queue.answer(
+            &link.setup,
             id,
             HostMessage::ReceiveBufferComplete {
                 status: Status::SUCCESS,
@@ -362,6 +357,7 @@ impl NicService {
     fn handle_send_buffer(
         &mut self,
         link: &mut Link,
+        queue: &mut Queue,
         id: u64,
         gpadl: GpadlId,
         buffer: u16,
@@ -372,7 +368,11 @@ impl NicService {
         let pages = (guest.gpadl)(gpadl).ok_or(NicServiceError::UnknownGpadl { message, gpadl })?;
         let status = self.config.policy.send_buffer_answer;
         if status != Status::SUCCESS {
-            return link.answer(id, HostMessage::SendBufferComplete { status, section_size: 0 });
+            return queue.answer(
+                &link.setup,
+                id,
+                HostMessage::SendBufferComplete { status, section_size: 0 },
+            );
         }
         let (size, needed) = (pages.size(), SECTION_SIZE as usize);
         let sections = u32::try_from(size / needed).unwrap_or(u32::MAX);
@@ -381,7 +381,7 @@ impl NicService {
         }
         link.setup.send = Some(SendBuffer { pages, id: buffer, sections });
         let (status, section_size) = (Status::SUCCESS, SECTION_SIZE);
-        link.answer(id, HostMessage::SendBufferComplete { status, section_size })
+        queue.answer(&link.setup, id, HostMessage::SendBufferComplete { status, section_size })
     }
 }
 

@@ -9,6 +9,7 @@ use vmbus::packet::GpaRanges;
 
 use super::offload::{OffloadError, Segments, fill_checksums};
 use super::packet::{PacketError, TransmitPacket};
+use super::queue::Queue;
 use super::setup::{Circumstances, Setup};
 use super::{Link, NicCounters, NicService, NicServiceError, SourceError};
 use crate::switch::{Offered, Path, SwitchPort};
@@ -45,12 +46,6 @@ pub(super) struct Transmit {
 }
 
 impl Transmit {
-    /// Forgets the message under way: its channel is gone.
-    pub(super) fn forget(&mut self) {
-        self.transaction = None;
-        self.plan.clear();
-    }
-
     /// Copies the bytes of an RNDIS message out of the guest's memory.
     fn gather(
         &mut self,
@@ -168,28 +163,30 @@ impl NicService {
     /// A data message. Answered at once if it is refused, else when its last frame is on the wire.
     pub(super) fn handle_data(
         &mut self,
-        link: &mut Link,
+        link: &Link,
+        queue: &mut Queue,
         transaction: u64,
         section: Option<SectionUse>,
         with: Circumstances<'_, '_>,
     ) -> Result<(), NicServiceError> {
         self.counters.transmit_messages += 1;
+        let transmit = &mut queue.transmit;
         let outcome = if link.control.is_operational() {
-            let gathered = self.transmit.gather(&link.setup, section, &with);
-            gathered.map_err(RefusedSend::from).and_then(|()| self.transmit.plan())
+            let gathered = transmit.gather(&link.setup, section, &with);
+            gathered.map_err(RefusedSend::from).and_then(|()| transmit.plan())
         } else {
             Err(RefusedSend::NotOperational)
         };
         match outcome {
             Ok(()) => {
-                self.transmit.transaction = Some(transaction);
+                transmit.transaction = Some(transaction);
                 Ok(())
             }
             Err(error) => {
                 tracing::debug!(%error, "data message refused");
                 self.counters.transmit_refused += 1;
-                self.transmit.plan.clear();
-                link.complete_send(transaction, Status::FAILURE)
+                transmit.plan.clear();
+                queue.complete_send(&link.setup, transaction, Status::FAILURE)
             }
         }
     }
@@ -197,17 +194,18 @@ impl NicService {
     /// Goes on with the data message under way. True if there is none left.
     pub(super) fn transmit(
         &mut self,
-        link: &mut Link,
+        link: &Link,
+        queue: &mut Queue,
         now: Instant,
         port: &mut SwitchPort,
     ) -> Result<bool, NicServiceError> {
-        let Some(transaction) = self.transmit.transaction else { return Ok(true) };
-        if !self.transmit.pass_on(now, port, &mut self.counters) {
+        let Some(transaction) = queue.transmit.transaction else { return Ok(true) };
+        if !queue.transmit.pass_on(now, port, &mut self.counters) {
             self.counters.transmit_blocked += 1;
             return Ok(false);
         }
-        self.transmit.transaction = None;
-        link.complete_send(transaction, Status::SUCCESS)?;
+        queue.transmit.transaction = None;
+        queue.complete_send(&link.setup, transaction, Status::SUCCESS)?;
         Ok(true)
     }
 }

@@ -8,6 +8,7 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
 const TCP_SYN: u8 = 0x02;
 const TCP_ACK: u8 = 0x10;
 
@@ -28,32 +29,66 @@ pub(super) fn always_synthetic(frame: &[u8]) -> bool {
     is_group(frame) || is_tcp_syn(frame)
 }
 
-/// Whether the frame opens a TCP connection: SYN without ACK, over IPv4 or IPv6 without extension headers, with up
-/// to two VLAN tags.
-fn is_tcp_syn(frame: &[u8]) -> bool {
-    let word = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
-    let mut at = 12;
-    let mut ethertype = word(at);
-    for _ in 0..2 {
-        if matches!(ethertype, Some(ETHERTYPE_VLAN | ETHERTYPE_QINQ)) {
+/// Protocol above IP, as far as ports go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Tcp,
+    Udp,
+    /// Another one, or a fragment.
+    Other,
+}
+
+/// What tells the packets of one conversation from others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flow<'a> {
+    pub ipv6: bool,
+    /// Source and destination address.
+    pub addresses: &'a [u8],
+    pub transport: Transport,
+    /// Source and destination port, if they are there.
+    pub ports: Option<&'a [u8]>,
+    /// Where the header of the transport starts.
+    pub layer4: usize,
+}
+
+impl<'a> Flow<'a> {
+    /// Of a frame that is IPv4, or IPv6 without extension headers, with up to two VLAN tags.
+    pub(super) fn of(frame: &'a [u8]) -> Option<Self> {
+        let word = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
+        let mut at = 12;
+        while at < 20 && matches!(word(at)?, ETHERTYPE_VLAN | ETHERTYPE_QINQ) {
             at += 4;
-            ethertype = word(at);
         }
-    }
-    let ip = at + 2;
-    let tcp = match ethertype {
-        Some(ETHERTYPE_IPV4) => {
-            let first_fragment = word(ip + 6).is_some_and(|bits| bits & 0x1fff == 0);
-            if frame.get(ip + 9) != Some(&PROTOCOL_TCP) || !first_fragment {
-                return false;
+        let ip = at + 2;
+        let (ipv6, layer4, protocol, addresses, fragment) = match word(at)? {
+            ETHERTYPE_IPV4 => {
+                let layer4 = ip + usize::from(frame.get(ip)? & 0xf) * 4;
+                let fragment = word(ip + 6)? & 0x3fff != 0;
+                (false, layer4, *frame.get(ip + 9)?, frame.get(ip + 12..ip + 20)?, fragment)
             }
-            let Some(first) = frame.get(ip) else { return false };
-            ip + usize::from(first & 0xf) * 4
-        }
-        Some(ETHERTYPE_IPV6) if frame.get(ip + 6) == Some(&PROTOCOL_TCP) => ip + 40,
-        _ => return false,
+            ETHERTYPE_IPV6 => {
+                (true, ip + 40, *frame.get(ip + 6)?, frame.get(ip + 8..ip + 40)?, false)
+            }
+            _ => return None,
+        };
+        let transport = match protocol {
+            PROTOCOL_TCP if !fragment => Transport::Tcp,
+            PROTOCOL_UDP if !fragment => Transport::Udp,
+            _ => Transport::Other,
+        };
+        let ports =
+            if transport == Transport::Other { None } else { frame.get(layer4..layer4 + 4) };
+        let transport = if ports.is_none() { Transport::Other } else { transport };
+        Some(Self { ipv6, addresses, transport, ports, layer4 })
+    }
+}
+
+/// Whether the frame opens a TCP connection: SYN without ACK.
+fn is_tcp_syn(frame: &[u8]) -> bool {
+    let Some(flow) = Flow::of(frame).filter(|flow| flow.transport == Transport::Tcp) else {
+        return false;
     };
-    frame.get(tcp + 13).is_some_and(|flags| flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
+    frame.get(flow.layer4 + 13).is_some_and(|flags| flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! side gets a frame is decided when the frame arrives at the switch, by the NIC's data path as the host knows it at that
 //! moment; broadcast, multicast and the first packet of a TCP connection go to the synthetic side always.
 //!
+//! The synthetic side has as many queues as its NIC has channels; a [`Spread`] decides which one gets a frame.
+//!
 //! Nothing is lost silently. A full queue pushes back ([`Offered::Busy`]) up to whoever sends, every drop has a
 //! [`DropCause`], and [`PortCounters::unaccounted`] is zero at any moment.
 //!
@@ -12,10 +14,12 @@
 mod counters;
 mod frame;
 mod port;
+mod spread;
 mod wire;
 
 pub use counters::{DropCause, Drops, PortCounters, SideCounters};
-pub use port::{Offered, PortConfig, SideState, SwitchPort, VfTransmit};
+pub use port::{Offered, PortConfig, Queued, SideState, SwitchPort, VfTransmit};
+pub use spread::{HashTypes, KEY_SIZE, Spread, Toeplitz};
 pub use wire::WireConfig;
 
 pub use netvsc::Path;

@@ -8,6 +8,7 @@ use vmbus::time::earliest;
 
 use super::counters::{DropCause, PortCounters, SideCounters};
 use super::frame::{self, ETHERNET_HEADER};
+use super::spread::Spread;
 use super::wire::{Wire, WireConfig};
 
 /// Frame buffers kept for reuse per port.
@@ -33,7 +34,7 @@ pub struct PortConfig {
     pub to_peer: WireConfig,
     /// The wire from the peer to the guest.
     pub from_peer: WireConfig,
-    /// Bytes that may wait for the guest on each side. Frames beyond that wait on the wire.
+    /// Bytes that may wait for the guest in each queue of each side. Frames beyond that wait on the wire.
     pub side_capacity: usize,
     /// Longest frame, Ethernet header included. Large sends travel in one piece, so this is not the MTU.
     pub max_frame: usize,
@@ -76,11 +77,40 @@ pub enum Offered {
     Dropped(DropCause),
 }
 
+/// A frame that waited for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queued {
+    /// The frame. Give it back with [`SwitchPort::recycle`].
+    pub frame: Vec<u8>,
+    /// The hash that chose its queue, if it has one.
+    pub hash: Option<u32>,
+}
+
+#[derive(Debug, Default)]
+struct SideQueue {
+    frames: VecDeque<Queued>,
+    bytes: usize,
+}
+
+impl SideQueue {
+    fn pop(&mut self) -> Option<Queued> {
+        let queued = self.frames.pop_front()?;
+        self.bytes -= queued.frame.len();
+        Some(queued)
+    }
+
+    fn is_full(&self, more: usize, capacity: usize) -> bool {
+        !self.frames.is_empty() && self.bytes + more > capacity
+    }
+}
+
 #[derive(Debug)]
 struct Side {
     state: SideState,
-    queue: VecDeque<Vec<u8>>,
-    bytes: usize,
+    /// At least one.
+    queues: Vec<SideQueue>,
+    /// Frames in all queues.
+    waiting: usize,
     /// Something changed that this side's service should look at.
     wake: bool,
     /// A frame of this side was turned away.
@@ -89,11 +119,11 @@ struct Side {
 }
 
 impl Side {
-    const fn new(state: SideState) -> Self {
+    fn new(state: SideState) -> Self {
         Self {
             state,
-            queue: VecDeque::new(),
-            bytes: 0,
+            queues: vec![SideQueue::default()],
+            waiting: 0,
             wake: false,
             turned_away: false,
             counters: SideCounters {
@@ -107,16 +137,31 @@ impl Side {
         }
     }
 
-    fn push(&mut self, frame: Vec<u8>) {
-        self.bytes += frame.len();
-        self.queue.push_back(frame);
+    /// A number of a queue that exists.
+    fn number(&self, queue: u16) -> usize {
+        usize::from(queue).min(self.queues.len() - 1)
+    }
+
+    fn push(&mut self, queue: u16, queued: Queued) {
+        let number = self.number(queue);
+        let queue = &mut self.queues[number];
+        queue.bytes += queued.frame.len();
+        queue.frames.push_back(queued);
+        self.waiting += 1;
         self.wake = true;
     }
 
-    fn pop(&mut self) -> Option<Vec<u8>> {
-        let frame = self.queue.pop_front()?;
-        self.bytes -= frame.len();
-        Some(frame)
+    fn pop_from(&mut self, queue: u16) -> Option<Queued> {
+        let queued = self.queues.get_mut(usize::from(queue))?.pop()?;
+        self.waiting -= 1;
+        Some(queued)
+    }
+
+    /// Takes any frame; those of one queue in their order.
+    fn pop(&mut self) -> Option<Queued> {
+        let queued = self.queues.iter_mut().find_map(SideQueue::pop)?;
+        self.waiting -= 1;
+        Some(queued)
     }
 }
 
@@ -138,6 +183,8 @@ pub struct SwitchPort {
     filter: u32,
     /// Longest frame that the guest can take.
     receive_limit: usize,
+    /// How frames are spread over the queues of the synthetic side.
+    spread: Option<Spread>,
     spare: Vec<Vec<u8>>,
     counters: PortCounters,
     /// Latest moment at which somebody looked.
@@ -166,6 +213,7 @@ impl SwitchPort {
             vf_was_active: false,
             filter: 0,
             receive_limit: config.max_frame,
+            spread: None,
             spare: Vec::new(),
             counters: PortCounters::default(),
             seen: Instant::ZERO,
@@ -221,28 +269,72 @@ impl SwitchPort {
         }
     }
 
-    /// The next frame for the guest on `path`, left in place.
+    /// The next frame for the guest on `path`, left in place: that of queue 0 on the synthetic path.
     #[must_use]
     pub fn peek_for_guest(&mut self, path: Path, now: Instant) -> Option<&[u8]> {
         self.poll(now);
-        self.side_mut(path).queue.front().map(Vec::as_slice)
+        self.side(path).queues.first()?.frames.front().map(|queued| queued.frame.as_slice())
     }
 
-    /// Takes the next frame for the guest on `path`. From here on it is the caller's.
+    /// Takes the next frame for the guest on `path`, from queue 0. From here on it is the caller's.
     #[must_use]
     pub fn next_for_guest(&mut self, path: Path, now: Instant) -> Option<Vec<u8>> {
         self.poll(now);
-        let side = self.side_mut(path);
-        let frame = side.pop()?;
-        side.counters.to_guest += 1;
-        side.counters.to_guest_bytes += frame.len() as u64;
-        Some(frame)
+        self.take_from(path, 0).map(|queued| queued.frame)
     }
 
-    /// Frames that wait for the guest on `path`.
+    /// The next frame in a queue of the synthetic side, left in place.
+    #[must_use]
+    pub fn peek_queue(&self, queue: u16) -> Option<&Queued> {
+        self.synthetic.queues.get(usize::from(queue))?.frames.front()
+    }
+
+    /// Takes the next frame of a queue of the synthetic side. From here on it is the caller's. Only [`Self::poll`] moves
+    /// what arrives to the queues.
+    #[must_use]
+    pub fn next_in_queue(&mut self, queue: u16) -> Option<Queued> {
+        self.take_from(Path::Synthetic, queue)
+    }
+
+    fn take_from(&mut self, path: Path, queue: u16) -> Option<Queued> {
+        let side = self.side_mut(path);
+        let queued = side.pop_from(queue)?;
+        side.counters.to_guest += 1;
+        side.counters.to_guest_bytes += queued.frame.len() as u64;
+        Some(queued)
+    }
+
+    /// Gives the synthetic side this many queues, at least one, and a way to spread frames over them; without one, and
+    /// where it names a queue that does not exist, frames go to queue 0. Frames that wait already are spread anew; those
+    /// of one conversation keep their order.
+    pub fn set_queues(&mut self, count: u16, spread: Option<Spread>) {
+        let count = usize::from(count.max(1));
+        let old = std::mem::take(&mut self.synthetic.queues);
+        self.synthetic.queues.resize_with(count, SideQueue::default);
+        self.synthetic.waiting = 0;
+        self.spread = spread.map(|mut spread| {
+            let exists = |queue: u16| usize::from(queue) < count;
+            spread.table.iter_mut().filter(|queue| !exists(**queue)).for_each(|queue| *queue = 0);
+            spread
+        });
+        for queued in old.into_iter().flat_map(|queue| queue.frames) {
+            let (queue, hash) = self.place(Path::Synthetic, &queued.frame);
+            self.synthetic.push(queue, Queued { hash, ..queued });
+        }
+    }
+
+    /// The queue of a frame on a side, and its hash.
+    fn place(&self, path: Path, frame: &[u8]) -> (u16, Option<u32>) {
+        match (&self.spread, path) {
+            (Some(spread), Path::Synthetic) => spread.place(frame),
+            _ => (0, None),
+        }
+    }
+
+    /// Frames that wait for the guest on `path`, in all queues.
     #[must_use]
     pub fn waiting(&self, path: Path) -> usize {
-        self.side(path).queue.len()
+        self.side(path).waiting
     }
 
     /// Gives a frame's buffer back, to be used for another frame. Optional.
@@ -316,15 +408,15 @@ impl SwitchPort {
     /// Looks again at frames that wait on a side which no longer gets them.
     fn settle(&mut self) {
         if self.data_path != Path::Vf || self.vf.state == SideState::Absent {
-            while let Some(frame) = self.vf.pop() {
+            while let Some(queued) = self.vf.pop() {
                 self.counters.resteered += 1;
-                self.deliver(Path::Synthetic, frame);
+                self.deliver(Path::Synthetic, queued.frame);
             }
         }
         for path in [Path::Synthetic, Path::Vf] {
             if self.side(path).state != SideState::Up {
-                while let Some(frame) = self.side_mut(path).pop() {
-                    self.deliver(path, frame);
+                while let Some(queued) = self.side_mut(path).pop() {
+                    self.deliver(path, queued.frame);
                 }
             }
         }
@@ -334,7 +426,8 @@ impl SwitchPort {
     fn deliver(&mut self, path: Path, frame: Vec<u8>) {
         let cause = match (self.side(path).state, path) {
             (SideState::Up, _) => {
-                self.side_mut(path).push(frame);
+                let (queue, hash) = self.place(path, &frame);
+                self.side_mut(path).push(queue, Queued { frame, hash });
                 return;
             }
             (_, Path::Synthetic) => DropCause::SyntheticDown,
@@ -355,19 +448,22 @@ impl SwitchPort {
             } else {
                 self.filtered(frame).then_some(DropCause::Filtered)
             };
+            let (queue, hash) = self.place(path, frame);
             let side = self.side(path);
-            let full = !side.queue.is_empty() && side.bytes + len > self.config.side_capacity;
-            if side.state == SideState::Up && full {
+            let up = side.state == SideState::Up;
+            let full = side.queues[side.number(queue)].is_full(len, self.config.side_capacity);
+            if up && full {
                 return;
             }
             let Some(frame) = self.from_peer.take(now) else {
                 return;
             };
             match cause {
-                Some(cause) if self.side(path).state == SideState::Up => {
+                Some(cause) if up => {
                     self.counters.dropped_from_peer.count(cause);
                     self.recycle(frame);
                 }
+                None if up => self.side_mut(path).push(queue, Queued { frame, hash }),
                 _ => self.deliver(path, frame),
             }
         }
@@ -447,7 +543,7 @@ impl SwitchPort {
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> PortCounters {
-        let side = |side: &Side| SideCounters { queued: side.queue.len() as u64, ..side.counters };
+        let side = |side: &Side| SideCounters { queued: side.waiting as u64, ..side.counters };
         PortCounters {
             synthetic: side(&self.synthetic),
             vf: side(&self.vf),

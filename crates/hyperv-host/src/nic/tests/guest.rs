@@ -39,6 +39,8 @@ pub struct Rig {
     pub service: NicService,
     pub port: SwitchPort,
     pub guest: Channel<SharedPages, SignalFlag>,
+    /// Sub-channels that the guest has opened, by number from 1 on.
+    pub subs: Vec<Channel<SharedPages, SignalFlag>>,
     pub to_host: SignalFlag,
     pub to_guest: SignalFlag,
     pub receive: SharedPages,
@@ -77,6 +79,7 @@ pub fn rig_with(change: impl FnOnce(&mut NicServiceConfig), receive_pages: u64) 
         service: NicService::new(config),
         port,
         guest: Channel::from_parts(pages(0, 2), pages(2, 2), SignalFlag::new()).unwrap(),
+        subs: Vec::new(),
         to_host: SignalFlag::new(),
         to_guest: SignalFlag::new(),
         receive: pages(1000, receive_pages),
@@ -146,35 +149,25 @@ impl Rig {
         self.send(&Outgoing::Completion { transaction_id: id, payload: &payload });
     }
 
-    /// Everything that the host sent.
+    /// Everything that the host sent on the primary channel.
     pub fn hear(&mut self) -> Vec<Heard> {
-        let mut buffer = vec![0; 16 * 1024];
-        let mut heard = Vec::new();
-        while let Some(packet) = self.guest.receive(&mut buffer).unwrap() {
-            let id = packet.transaction_id;
-            heard.push(match packet.kind {
-                PacketKind::InBand => Heard::Message {
-                    id,
-                    completion: packet.completion_requested,
-                    words: words(packet.payload),
-                },
-                PacketKind::Completion => Heard::Completion { id, words: words(packet.payload) },
-                PacketKind::TransferPages { pageset, ranges } => {
-                    assert_eq!(pageset, 0xcafe);
-                    let words = words(packet.payload);
-                    assert_eq!((words[0], words[2]), (107, u32::MAX));
-                    let ranges = ranges.iter().map(|range| {
-                        let mut bytes = vec![0; range.byte_count as usize];
-                        self.receive.read(range.byte_offset as usize, &mut bytes).unwrap();
-                        bytes
-                    });
-                    Heard::Frames { id, control: words[1] == 1, ranges: ranges.collect() }
-                }
-                PacketKind::GpaDirect(_) => panic!("hosts send no GPA-direct packets"),
-            });
-        }
-        assert!(!self.guest.arm().unwrap());
-        heard
+        listen(&mut self.guest, &self.receive)
+    }
+
+    /// Opens the next sub-channel with rings of its own.
+    pub fn open_sub(&mut self) {
+        let (up, down) = (pages(10, 5), pages(20, 5));
+        let guest = Channel::from_parts(up.clone(), down.clone(), self.to_host.clone());
+        let host =
+            Channel::from_parts(PageList::new([down]), PageList::new([up]), self.to_guest.clone());
+        self.subs.push(guest.unwrap());
+        self.service.open_queue(self.subs.len() as u16, host.unwrap(), &mut self.port);
+        self.poll();
+    }
+
+    /// Everything that the host sent on a sub-channel.
+    pub fn hear_on(&mut self, number: usize) -> Vec<Heard> {
+        listen(&mut self.subs[number - 1], &self.receive)
     }
 
     /// What the host sent, with everything that is due completed.
@@ -312,6 +305,36 @@ impl Rig {
         assert_eq!(self.port.counters().unaccounted(), (0, 0));
         assert_eq!(self.service.counters().lent, lent);
     }
+}
+
+fn listen(channel: &mut Channel<SharedPages, SignalFlag>, receive: &SharedPages) -> Vec<Heard> {
+    let mut buffer = vec![0; 16 * 1024];
+    let mut heard = Vec::new();
+    while let Some(packet) = channel.receive(&mut buffer).unwrap() {
+        let id = packet.transaction_id;
+        heard.push(match packet.kind {
+            PacketKind::InBand => Heard::Message {
+                id,
+                completion: packet.completion_requested,
+                words: words(packet.payload),
+            },
+            PacketKind::Completion => Heard::Completion { id, words: words(packet.payload) },
+            PacketKind::TransferPages { pageset, ranges } => {
+                assert_eq!(pageset, 0xcafe);
+                let words = words(packet.payload);
+                assert_eq!((words[0], words[2]), (107, u32::MAX));
+                let ranges = ranges.iter().map(|range| {
+                    let mut bytes = vec![0; range.byte_count as usize];
+                    receive.read(range.byte_offset as usize, &mut bytes).unwrap();
+                    bytes
+                });
+                Heard::Frames { id, control: words[1] == 1, ranges: ranges.collect() }
+            }
+            PacketKind::GpaDirect(_) => panic!("hosts send no GPA-direct packets"),
+        });
+    }
+    assert!(!channel.arm().unwrap());
+    heard
 }
 
 /// A unicast frame of `len` bytes, filled with a number.

@@ -3,6 +3,7 @@
 mod data;
 mod guest;
 mod hostile;
+mod queues;
 mod startup;
 mod switching;
 mod versions;

@@ -251,6 +251,10 @@ fn queries_are_answered() {
     assert_eq!(query(&mut rig, 0x0002_0216).1.len(), 512);
     let (status, offload) = query(&mut rig, 0xfc01_020d);
     assert_eq!((status, offload.len(), &offload[..4]), (0, 156, &[0xa7, 3, 156, 0][..]));
+    let (status, scaling) = query(&mut rig, 0x0001_0203);
+    assert_eq!((status, &scaling[..4]), (0, &[0x88, 2, 18, 0][..]));
+    assert_eq!(scaling[12..18], [64, 0, 0, 0, 128, 0], "queues and entries");
+    rig.service.policy_mut().max_queues = 1;
     assert_eq!(query(&mut rig, 0x0001_0203).0, 0xc000_00bb, "no RSS: one queue");
     rig.settled(0);
 }
@@ -264,7 +268,8 @@ fn sets_are_answered() {
     assert_eq!(rig.port.side_state(Path::Synthetic), SideState::Down);
     for (message, status) in [
         (&[5, 7, 0x1010e, 0, 0, 0][..], 0xc001_0015),
-        (&[5, 7, 0x10204, 4, 20, 0, 1], 0xc000_00bb),
+        (&[5, 7, 0x10204, 4, 20, 0, 1], 0xc001_0015),
+        (&[5, 7, 0x10205, 4, 20, 0, 1], 0xc000_00bb),
         (&[5, 7, 0x1021b, 4, 20, 0, 1], 0xc001_0015),
     ] {
         rig.control(message);
@@ -333,14 +338,6 @@ fn the_link_is_told_and_asked_for() {
         let [Heard::Frames { control: true, ranges, .. }] = &heard[..] else { panic!("{heard:?}") };
         assert_eq!(ranges[0], bytes(&[7, 20, status, 0, 0]));
     }
-}
-
-#[test]
-fn sub_channels_are_refused_by_status() {
-    let mut rig = rig();
-    rig.start();
-    let id = rig.say(&[133, 1, 3], true);
-    assert_eq!(rig.answer(id)[..3], [133, 2, 0]);
 }
 
 #[test]
