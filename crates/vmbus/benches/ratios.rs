@@ -1,7 +1,8 @@
 //! Rings against a plain copy, a queue of boxes behind a lock and a lock-free ring of bytes, as a Markdown table:
-//! `cargo bench -p vmbus --bench ratios`.
+//! `cargo bench -p vmbus --bench ratios [-- RING PAYLOAD BATCH]`, in KiB and bytes; 0 stands for all.
 //!
-//! All take turns, many short ones, and the median counts; so what else the machine does hits all of them alike.
+//! All take turns, many short ones. A ratio is the median of the ratios of turns that followed one another, so that what else
+//! the machine does, and how fast it is at the moment, hits both alike.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -12,7 +13,7 @@ mod shared;
 use carriers::{Boxes, Bytes, Carrier, Ring, carry};
 use shared::Floor;
 
-/// Turns of each; the median of their times counts.
+/// Turns of each.
 const TURNS: usize = 41;
 /// Packets in a turn.
 const PACKETS: usize = 32_000;
@@ -37,18 +38,20 @@ fn single_turn<C: Carrier>(carrier: &mut C, payload: &[u8], out: &mut [u8]) -> f
     start.elapsed().as_nanos() as f64 / PACKETS as f64
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
+fn median(times: impl IntoIterator<Item = f64>) -> f64 {
+    let mut times: Vec<f64> = times.into_iter().collect();
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
 
-fn row(size: &str, bytes: usize, len: usize, batch: usize) {
+fn row(kib: usize, len: usize, batch: usize) {
+    let bytes = kib << 10;
     let (payload, mut out) = black_box((vec![7u8; len], vec![0u8; len + 6]));
     let mut floor = Floor::new(bytes);
     let mut ring = Ring::new(bytes);
     let mut boxes = Boxes::default();
     let mut lock_free = Bytes::new(bytes, len);
-    let mut times = [const { Vec::new() }; 4];
+    let mut times = Vec::new();
     fn one<C: Carrier>(carrier: &mut C, payload: &[u8], out: &mut [u8], batch: usize) -> f64 {
         match batch {
             1 => single_turn(carrier, payload, out),
@@ -56,29 +59,47 @@ fn row(size: &str, bytes: usize, len: usize, batch: usize) {
         }
     }
     for _ in 0..TURNS {
-        times[0].push(one(&mut floor, &payload, &mut out[..len], batch));
-        times[1].push(one(&mut ring, &payload, &mut out, batch));
-        times[2].push(one(&mut boxes, &payload, &mut out[..len], batch));
-        times[3].push(one(&mut lock_free, &payload, &mut out[..len], batch));
+        times.push([
+            one(&mut floor, &payload, &mut out[..len], batch),
+            one(&mut ring, &payload, &mut out, batch),
+            one(&mut boxes, &payload, &mut out[..len], batch),
+            one(&mut lock_free, &payload, &mut out[..len], batch),
+        ]);
     }
-    let [floor, ring, boxes, lock_free] = times.map(median);
+    let time = |which: usize| median(times.iter().map(|turn| turn[which]));
+    let ratio = |to: usize| median(times.iter().map(|turn| turn[1] / turn[to]));
     println!(
-        "| {size} | {len} | {batch} | {floor:.1} | {ring:.1} | **{:.2}** | {:.2} | {:.2} |",
-        ring / floor,
-        ring / boxes,
-        ring / lock_free
+        "| {kib} KiB | {len} | {batch} | {:.1} | {:.1} | **{:.2}** | {:.2} | {:.2} |",
+        time(0),
+        time(1),
+        ratio(0),
+        ratio(2),
+        ratio(3),
     );
 }
 
 fn main() {
+    let mut wanted = std::env::args().skip(1).filter_map(|argument| argument.parse().ok());
+    let mut wanted = || match wanted.next().unwrap_or(0) {
+        0 => None,
+        number => Some(number),
+    };
+    let wanted: [Option<usize>; 3] = [wanted(), wanted(), wanted()];
     println!(
         "| ring | payload | batch | memcpy, ns | vmbus, ns | vmbus / memcpy | vmbus / boxes | vmbus / rtrb |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for (size, bytes) in [("16 KiB", 16 << 10), ("128 KiB", 128 << 10), ("2 MiB", 2 << 20)] {
+    for kib in [16, 128, 2048] {
         for (len, batches) in [(16, [1, 32]), (64, [1, 32]), (256, [1, 32]), (1514, [1, 8])] {
             for batch in batches {
-                row(size, bytes, len, batch);
+                let is = [kib, len, batch];
+                if wanted
+                    .iter()
+                    .zip(is)
+                    .all(|(wanted, is)| wanted.is_none_or(|wanted| wanted == is))
+                {
+                    row(kib, len, batch);
+                }
             }
         }
     }

@@ -25,6 +25,8 @@ pub trait Backing: Send + Sync {}
 pub struct SharedPages {
     base: NonNull<AtomicU8>,
     size: usize,
+    /// The same in words: asked for with every packet.
+    words: usize,
     frames: Arc<[Pfn]>,
     first_frame: usize,
     backing: Arc<dyn Backing>,
@@ -61,6 +63,7 @@ impl SharedPages {
         Self {
             base: base.cast(),
             size: pages * PAGE_SIZE,
+            words: pages * PAGE_SIZE / 8,
             frames: frames.into(),
             first_frame: 0,
             backing,
@@ -105,6 +108,7 @@ impl SharedPages {
         Some(Self {
             base,
             size: pages * PAGE_SIZE,
+            words: pages * PAGE_SIZE / 8,
             first_frame: self.first_frame + first,
             ..self.clone()
         })
@@ -190,7 +194,7 @@ impl SharedMemory for SharedPages {
     #[inline(always)]
     fn whole(&self) -> &[AtomicU64] {
         // SAFETY: all of the memory, which is aligned and a multiple of 8 long; atomics may alias.
-        unsafe { slice::from_raw_parts(self.base.cast().as_ptr(), self.size / 8) }
+        unsafe { slice::from_raw_parts(self.base.cast().as_ptr(), self.words) }
     }
 
     #[inline]
@@ -239,6 +243,7 @@ impl WeakPages {
         Some(SharedPages {
             base: self.base,
             size: self.size,
+            words: self.size / 8,
             frames: self.frames.clone(),
             first_frame: self.first_frame,
             backing: self.backing.upgrade()?,

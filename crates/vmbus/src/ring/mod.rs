@@ -231,6 +231,12 @@ impl<M: SharedMemory> Ring<M> {
         self.memory.whole().get(first..first + words)
     }
 
+    /// The data from `at` to `end`, if the memory lies in one piece.
+    #[inline(always)]
+    fn between(&self, at: u32, end: u32) -> &[AtomicU64] {
+        self.memory.whole().get(DATA + at as usize..DATA + end as usize).unwrap_or_default()
+    }
+
     /// The descriptor at `at`, read once.
     #[inline]
     fn descriptor(&self, at: u32) -> Result<Descriptor, RingError> {

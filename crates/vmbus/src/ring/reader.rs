@@ -18,8 +18,11 @@ pub struct RingReader<M> {
     read: u32,
     /// The read index as the writer sees it.
     published: u32,
-    /// Words from `read` to the writer's index as last seen.
-    available: u32,
+    /// The writer's index as last seen.
+    known: u32,
+    /// Where the place ends that can be read without another look at anything: written as far as `known` tells, and before the
+    /// end of the ring. Zero while trailers are checked.
+    limit: u32,
     /// Whether trailers are checked.
     strict: bool,
     /// Packets read, without those that were skipped.
@@ -41,24 +44,43 @@ impl<M: SharedMemory> RingReader<M> {
         let ring = Ring::new(memory)?;
         let read = ring.load_index(READ_INDEX, "read")?;
         let write = ring.load_index(WRITE_INDEX, "write")?;
-        let available = ring.distance(read, write);
-        Ok(Self {
+        let mut reader = Self {
             ring,
             read,
             published: read,
-            available,
+            known: write,
+            limit: 0,
             strict: false,
             packets: 0,
             skipped: 0,
             first: read,
             laps: 0,
-        })
+        };
+        reader.widen();
+        Ok(reader)
+    }
+
+    /// Words from `read` to the writer's index as last seen.
+    #[inline]
+    fn available(&self) -> u32 {
+        self.ring.distance(self.read, self.known)
+    }
+
+    /// Sets the limit anew, after `known` changed or `read` came around the end.
+    #[inline(always)]
+    fn widen(&mut self) {
+        // The last word is left to the way around the end, so that the short way never has to look for it.
+        self.limit = if self.known >= self.read { self.known } else { self.ring.size - 1 };
+        if self.strict {
+            self.limit = 0;
+        }
     }
 
     /// Whether the trailer of every packet is compared with the packet's start. No known driver does; a host that holds its
     /// guests to the protocol does.
     pub fn check_trailers(&mut self, strict: bool) {
         self.strict = strict;
+        self.widen();
     }
 
     /// What was read since the ring was attached. Packets that were skipped count as bytes only.
@@ -79,7 +101,8 @@ impl<M: SharedMemory> RingReader<M> {
         if self.read == self.published
             && let Some(place) = self.ring.place(write)
         {
-            self.available = self.ring.distance(self.read, place);
+            self.known = place;
+            self.widen();
             return Ok(true);
         }
         self.moved(write)
@@ -90,17 +113,18 @@ impl<M: SharedMemory> RingReader<M> {
     fn moved(&mut self, write: u32) -> Result<bool, RingError> {
         let place = self.ring.check_index(write, "write")?;
         // The writer can only have moved away from what was published as read.
-        let known = self.ring.distance(self.published, self.read) + self.available;
+        let known = self.ring.distance(self.published, self.read) + self.available();
         if self.ring.distance(self.published, place) < known {
             return Err(RingError::IndexJump {
                 which: "write",
-                from: index(self.ring.advance(self.read, self.available as usize)),
+                from: index(self.known),
                 to: write,
                 own: index(self.published),
             });
         }
-        self.available = self.ring.distance(self.read, place);
-        Ok(self.available != 0)
+        self.known = place;
+        self.widen();
+        Ok(place != self.read)
     }
 
     /// Moves behind a packet of `words` words and its trailer, and returns where it started.
@@ -111,8 +135,8 @@ impl<M: SharedMemory> RingReader<M> {
         if self.read >= self.ring.size {
             self.read -= self.ring.size;
             self.laps += 1;
+            self.widen();
         }
-        self.available -= (words + TRAILER) as u32;
         start
     }
 
@@ -125,32 +149,36 @@ impl<M: SharedMemory> RingReader<M> {
         &mut self,
         buffer: &'b mut [u8],
     ) -> Result<Option<Packet<'b>>, ReceiveError> {
-        if self.available == 0 && !self.refresh()? {
-            return Ok(None);
+        if self.read >= self.limit {
+            if self.read != self.known {
+                return self.receive_in_pieces(buffer);
+            }
+            if !self.refresh()? {
+                return Ok(None);
+            }
         }
         let start = self.read;
-        let Some([first, second]) = self.ring.straight(start, DESCRIPTOR) else {
+        let [first, second, rest @ ..] = self.ring.between(start, self.limit) else {
             return self.receive_in_pieces(buffer);
         };
         let word = u64::from_le(first.load(Ordering::Relaxed));
         let transaction_id = u64::from_le(second.load(Ordering::Relaxed));
         // What is short enough to be inlined: a packet without ranges that lies in one piece.
         if let Some((kind, completion_requested, words)) = plain_parts(word)
-            && words + TRAILER <= self.available as usize
-            && let Some([_, _, body @ .., _]) = self.ring.straight(start, words + TRAILER)
-            && body.len() * 8 <= buffer.len()
-            && !self.strict
+            && let Some(len) = words.checked_sub(DESCRIPTOR)
+            && len < rest.len()
+            && len * 8 <= buffer.len()
         {
-            let payload = buffer.split_at_mut(body.len() * 8).0;
-            copy_out(body, payload);
-            self.skip(words);
+            let payload = buffer.split_at_mut(len * 8).0;
+            copy_out(&rest[..len], payload);
+            self.read = start + (words + TRAILER) as u32;
             self.packets += 1;
             return Ok(Some(Packet { kind, transaction_id, completion_requested, payload }));
         }
         self.receive_any(word, transaction_id, buffer)
     }
 
-    /// [`RingReader::receive`] where the memory ends within the descriptor or has no words.
+    /// [`RingReader::receive`] at the end of the ring, from memory without words, or with a look at the trailer.
     #[inline(never)]
     fn receive_in_pieces<'b>(
         &mut self,
@@ -216,7 +244,7 @@ impl<M: SharedMemory> RingReader<M> {
     /// Whether the next packet lies in the ring with its trailer.
     #[inline]
     fn check_length(&self, descriptor: &Descriptor) -> Result<(), RingError> {
-        let (packet, available) = (descriptor.packet_len, offset(self.available));
+        let (packet, available) = (descriptor.packet_len, offset(self.available()));
         if packet < DESCRIPTOR_SIZE || packet + TRAILER_SIZE > available {
             return Err(RingError::PacketLength { packet, available, at: index(self.read) });
         }
@@ -250,7 +278,7 @@ impl<M: SharedMemory> RingReader<M> {
     /// [`ReceiveError::Packet`] for a packet that was skipped, [`ReceiveError::Ring`] for a broken ring.
     #[inline]
     pub fn peek(&mut self) -> Result<Option<PacketView<'_, M>>, ReceiveError> {
-        if self.available == 0 && !self.refresh()? {
+        if self.read == self.known && !self.refresh()? {
             return Ok(None);
         }
         let start = self.read;
@@ -319,9 +347,9 @@ impl<M: SharedMemory> RingReader<M> {
     pub fn unmask(&mut self) -> Result<bool, RingError> {
         self.ring.store(INTERRUPT_MASK, 0)?;
         full_barrier();
-        let more = match self.available {
-            0 => self.refresh()?,
-            _ => self.moved(self.ring.load(WRITE_INDEX)?)?,
+        let more = match self.read == self.known {
+            true => self.refresh()?,
+            false => self.moved(self.ring.load(WRITE_INDEX)?)?,
         };
         if more {
             self.mask()?;

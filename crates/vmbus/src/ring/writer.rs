@@ -20,9 +20,9 @@ pub struct RingWriter<M> {
     published: u32,
     /// The reader's index as last seen.
     read: u32,
-    /// Words from `write` on that can be used as far as `read` tells. Zero while `waiting`, so that the first packet that
-    /// fits withdraws the wish.
-    room: u32,
+    /// Where the place ends that can be written to without another look at anything: free as far as `read` tells, and before
+    /// the end of the ring. Zero while `waiting`, so that the first packet that fits withdraws the wish.
+    limit: u32,
     /// Whether `pending_send_sz` is set.
     waiting: bool,
     /// Packets written.
@@ -52,14 +52,14 @@ impl<M: SharedMemory> RingWriter<M> {
             write,
             published: write,
             read,
-            room: 0,
+            limit: 0,
             waiting: false,
             packets: 0,
             full: 0,
             first: write,
             laps: 0,
         };
-        writer.room = writer.usable();
+        writer.widen();
         Ok(writer)
     }
 
@@ -87,6 +87,16 @@ impl<M: SharedMemory> RingWriter<M> {
         (self.ring.size - used - 1).min(self.most())
     }
 
+    /// Sets the limit anew, after `write`, `read` or `waiting` changed.
+    #[inline]
+    fn widen(&mut self) {
+        self.limit = match self.waiting {
+            true => 0,
+            // The last word is left to the way around the end, so that the short way never has to look for it.
+            false => (self.write + self.usable()).min(self.ring.size - 1),
+        };
+    }
+
     /// Looks at the reader's index anew, and returns how many words can be used.
     fn refresh(&mut self) -> Result<u32, RingError> {
         let read = self.ring.load_index(READ_INDEX, "read")?;
@@ -101,9 +111,8 @@ impl<M: SharedMemory> RingWriter<M> {
             });
         }
         self.read = read;
-        let usable = self.usable();
-        self.room = if self.waiting { 0 } else { usable };
-        Ok(usable)
+        self.widen();
+        Ok(self.usable())
     }
 
     /// Whether a packet of `len` bytes (trailer included) fits now.
@@ -112,18 +121,22 @@ impl<M: SharedMemory> RingWriter<M> {
     /// If the reader's index is impossible.
     #[inline]
     pub fn has_room(&mut self, len: usize) -> Result<bool, RingError> {
-        Ok(len <= offset(self.room) || len <= offset(self.refresh()?))
+        Ok(len <= offset(self.usable()) || len <= offset(self.refresh()?))
     }
 
     /// Makes sure that a packet of `total` words with trailer fits, and withdraws a wish for space if it does.
     #[inline]
     pub(super) fn claim(&mut self, total: usize) -> Result<(), SendError> {
-        if total <= self.room as usize { Ok(()) } else { self.make_room(total) }
+        let fits = total <= (self.limit as usize).saturating_sub(self.write as usize);
+        if fits { Ok(()) } else { self.make_room(total) }
     }
 
-    /// Looks for room for `total` words where there was none.
+    /// The same around the end, or where there was no room.
     #[cold]
     fn make_room(&mut self, total: usize) -> Result<(), SendError> {
+        if !self.waiting && total <= self.usable() as usize {
+            return Ok(());
+        }
         let len = total.saturating_mul(8);
         if total > self.most() as usize {
             return Err(SendError::TooLarge { len, most: self.capacity() });
@@ -139,7 +152,7 @@ impl<M: SharedMemory> RingWriter<M> {
     fn stop_waiting(&mut self) -> Result<(), RingError> {
         if self.waiting {
             self.waiting = false;
-            self.room = self.usable();
+            self.widen();
             self.ring.store(PENDING_SEND_SIZE, 0)?;
         }
         Ok(())
@@ -174,14 +187,16 @@ impl<M: SharedMemory> RingWriter<M> {
     fn stage_plain(&mut self, kind: PacketType, completion: bool, id: u64, payload: &[u8]) -> bool {
         let words = words_for(payload.len()) + DESCRIPTOR + TRAILER;
         let start = self.write;
-        if words <= self.room as usize
+        let end = start as usize + words;
+        if end <= self.limit as usize
             && let Some([first, second, body @ .., last]) = self.ring.straight(start, words)
         {
             first.store(plain_word(kind, completion, words - TRAILER).to_le(), Ordering::Relaxed);
             second.store(id.to_le(), Ordering::Relaxed);
             last.store(trailer(start).to_le(), Ordering::Relaxed);
             copy_in(body, payload);
-            self.finish(words);
+            self.write = end as u32;
+            self.packets += 1;
             return true;
         }
         false
@@ -211,15 +226,23 @@ impl<M: SharedMemory> RingWriter<M> {
     }
 
     /// Counts a packet that was written.
-    #[inline(always)]
+    #[inline]
     pub(super) fn finish(&mut self, total: usize) {
         self.write += total as u32;
+        self.packets += 1;
+        if self.write > self.limit {
+            self.settle();
+        }
+    }
+
+    /// Brings the place to write to back into the ring, and the limit in front of it.
+    #[cold]
+    fn settle(&mut self) {
         if self.write >= self.ring.size {
             self.write -= self.ring.size;
             self.laps += 1;
         }
-        self.room -= total as u32;
-        self.packets += 1;
+        self.widen();
     }
 
     /// Writes a packet that wraps around the end, or into memory in pieces.
