@@ -8,6 +8,8 @@ mod body;
 mod version;
 
 #[cfg(test)]
+mod bytes_tests;
+#[cfg(test)]
 mod tests;
 
 use core::fmt;

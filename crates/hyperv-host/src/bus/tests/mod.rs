@@ -6,4 +6,5 @@ mod life;
 mod newest;
 mod ring_faults;
 mod strict;
+mod wire;
 mod world;
