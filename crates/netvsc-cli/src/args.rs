@@ -39,6 +39,8 @@ Examples:
       send this file over every NIC and compare its digest
   netvsc run --size 1GiB
       send 1 GiB of generated data per NIC
+  netvsc run --vf shared --disks 1
+      one function with a port for every NIC, and a disk that has its serial number
   sudo netvsc run --tap nv0 --peer-tap nv1 --churn 2s
       two TAP interfaces, joined by a NIC, its VF and the virtual switch; VFs come and go every 2 s
 
@@ -81,6 +83,18 @@ pub enum HostChoice {
     Embedded,
 }
 
+/// How the NICs get their VFs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum VfLayout {
+    /// Each NIC has a function of its own, with the serial number that its association names
+    #[default]
+    Own,
+    /// One function has a port for every NIC, and all associations name its serial number
+    Shared,
+    /// The same, but the associations name another number, as MANA's do: only the MAC addresses match
+    Mana,
+}
+
 /// Options of `netvsc run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -118,6 +132,29 @@ pub struct RunArgs {
         long_help = "Print one JSON object per line for every event. The last line has \"event\":\"summary\" with the totals"
     )]
     pub json: bool,
+
+    /// How the NICs get their VFs
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LAYOUT",
+        default_value_t = VfLayout::Own,
+        conflicts_with = "tap",
+        help_heading = "Devices"
+    )]
+    pub vf: VfLayout,
+
+    /// NVMe disks beside the VFs, each with the serial number of one of them
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u8).range(..=16),
+        conflicts_with = "tap",
+        help_heading = "Devices",
+        long_help = "How many NVMe disks there are on virtual PCI buses of their own, 0 to 16. The host gives them the serial numbers that the VFs have, as real hosts do; they must never be paired"
+    )]
+    pub disks: u8,
 
     /// Attach the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)
     #[arg(
@@ -253,6 +290,8 @@ mod tests {
         assert_eq!(transfer.transfer, Some("a.bin".into()));
         assert_eq!((transfer.seed, transfer.json, transfer.host), (7, true, HostChoice::Embedded));
         assert_eq!(run("--size 1GiB").unwrap().size, ByteSize(1 << 30));
+        let devices = run("--vf shared --disks 2").unwrap();
+        assert_eq!((devices.vf, devices.disks), (VfLayout::Shared, 2));
         let tap = run("--tap nv0 --peer-tap nv1 --churn 300ms --duration 5s").unwrap();
         assert_eq!(tap.tap, Some("nv0".parse().unwrap()));
         assert_eq!(tap.peer_tap, Some("nv1".parse().unwrap()));
@@ -269,6 +308,8 @@ mod tests {
             ("--peer-tap nv1", "--tap"),
             ("--churn 300ms", "--tap"),
             ("--duration 5s", "--tap"),
+            ("--tap nv0 --vf shared", "--vf"),
+            ("--tap nv0 --disks 1", "--disks"),
             ("--tap nv0 --peer-tap nv0", "two different names"),
             ("--tap nv0 --duration 0", "--duration"),
         ] {
@@ -287,6 +328,8 @@ mod tests {
             ("--size 0", "zero"),
             ("--size 3parsecs", "MiB"),
             ("--host hyperv", "embedded"),
+            ("--vf none", "mana"),
+            ("--disks 17", "16"),
             ("--tap sixteen-bytes-xx", "at most 15 bytes"),
             ("--tap a/b", "'/'"),
             ("--tap ..", "cannot be called"),
@@ -308,6 +351,8 @@ mod tests {
             "--seed",
             "--host",
             "--json",
+            "--vf",
+            "--disks",
             "--tap",
             "--peer-tap",
             "--churn",

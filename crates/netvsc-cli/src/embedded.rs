@@ -27,10 +27,10 @@ const VF_DEPTH: u32 = 256;
 #[derive(Debug, Default)]
 struct Wiring {
     doorbells: BTreeMap<ConnectionId, SignalFlag>,
-    /// Windows of VFs by the instance GUID of their bus, put there by the host when it offers them.
-    windows: BTreeMap<Guid, VfWindow>,
-    /// Interrupts of the VFs that the guest has open.
-    interrupts: BTreeMap<Guid, SignalFlag>,
+    /// Windows of VFs' ports by the instance GUID of their bus, put there by the host when it offers them.
+    windows: BTreeMap<Guid, Vec<VfWindow>>,
+    /// Interrupts of the ports that the guest has open.
+    interrupts: BTreeMap<Guid, Vec<SignalFlag>>,
 }
 
 /// The guest's machine on the embedded host.
@@ -58,14 +58,15 @@ impl Machine for EmbeddedMachine {
         self.wiring.borrow_mut().doorbells.remove(&connection);
     }
 
-    fn open_port(&mut self, bus: Guid, _: &Function) -> Result<SimulatedPort, String> {
-        let window = self.wiring.borrow().windows.get(&bus).cloned();
-        let window = window.ok_or("its registers cannot be mapped")?;
-        let interrupt = window.interrupt.clone();
-        let port =
-            SimulatedPort::open(window, &self.ram, VF_DEPTH).map_err(|error| error.to_string())?;
-        self.wiring.borrow_mut().interrupts.insert(bus, interrupt);
-        Ok(port)
+    fn open_ports(&mut self, bus: Guid, _: &Function) -> Result<Vec<SimulatedPort>, String> {
+        let windows = self.wiring.borrow().windows.get(&bus).cloned();
+        let windows = windows.ok_or("its registers cannot be mapped")?;
+        let interrupts = windows.iter().map(|window| window.interrupt.clone()).collect();
+        let open = |window| SimulatedPort::open(window, &self.ram, VF_DEPTH);
+        let ports = windows.into_iter().map(open).collect::<Result<_, _>>();
+        let ports = ports.map_err(|error| error.to_string())?;
+        self.wiring.borrow_mut().interrupts.insert(bus, interrupts);
+        Ok(ports)
     }
 }
 
@@ -106,8 +107,9 @@ impl World {
 
     /// Makes the registers of a VF that is about to be offered reachable for the guest's driver.
     pub fn map_vf(&mut self, bus: Guid) {
-        if let Some(window) = self.host.map_vf(bus) {
-            self.wiring.borrow_mut().windows.insert(bus, window);
+        let windows = self.host.map_ports(bus);
+        if !windows.is_empty() {
+            self.wiring.borrow_mut().windows.insert(bus, windows);
         }
     }
 
@@ -162,10 +164,12 @@ impl World {
     fn interrupt_ports(&mut self) -> bool {
         let wiring = self.wiring.borrow();
         let mut any = false;
-        for (bus, interrupt) in &wiring.interrupts {
-            if interrupt.take() {
-                self.guest.port_interrupt(*bus);
-                any = true;
+        for (bus, interrupts) in &wiring.interrupts {
+            for interrupt in interrupts {
+                if interrupt.take() {
+                    self.guest.port_interrupt(*bus);
+                    any = true;
+                }
             }
         }
         any

@@ -82,6 +82,27 @@ fn the_emulated_nic_is_refused_by_rule_and_never_paired() {
     }
 }
 
+// HISTORY 16, 40: one function for all NICs, and disks with its serial number beside.
+#[test]
+fn a_shared_function_is_paired_port_by_port_and_disks_never() {
+    for (layout, reason) in [("own", "SerialAndMac"), ("shared", "SerialAndMac"), ("mana", "Mac")] {
+        let options = ["--json", "--size", "2MiB", "--seed", "5", "--vf", layout, "--disks", "2"];
+        let events = events(&run(&options));
+        let summary = events.last().expect("a summary");
+        assert_eq!(
+            (&summary["digest_ok"], &summary["frames_lost_orderly"]),
+            (&true.into(), &0.into())
+        );
+        let pairs = summary["pairs"].as_array().expect("pairs");
+        assert_eq!(pairs.len(), 2, "{layout}");
+        assert!(pairs.iter().all(|pair| pair["reason"] == reason), "{layout}: {pairs:?}");
+        assert_eq!(pairs[0]["serial"] == pairs[1]["serial"], layout != "own", "{layout}");
+        let arrived = of(&events, "function_arrived");
+        let disks = arrived.iter().filter(|function| function["id"] == "1414:b111").count();
+        assert_eq!(disks, 2, "{layout}");
+    }
+}
+
 #[test]
 fn a_file_arrives_as_it_is() {
     let path = std::env::temp_dir().join(format!("netvsc-run-{}", std::process::id()));

@@ -3,8 +3,10 @@
 //! [`Host`] joins the machines of this crate and is one itself: messages, doorbells and `now` go in, messages and interrupts
 //! come out. On top stand the acts of whoever runs the host: adding NICs and VFs, asking VFs back, tearing them away.
 
+mod device;
 mod vf;
 
+pub use device::DeviceSpec;
 pub use vf::{Departure, Disassociation, VfPlace, VfSpec};
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,10 +20,10 @@ use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant, Pfn, Serial};
 use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, HostChannel, OfferSpec};
 use crate::memory::GuestMemory;
 use crate::nic::{GuestView, NicPolicy, NicService, NicServiceConfig, NicServiceEvent};
-use crate::pci::PciPolicy;
+use crate::pci::{MOST_PORTS, PciPolicy, PciService, SlotTaken};
 use crate::switch::{Offered, PortConfig, PortCounters, PortId, Switch};
 use crate::vf::{VfCounters, VfWindow};
-use vf::HostVf;
+use device::HostPci;
 
 /// A NIC to be offered.
 #[derive(Clone, Debug)]
@@ -63,6 +65,20 @@ pub enum HostEvent {
         /// Whether the guest had let it go before.
         departure: Departure,
     },
+    /// A PCI device that belongs to no NIC is gone altogether: its channel is released.
+    DeviceGone {
+        /// Identity of its bus.
+        instance: Guid,
+        /// Whether the guest had let it go before.
+        departure: Departure,
+    },
+    /// The service of such a device gave up its channel because the guest broke the protocol.
+    DeviceFailed {
+        /// Identity of its bus.
+        instance: Guid,
+        /// What happened.
+        why: String,
+    },
     /// A service gave up a channel because the guest broke the protocol.
     Failed {
         /// Which NIC it concerns.
@@ -97,6 +113,18 @@ pub enum ActError {
     /// The NIC has no VF that the guest was offered.
     #[error("NIC {0} has no VF that could be taken away")]
     NoVf(usize),
+    /// There is no PCI device with this identity that the guest was offered.
+    #[error("there is no PCI device {0} that could be taken away")]
+    NoDevice(Guid),
+    /// There is a PCI device with this identity, or the last one has not gone yet.
+    #[error("there is a PCI device {0} already, or the last one has not gone yet")]
+    DevicePresent(Guid),
+    /// Two functions in one slot.
+    #[error(transparent)]
+    Slot(#[from] SlotTaken),
+    /// More NICs than a function of several ports has ports, or none.
+    #[error("{0} ports on one function: expected 1 to {MOST_PORTS}")]
+    Ports(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +132,8 @@ enum Owner {
     Nic(usize),
     /// A sub-channel: which NIC, which number.
     Queue(usize, u16),
-    Vf(usize),
+    /// The PCI bus with this identity.
+    Pci(Guid),
 }
 
 struct HostNic {
@@ -113,7 +142,8 @@ struct HostNic {
     queues: Vec<DeviceId>,
     port: PortId,
     service: NicService,
-    vf: Option<HostVf>,
+    /// The bus of its VF.
+    vf: Option<Guid>,
     perished: Perished,
     /// Frames handed to and taken from VFs that are gone, so that totals survive them.
     past_vfs: VfCounters,
@@ -127,6 +157,8 @@ pub struct Host {
     bus: BusServer,
     switch: Switch,
     nics: Vec<HostNic>,
+    /// PCI buses, those of VFs included.
+    devices: Vec<HostPci>,
     owners: BTreeMap<DeviceId, Owner>,
     events: VecDeque<HostEvent>,
     pci_policy: PciPolicy,
@@ -147,6 +179,7 @@ impl Host {
             memory,
             switch: Switch::new(),
             nics: Vec::new(),
+            devices: Vec::new(),
             owners: BTreeMap::new(),
             events: VecDeque::new(),
             pci_policy: pci,
@@ -204,9 +237,9 @@ impl Host {
                     nic.dirty = true;
                 }
             }
-            Some(Owner::Vf(nic)) => {
-                if let Some(vf) = self.nics.get_mut(*nic).and_then(|nic| nic.vf.as_mut()) {
-                    vf.dirty = true;
+            Some(&Owner::Pci(instance)) => {
+                if let Some(device) = self.device_mut(instance) {
+                    device.dirty = true;
                 }
             }
             None => {}
@@ -221,8 +254,11 @@ impl Host {
         }
         for nic in 0..self.nics.len() {
             self.poll_nic(nic, now);
-            self.poll_vf(nic, now);
         }
+        for device in 0..self.devices.len() {
+            self.poll_device(device, now);
+        }
+        self.forget_devices();
     }
 
     fn poll_nic(&mut self, number: usize, now: Instant) {
@@ -282,7 +318,11 @@ impl Host {
                 self.bus.closed(device, now);
             }
             BusEvent::Released { device } => match self.owners.remove(&device) {
-                Some(Owner::Vf(nic)) => self.vf_released(nic),
+                Some(Owner::Pci(instance)) => {
+                    if let Some(device) = self.device_mut(instance) {
+                        device.released = true;
+                    }
+                }
                 Some(Owner::Queue(nic, _)) => {
                     if let Some(nic) = self.nics.get_mut(nic) {
                         nic.queues.retain(|queue| *queue != device);
@@ -296,22 +336,19 @@ impl Host {
     }
 
     fn opened(&mut self, device: DeviceId, channel: HostChannel) {
-        let Some(&(Owner::Nic(number) | Owner::Queue(number, _) | Owner::Vf(number))) =
-            self.owners.get(&device)
-        else {
+        let owner = self.owners.get(&device).copied();
+        if let Some(Owner::Pci(instance)) = owner {
+            if let Some(device) = self.device_mut(instance) {
+                device.opened(channel);
+            }
             return;
-        };
+        }
+        let Some(Owner::Nic(number) | Owner::Queue(number, _)) = owner else { return };
         let Some(nic) = self.nics.get_mut(number) else { return };
         let Some(port) = self.switch.port_mut(nic.port) else { return };
-        match self.owners.get(&device) {
-            Some(Owner::Nic(_)) => nic.service.open(channel, port),
-            Some(&Owner::Queue(_, queue)) => nic.service.open_queue(queue, channel, port),
-            _ => {
-                if let Some(vf) = &mut nic.vf {
-                    vf.opened(channel);
-                }
-                return;
-            }
+        match owner {
+            Some(Owner::Queue(_, queue)) => nic.service.open_queue(queue, channel, port),
+            _ => nic.service.open(channel, port),
         }
         nic.dirty = true;
     }
@@ -333,9 +370,9 @@ impl Host {
                     self.bus.rescind(queue, now);
                 }
             }
-            Some(&Owner::Vf(number)) => {
-                if let Some(vf) = self.nics.get_mut(number).and_then(|nic| nic.vf.as_mut()) {
-                    vf.closed();
+            Some(&Owner::Pci(instance)) => {
+                if let Some(device) = self.device_mut(instance) {
+                    device.closed();
                 }
             }
             None => {}
@@ -346,10 +383,9 @@ impl Host {
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Instant> {
         let own = earliest(self.bus.poll_deadline(), self.switch.poll_deadline());
-        self.nics.iter().fold(own, |at, nic| {
-            let vf = nic.vf.as_ref().and_then(HostVf::poll_deadline);
-            earliest(at, earliest(nic.service.poll_deadline(), vf))
-        })
+        let nics = self.nics.iter().map(|nic| nic.service.poll_deadline());
+        let devices = self.devices.iter().map(HostPci::poll_deadline);
+        nics.chain(devices).fold(own, earliest)
     }
 
     /// Offers a frame of the peer behind a NIC's port to the switch.
@@ -392,27 +428,49 @@ impl Host {
 
     /// Counters of the VFs that a NIC had, the present one included.
     #[must_use]
-    pub fn vf_counters(&self, nic: usize) -> VfCounters {
-        let Some(nic) = self.nics.get(nic) else { return VfCounters::default() };
-        match &nic.vf {
-            Some(vf) => vf::sum(nic.past_vfs, vf.counters()),
+    pub fn vf_counters(&self, number: usize) -> VfCounters {
+        let Some(nic) = self.nics.get(number) else { return VfCounters::default() };
+        let present = nic.vf.and_then(|bus| self.device(bus)?.port_of(number));
+        match present {
+            Some(port) => vf::sum(nic.past_vfs, port.counters()),
             None => nic.past_vfs,
         }
     }
 
-    /// How the guest's driver reaches a VF: what mapping its BAR gives on real hardware.
+    /// How the guest's driver reaches the ports of a PCI device, in their order: what mapping its BAR gives on real
+    /// hardware. None if the device has no ports or is gone.
     #[must_use]
-    pub fn map_vf(&self, bus: Guid) -> Option<VfWindow> {
-        let vf =
-            self.nics.iter().filter_map(|nic| nic.vf.as_ref()).find(|vf| vf.instance() == bus)?;
-        vf.window()
+    pub fn map_ports(&self, bus: Guid) -> Vec<VfWindow> {
+        self.device(bus).map(HostPci::windows).unwrap_or_default()
+    }
+
+    /// The service of a PCI device's bus, to let it do more than the acts of this host: announce, misbehave, change its
+    /// policy, add functions.
+    pub fn pci_mut(&mut self, bus: Guid) -> Option<&mut PciService> {
+        let device = self.device_mut(bus)?;
+        device.dirty = true;
+        Some(&mut device.service)
+    }
+
+    /// The service of a PCI device's bus, to look at.
+    #[must_use]
+    pub fn pci(&self, bus: Guid) -> Option<&PciService> {
+        self.device(bus).map(|device| &device.service)
+    }
+
+    fn device(&self, instance: Guid) -> Option<&HostPci> {
+        self.devices.iter().find(|device| device.instance == instance)
+    }
+
+    fn device_mut(&mut self, instance: Guid) -> Option<&mut HostPci> {
+        self.devices.iter_mut().find(|device| device.instance == instance)
     }
 
     /// Where the VF of a NIC is.
     #[must_use]
     pub fn vf_place(&self, nic: usize) -> VfPlace {
         let Some(nic) = self.nics.get(nic) else { return VfPlace::Absent };
-        match &nic.vf {
+        match nic.vf.and_then(|bus| self.device(bus)) {
             None => VfPlace::Absent,
             Some(vf) if !vf.is_offered() => VfPlace::Moving,
             Some(_) if nic.service.data_path() == Path::Vf => VfPlace::InUse,
@@ -420,9 +478,9 @@ impl Host {
         }
     }
 
-    /// The serial of a NIC's VF, as the host gives it to both sides.
+    /// The serial of a NIC's VF, as its function has it.
     #[must_use]
     pub fn vf_serial(&self, nic: usize) -> Option<Serial> {
-        Some(self.nics.get(nic)?.vf.as_ref()?.serial())
+        Some(self.device(self.nics.get(nic)?.vf?)?.serial)
     }
 }

@@ -2,25 +2,25 @@
 
 use std::time::Duration;
 
-use vmbus::message::VPCI_CLASS;
-use vmbus::time::earliest;
+use netvsc::MacAddress;
 use vmbus::{Guid, Instant, Serial};
 use vpci::Slot;
-use vpci::message::Description;
 use vpci::slot::DevFn;
 
-use super::{ActError, Host, HostEvent, Owner};
-use crate::bus::{DeviceId, HostChannel, OfferSpec};
-use crate::pci::{PciEvent, PciService};
-use crate::vf::{self, VfConfig, VfCounters, VfDevice, VfWindow};
+use super::device::{HostPci, HostPort};
+use super::{ActError, Host};
+use crate::pci::{FunctionSpec, MOST_PORTS, PciService};
+use crate::vf::{self, VfConfig, VfCounters, VfDevice};
 
 /// A VF to be given to a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VfSpec {
     /// Identity of its virtual PCI bus.
     pub instance: Guid,
-    /// The serial that both the NIC's association and the function carry.
+    /// The serial of the function, and of the NIC's association if that has no other.
     pub serial: Serial,
+    /// What the association carries instead, where a host numbers the two differently, as with MANA.
+    pub associated: Option<Serial>,
     /// Whether the PCI device is offered at once, so that it can come before the association. Otherwise it is offered when
     /// the NIC service says so.
     pub offer_first: bool,
@@ -57,67 +57,6 @@ pub enum Disassociation {
     After(Duration),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The NIC knows of it; its PCI device is not offered yet.
-    Announced,
-    /// Its PCI device is offered.
-    Offered { device: DeviceId },
-    /// The guest was asked for it.
-    Ejecting { device: DeviceId, then: Disassociation },
-    /// Its PCI device is rescinded.
-    Leaving { departure: Departure },
-}
-
-/// A VF and its PCI bus.
-pub(super) struct HostVf {
-    spec: VfSpec,
-    slot: Slot,
-    service: PciService,
-    device: VfDevice,
-    phase: Phase,
-    /// When the NIC hears of its end, if that is still to come.
-    disassociate_at: Option<Instant>,
-    released: bool,
-    pub(super) dirty: bool,
-}
-
-impl HostVf {
-    pub(super) fn instance(&self) -> Guid {
-        self.spec.instance
-    }
-
-    pub(super) fn serial(&self) -> Serial {
-        self.spec.serial
-    }
-
-    pub(super) fn counters(&self) -> VfCounters {
-        self.device.counters()
-    }
-
-    pub(super) fn is_offered(&self) -> bool {
-        matches!(self.phase, Phase::Offered { .. })
-    }
-
-    /// The window of a device that is there.
-    pub(super) fn window(&self) -> Option<VfWindow> {
-        (!self.device.is_gone()).then(|| self.device.window())
-    }
-
-    pub(super) fn opened(&mut self, channel: HostChannel) {
-        self.service.open(channel);
-        self.dirty = true;
-    }
-
-    pub(super) fn closed(&mut self) {
-        self.service.close();
-    }
-
-    pub(super) fn poll_deadline(&self) -> Option<Instant> {
-        earliest(self.service.poll_deadline(), self.disassociate_at)
-    }
-}
-
 /// The sum of two sets of counters.
 pub(super) fn sum(a: VfCounters, b: VfCounters) -> VfCounters {
     VfCounters {
@@ -140,50 +79,80 @@ impl Host {
     /// # Errors
     /// [`ActError`].
     pub fn add_vf(&mut self, nic: usize, spec: VfSpec, now: Instant) -> Result<(), ActError> {
-        let policy = self.pci_policy.clone();
-        let memory = self.memory.clone();
-        let entry = self.nics.get_mut(nic).ok_or(ActError::NoNic(nic))?;
-        if entry.vf.is_some() {
-            return Err(ActError::VfPresent(nic));
+        let function = FunctionSpec::new(vf::description(slot(), spec.serial), vf::BAR_MASKS);
+        self.add_ports(&[nic], spec, function, now)
+    }
+
+    /// Gives several NICs a VF together: one function with a port for each, in their order, as MANA has it. All of them hear
+    /// of the same serial, and the function goes for all of them at once.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub fn add_shared_vf(
+        &mut self,
+        nics: &[usize],
+        spec: VfSpec,
+        now: Instant,
+    ) -> Result<(), ActError> {
+        let mac = |nic: &usize| Some(self.nics.get(*nic)?.service.mac());
+        let macs: Vec<MacAddress> = nics.iter().filter_map(mac).collect();
+        let function = FunctionSpec::multi_port(slot(), spec.serial, &macs);
+        self.add_ports(nics, spec, function, now)
+    }
+
+    fn add_ports(
+        &mut self,
+        nics: &[usize],
+        spec: VfSpec,
+        function: FunctionSpec,
+        now: Instant,
+    ) -> Result<(), ActError> {
+        if !(1..=MOST_PORTS).contains(&nics.len()) {
+            return Err(ActError::Ports(nics.len()));
         }
-        let config = VfConfig { mac: entry.service.mac(), link: true };
-        let description: Description = vf::description(DevFn(0).slot(), spec.serial);
-        let mut service = PciService::new(policy);
-        // A bus without functions has every slot free.
-        let added = service.add_function(description, vf::BAR_MASKS, now);
-        debug_assert!(added.is_ok());
-        entry.vf = Some(HostVf {
-            slot: description.slot,
-            service,
-            device: VfDevice::new(config, memory),
-            phase: Phase::Announced,
-            disassociate_at: None,
-            released: false,
-            dirty: true,
-            spec,
-        });
-        entry.service.vf_added(spec.serial, now);
-        entry.dirty = true;
+        if self.device(spec.instance).is_some() {
+            return Err(ActError::DevicePresent(spec.instance));
+        }
+        let mut ports: Vec<HostPort> = Vec::new();
+        for nic in nics {
+            let entry = self.nics.get(*nic).ok_or(ActError::NoNic(*nic))?;
+            if entry.vf.is_some() || ports.iter().any(|port| port.nic == *nic) {
+                return Err(ActError::VfPresent(*nic));
+            }
+            let config = VfConfig { mac: entry.service.mac(), link: true };
+            ports.push(HostPort { nic: *nic, device: VfDevice::new(config, self.memory.clone()) });
+        }
+        let mut service = PciService::new(self.pci_policy.clone());
+        service.add_device(function, now)?;
+        self.devices.push(HostPci::new(spec.instance, service, ports));
+        for nic in nics {
+            let Some(entry) = self.nics.get_mut(*nic) else { continue };
+            entry.vf = Some(spec.instance);
+            entry.service.vf_added(spec.associated.unwrap_or(spec.serial), now);
+            entry.dirty = true;
+        }
         if spec.offer_first {
-            self.offer_vf(nic, now);
+            self.offer_device(spec.instance, now);
         }
         Ok(())
     }
 
     /// Offers the PCI device of a NIC's VF, if that has not happened yet.
     pub(super) fn offer_vf(&mut self, nic: usize, now: Instant) {
-        let Some(vf) = self.nics.get_mut(nic).and_then(|nic| nic.vf.as_mut()) else { return };
-        if vf.phase != Phase::Announced {
-            return;
+        if let Some(bus) = self.nics.get(nic).and_then(|nic| nic.vf) {
+            self.offer_device(bus, now);
         }
-        let spec = OfferSpec::new(VPCI_CLASS, vf.spec.instance, 1);
-        let device = self.bus.offer(spec, now);
-        vf.phase = Phase::Offered { device };
-        self.owners.insert(device, Owner::Vf(nic));
-        self.events.push_back(HostEvent::VfOffered { nic });
     }
 
-    /// Asks the guest for a NIC's VF, and takes it once the guest has let it go or its time is over.
+    /// Where in the list of devices the VF of a NIC is.
+    fn vf_at(&self, nic: usize) -> Result<usize, ActError> {
+        let bus = self.nics.get(nic).ok_or(ActError::NoNic(nic))?.vf.ok_or(ActError::NoVf(nic))?;
+        let at = self.devices.iter().position(|device| device.instance == bus);
+        at.ok_or(ActError::NoVf(nic))
+    }
+
+    /// Asks the guest for a NIC's VF, and takes it once the guest has let it go or its time is over. If others share it,
+    /// they lose it, too.
     ///
     /// # Errors
     /// [`ActError`].
@@ -193,20 +162,16 @@ impl Host {
         then: Disassociation,
         now: Instant,
     ) -> Result<(), ActError> {
-        let entry = self.nics.get_mut(nic).ok_or(ActError::NoNic(nic))?;
-        let vf = entry.vf.as_mut().ok_or(ActError::NoVf(nic))?;
-        let Phase::Offered { device } = vf.phase else { return Err(ActError::NoVf(nic)) };
-        vf.phase = Phase::Ejecting { device, then };
-        vf.service.eject(vf.slot, now);
-        vf.dirty = true;
+        let at = self.vf_at(nic)?;
+        let device = self.devices.get_mut(at).ok_or(ActError::NoVf(nic))?;
+        device.eject(then, now).ok_or(ActError::NoVf(nic))?;
         if then == Disassociation::First {
-            entry.service.vf_lost();
-            entry.dirty = true;
+            self.disassociate(at);
         }
         Ok(())
     }
 
-    /// Tears a NIC's VF away without a word before.
+    /// Tears a NIC's VF away without a word before, also from those that share it.
     ///
     /// # Errors
     /// [`ActError`].
@@ -216,11 +181,8 @@ impl Host {
         then: Disassociation,
         now: Instant,
     ) -> Result<(), ActError> {
-        let entry = self.nics.get(nic).ok_or(ActError::NoNic(nic))?;
-        let vf = entry.vf.as_ref().ok_or(ActError::NoVf(nic))?;
-        let Phase::Offered { device } = vf.phase else { return Err(ActError::NoVf(nic)) };
-        self.take_vf(nic, device, Departure::Surprise, then, now);
-        Ok(())
+        let at = self.vf_at(nic)?;
+        self.tear_away(at, then, now).ok_or(ActError::NoVf(nic))
     }
 
     /// Sets the link of a NIC's VF.
@@ -228,107 +190,14 @@ impl Host {
     /// # Errors
     /// [`ActError::NoVf`] if it has none.
     pub fn set_vf_link(&mut self, nic: usize, up: bool) -> Result<(), ActError> {
-        let entry = self.nics.get_mut(nic).ok_or(ActError::NoNic(nic))?;
-        entry.vf.as_mut().ok_or(ActError::NoVf(nic))?.device.set_link(up);
+        let at = self.vf_at(nic)?;
+        let port = self.devices.get_mut(at).and_then(|device| device.port_of_mut(nic));
+        port.ok_or(ActError::NoVf(nic))?.set_link(up);
         Ok(())
     }
+}
 
-    /// The VF goes: device, PCI bus, and at some time the association.
-    fn take_vf(
-        &mut self,
-        nic: usize,
-        bus: DeviceId,
-        departure: Departure,
-        then: Disassociation,
-        now: Instant,
-    ) {
-        let Some(entry) = self.nics.get_mut(nic) else { return };
-        let Some(vf) = &mut entry.vf else { return };
-        vf.phase = Phase::Leaving { departure };
-        if let Some(port) = self.switch.port_mut(entry.port) {
-            vf.device.tear_away(port);
-        }
-        vf.service.close();
-        match (departure, then) {
-            // Already done when the guest was asked.
-            (Departure::Orderly, Disassociation::First) => {}
-            (Departure::Surprise, Disassociation::First) => {
-                entry.service.vf_lost();
-                entry.dirty = true;
-            }
-            (_, Disassociation::After(span)) => vf.disassociate_at = Some(now + span),
-        }
-        self.bus.rescind(bus, now);
-    }
-
-    pub(super) fn poll_vf(&mut self, number: usize, now: Instant) {
-        let Some(nic) = self.nics.get_mut(number) else { return };
-        let Some(port) = self.switch.port_mut(nic.port) else { return };
-        let Some(vf) = &mut nic.vf else { return };
-        if vf.disassociate_at.is_some_and(|at| at <= now) {
-            vf.disassociate_at = None;
-            nic.service.vf_lost();
-            nic.dirty = true;
-        }
-        let rang = vf.device.take_doorbell();
-        if rang || port.take_wake(netvsc::Path::Vf, now) {
-            vf.device.poll(now, port);
-        }
-        let due = vf.service.poll_deadline().is_some_and(|at| at <= now);
-        if due || std::mem::take(&mut vf.dirty) {
-            vf.service.poll(now);
-        }
-        let mut ejected = None;
-        while let Some(event) = vf.service.poll_event() {
-            let outcome = match event {
-                PciEvent::EjectCompleted { .. } => Departure::Orderly,
-                PciEvent::EjectOverdue { .. } => Departure::Surprise,
-                PciEvent::Failed(error) => {
-                    let why = error.to_string();
-                    self.events.push_back(HostEvent::Failed { nic: number, why });
-                    continue;
-                }
-                _ => continue,
-            };
-            if let Phase::Ejecting { device, then } = vf.phase {
-                ejected = Some((device, outcome, then));
-            }
-        }
-        if let Some((device, departure, then)) = ejected {
-            self.take_vf(number, device, departure, then, now);
-        }
-        self.forget_vf(number);
-    }
-
-    /// The guest has released the channel of a VF's bus.
-    pub(super) fn vf_released(&mut self, nic: usize) {
-        if let Some(vf) = self.nics.get_mut(nic).and_then(|nic| nic.vf.as_mut()) {
-            vf.released = true;
-        }
-        self.forget_vf(nic);
-    }
-
-    /// Forgets a VF of which neither its bus nor its association is left.
-    fn forget_vf(&mut self, number: usize) {
-        let Some(nic) = self.nics.get_mut(number) else { return };
-        let Some(vf) = &nic.vf else { return };
-        let Phase::Leaving { departure } = vf.phase else { return };
-        if !vf.released || vf.disassociate_at.is_some() {
-            return;
-        }
-        let counters = vf.counters();
-        match departure {
-            Departure::Orderly => {
-                nic.perished.sent_orderly += counters.tx_perished;
-                nic.perished.received_orderly += counters.rx_perished;
-            }
-            Departure::Surprise => {
-                nic.perished.sent_surprise += counters.tx_perished;
-                nic.perished.received_surprise += counters.rx_perished;
-            }
-        }
-        nic.past_vfs = sum(nic.past_vfs, counters);
-        nic.vf = None;
-        self.events.push_back(HostEvent::VfGone { nic: number, departure });
-    }
+/// Where a VF sits on its bus.
+fn slot() -> Slot {
+    DevFn(0).slot()
 }

@@ -24,6 +24,9 @@ pub const MULTI_PORT_MACS: u32 = 0x10;
 /// Bytes from one port to the next.
 pub const MULTI_PORT_STRIDE: u32 = 0x10;
 
+/// Most ports that such a function can have: BAR 0 has a page of registers for each behind its first.
+pub const MOST_PORTS: usize = 15;
+
 /// Where a function has its MSI-X table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsixSpec {
@@ -82,9 +85,11 @@ impl FunctionSpec {
     }
 
     /// One network function with several ports, as Azure's MANA is: every NIC of the machine is paired with one port of
-    /// it, so that all have the same serial number. BAR 0 lists the ports' MAC addresses.
+    /// it, so that all have the same serial number. The first page of BAR 0 lists the ports' MAC addresses; the registers
+    /// of port n are its page n + 1. Of more than [`MOST_PORTS`] ports the rest is left out.
     #[must_use]
     pub fn multi_port(slot: Slot, serial: Serial, ports: &[MacAddress]) -> Self {
+        let ports = ports.get(..MOST_PORTS).unwrap_or(ports);
         let mut description = crate::vf::description(slot, serial);
         (description.device, description.subsystem) = (0x00ba, 0x00b9);
         description.numa_node = Some(0);

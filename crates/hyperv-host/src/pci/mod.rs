@@ -32,8 +32,8 @@ use zerocopy::IntoBytes;
 use crate::bus::HostChannel;
 use device::Hardware;
 pub use device::{
-    FunctionSpec, MULTI_PORT_COUNT, MULTI_PORT_ID, MULTI_PORT_MACS, MULTI_PORT_STRIDE, MsixSpec,
-    Raised,
+    FunctionSpec, MOST_PORTS, MULTI_PORT_COUNT, MULTI_PORT_ID, MULTI_PORT_MACS, MULTI_PORT_STRIDE,
+    MsixSpec, Raised,
 };
 pub use misbehave::Misbehaviour;
 pub use mmio::HostMemory;

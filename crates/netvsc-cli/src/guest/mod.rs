@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use netvsc::adapter::{AdapterConfig, AdapterCounters, AdapterError};
 use netvsc::pairing::{DeviceKind, Pairing, PairingConfig};
 use netvsc::{MacAddress, VfPort};
-use vmbus::bus::{Bus, BusConfig, Event as BusEvent, Offer, Post};
+use vmbus::bus::{Bus, BusConfig, Error as BusError, Event as BusEvent, Offer, Post};
 use vmbus::memory::SharedPages;
 use vmbus::message::{NIC_CLASS, VPCI_CLASS};
 use vmbus::platform::Platform;
@@ -39,11 +39,11 @@ pub trait Machine: Platform {
     /// The channel with this connection id is gone.
     fn forget_doorbell(&mut self, connection: ConnectionId);
 
-    /// The driver of a function takes it into use.
+    /// The driver of a network function takes it into use: its ports, in the order of their numbers.
     ///
     /// # Errors
     /// Why it could not, in words.
-    fn open_port(&mut self, bus: Guid, function: &Function) -> Result<Self::Port, String>;
+    fn open_ports(&mut self, bus: Guid, function: &Function) -> Result<Vec<Self::Port>, String>;
 }
 
 /// Where frames that were received go: the number of their NIC, and how to append the frame to a buffer.
@@ -260,7 +260,9 @@ impl<M: Machine> Guest<M> {
             _ => return,
         };
         match self.open(offer, pages, now) {
-            Ok(link) if offer.class == NIC_CLASS => {
+            // The host took it back at once; that event follows.
+            Ok(None) => self.machine.forget_doorbell(offer.connection),
+            Ok(Some(link)) if offer.class == NIC_CLASS => {
                 let number = self.nics.iter().position(|nic| nic.instance == offer.instance);
                 let number = number.unwrap_or(self.nics.len());
                 self.owners.insert(offer.channel, (Owner::Nic(number), offer.connection));
@@ -273,33 +275,38 @@ impl<M: Machine> Guest<M> {
                 }
                 self.events.push_back(What::NicOffered { nic: number, instance });
             }
-            Ok(link) => {
+            Ok(Some(link)) => {
                 let owner = Owner::Pci(offer.instance);
                 self.owners.insert(offer.channel, (owner, offer.connection));
                 let device = PciDevice::new(offer.channel, link);
                 self.buses.insert(offer.instance, device);
             }
-            Err(why) => self.fail(format!("device {}: {why}", offer.instance)),
+            Err(why) => {
+                self.machine.forget_doorbell(offer.connection);
+                self.fail(format!("device {}: {why}", offer.instance));
+            }
         }
     }
 
-    /// Allocates rings of `pages` pages each, joins them to a channel and asks the host to open it.
+    /// Allocates rings of `pages` pages each, joins them to a channel and asks the host to open it. `None` if the channel is
+    /// rescinded already.
     fn open(
         &mut self,
         offer: &Offer,
         pages: usize,
         now: Instant,
-    ) -> Result<Channel<SharedPages, M::Doorbell>, String> {
+    ) -> Result<Option<Channel<SharedPages, M::Doorbell>>, String> {
         let rings = self.machine.allocate(2 * pages).map_err(|error| error.to_string())?;
         let halves = rings.slice(0, pages).zip(rings.slice(pages, pages));
         let (tx, rx) = halves.ok_or("rings of no pages")?;
         let doorbell = self.machine.doorbell(offer.connection);
         let link = Channel::from_parts(tx, rx, doorbell).map_err(|error| error.to_string())?;
         let downstream = u32::try_from(pages).map_err(|error| error.to_string())?;
-        self.bus
-            .open(offer.channel, &rings, downstream, 0, now)
-            .map_err(|error| error.to_string())?;
-        Ok(link)
+        match self.bus.open(offer.channel, &rings, downstream, 0, now) {
+            Ok(()) => Ok(Some(link)),
+            Err(BusError::Rescinded { .. }) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     fn rescinded(&mut self, channel: ChannelId, now: Instant) {

@@ -98,6 +98,11 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
         }
     }
 
+    /// Whether the NIC has a port of this function.
+    pub(super) fn has_bound(&self, bus: Guid, function: FunctionId) -> bool {
+        self.bound.is_some_and(|bound| bound.bus == bus && bound.function == function)
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.adapter().and_then(Adapter::poll_deadline)
     }

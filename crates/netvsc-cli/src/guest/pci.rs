@@ -35,13 +35,22 @@ enum Stage<D> {
 struct Present<P> {
     /// Its name in pairing.
     id: PairingFunction,
-    /// The name of its port in pairing, if there is a driver for it.
-    port_id: Option<PortId>,
-    /// Its port, while no NIC has it.
-    port: Option<P>,
+    /// Its ports, if there is a driver for it.
+    ports: Vec<PresentPort<P>>,
     /// Whether the host waits for it.
     ejecting: bool,
 }
+
+/// A port of a function.
+struct PresentPort<P> {
+    /// Its name in pairing.
+    id: PortId,
+    /// The port, while no NIC has it.
+    port: Option<P>,
+}
+
+/// PCI class of network devices.
+const NETWORK: u8 = 2;
 
 /// One bus.
 pub(super) struct PciDevice<D, P> {
@@ -89,7 +98,8 @@ impl<D: Doorbell, P: VfPort> PciDevice<D, P> {
     }
 
     fn has_port(&self, port: PortId) -> Option<FunctionId> {
-        self.functions.iter().find(|(_, present)| present.port_id == Some(port)).map(|(id, _)| *id)
+        let has = |present: &Present<P>| present.ports.iter().any(|it| it.id == port);
+        self.functions.iter().find(|(_, present)| has(present)).map(|(id, _)| *id)
     }
 }
 
@@ -156,24 +166,42 @@ impl<M: Machine> Guest<M> {
             },
             now,
         );
-        let mut present = Present { id, port_id: None, port: None, ejecting: false };
-        match self.machine.open_port(bus, function) {
-            Ok(port) => {
-                let mac = port.permanent_mac().map_or(PermanentMac::NotYet, PermanentMac::Known);
-                match self.pairing.port_arrived(id, 0, mac, now) {
-                    Ok(port_id) => present.port_id = Some(port_id),
-                    Err(error) => self.fail(error.to_string()),
+        let mut present = Present { id, ports: Vec::new(), ejecting: false };
+        // Disks and the like have drivers of their own; they are known here so that their serials are.
+        if description.class == NETWORK {
+            present.ports = self.open_ports(bus, function, id, now);
+        }
+        if let Some(device) = self.buses.get_mut(&bus) {
+            device.functions.insert(function.id, present);
+        }
+    }
+
+    /// Hands a network function to its driver, and its ports to pairing.
+    fn open_ports(
+        &mut self,
+        bus: Guid,
+        function: &Function,
+        id: PairingFunction,
+        now: Instant,
+    ) -> Vec<PresentPort<M::Port>> {
+        let mut ports = Vec::new();
+        match self.machine.open_ports(bus, function) {
+            Ok(opened) => {
+                for (number, port) in (0..).zip(opened) {
+                    let mac =
+                        port.permanent_mac().map_or(PermanentMac::NotYet, PermanentMac::Known);
+                    match self.pairing.port_arrived(id, number, mac, now) {
+                        Ok(id) => ports.push(PresentPort { id, port: Some(port) }),
+                        Err(error) => self.fail(error.to_string()),
+                    }
                 }
-                present.port = Some(port);
             }
             Err(why) => {
                 let slot = function.slot();
                 self.fail(format!("pci {bus} slot {slot}: no driver took the function: {why}"));
             }
         }
-        if let Some(device) = self.buses.get_mut(&bus) {
-            device.functions.insert(function.id, present);
-        }
+        ports
     }
 
     fn function_left(&mut self, bus: Guid, function: &Function, why: &str, now: Instant) {
@@ -186,7 +214,7 @@ impl<M: Machine> Guest<M> {
             why: if present.ejecting { "as the host had asked".into() } else { why.into() },
         });
         for nic in &mut self.nics {
-            if nic.bound.is_some_and(|bound| bound.function == function.id && bound.bus == bus)
+            if nic.has_bound(bus, function.id)
                 && let Some(adapter) = nic.adapter_mut()
             {
                 adapter.port_gone(now);
@@ -203,14 +231,24 @@ impl<M: Machine> Guest<M> {
         let Some(present) = device.functions.get_mut(&function) else { return };
         present.ejecting = true;
         for nic in &mut self.nics {
-            if nic.bound.is_some_and(|bound| bound.function == function && bound.bus == bus)
+            if nic.has_bound(bus, function)
                 && let Some(adapter) = nic.adapter_mut()
             {
-                // The answer follows when the port is quiet.
-                return adapter.release(Cause::Eject, now);
+                adapter.release(Cause::Eject, now);
+                nic.rung = true;
             }
         }
-        self.let_go(bus, function, now);
+        self.let_go_if_free(bus, function, now);
+    }
+
+    /// Answers for a function that the host wants back once no NIC has a port of it any more.
+    fn let_go_if_free(&mut self, bus: Guid, function: FunctionId, now: Instant) {
+        let used = self.nics.iter().any(|nic| nic.has_bound(bus, function));
+        let device = self.buses.get(&bus);
+        let present = device.and_then(|device| device.functions.get(&function));
+        if !used && present.is_some_and(|present| present.ejecting) {
+            self.let_go(bus, function, now);
+        }
     }
 
     /// Nobody uses a function any more that the host wants back.
@@ -218,9 +256,9 @@ impl<M: Machine> Guest<M> {
         let Some(device) = self.buses.get_mut(&bus) else { return };
         let Some(present) = device.functions.get_mut(&function) else { return };
         // The driver turns the device off before the host hears that it may have it.
-        present.port = None;
-        if let Some(port) = present.port_id.take() {
-            let stale = self.pairing.port_left(port, now).err();
+        for PresentPort { id, port } in std::mem::take(&mut present.ports) {
+            drop(port);
+            let stale = self.pairing.port_left(id, now).err();
             self.note_stale(stale);
         }
         let slot = function.slot().to_string();
@@ -249,21 +287,16 @@ impl<M: Machine> Guest<M> {
             let stale = self.pairing.unbound(id, port, now).err();
             self.note_stale(stale);
         }
-        let device = self.buses.get(&bound.bus);
-        if device
-            .and_then(|device| device.functions.get(&bound.function))
-            .is_some_and(|it| it.ejecting)
-        {
-            self.let_go(bound.bus, bound.function, now);
-        }
+        self.let_go_if_free(bound.bus, bound.function, now);
     }
 
     /// Puts a port back to its function. If that has left, the port goes, too.
     pub(super) fn keep_port(&mut self, bound: Bound, port: M::Port) {
         if let Some(device) = self.buses.get_mut(&bound.bus)
             && let Some(present) = device.functions.get_mut(&bound.function)
+            && let Some(place) = present.ports.iter_mut().find(|it| it.id == bound.port)
         {
-            present.port = Some(port);
+            place.port = Some(port);
         }
     }
 
@@ -275,7 +308,8 @@ impl<M: Machine> Guest<M> {
             if present.ejecting {
                 return None;
             }
-            Some((Bound { bus: *bus, function, port }, present.port.take()?))
+            let place = present.ports.iter_mut().find(|it| it.id == port)?;
+            Some((Bound { bus: *bus, function, port }, place.port.take()?))
         })
     }
 

@@ -55,7 +55,7 @@ fn host_event(args: &RunArgs) -> What {
 
 fn transfer(args: &RunArgs) -> Result<ExitCode, Error> {
     let started = Clock::now();
-    let plan = Plan::new(args.seed, NICS, false);
+    let plan = Plan::new(args.seed, NICS, false).with_devices(args.vf, args.disks);
     let sources = plan.nics.iter().map(|nic| match &args.transfer {
         Some(path) => Source::file(path),
         None => Ok(Source::seeded(nic.data_seed, args.size.0)),

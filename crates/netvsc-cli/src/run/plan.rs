@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use hyperv_host::bus::BusPolicy;
-use hyperv_host::host::{Disassociation, NicSpec, VfSpec};
+use hyperv_host::host::{DeviceSpec, Disassociation, NicSpec, VfSpec};
 use hyperv_host::nic::{NicPolicy, SwitchAnswer};
-use hyperv_host::pci::PciPolicy;
+use hyperv_host::pci::{FunctionSpec, PciPolicy};
 use hyperv_host::switch::{PortConfig, WireConfig};
 use netvsc::MacAddress;
 use netvsc::nvsp::Version;
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use vmbus::{Guid, Serial};
+use vpci::slot::DevFn;
+
+use crate::args::VfLayout;
 
 /// Rate of the wires in virtual time: slow enough for VFs to come and go while a transfer lasts.
 const RATE: u64 = 250_000_000;
@@ -44,6 +47,10 @@ pub struct Plan {
     pub pci: PciPolicy,
     /// The NICs.
     pub nics: Vec<NicPlan>,
+    /// Whether one function serves all NICs. It is the first NIC's VF then, and the others' are not used.
+    pub shared: bool,
+    /// PCI devices that belong to no NIC.
+    pub devices: Vec<DeviceSpec>,
     /// MAC of the emulated NIC: that of the first NIC.
     pub emulated: MacAddress,
     /// For what is decided later.
@@ -85,7 +92,26 @@ impl Plan {
         let pci = PciPolicy { reply_delay: up_to_micros(&mut random, 500), ..PciPolicy::default() };
         let nics: Vec<_> = (0..nics).map(|nic| Self::nic(nic, real_time, &mut random)).collect();
         let emulated = nics.first().map_or(MacAddress([0; 6]), |nic| nic.nic.mac);
-        Self { bus, pci, nics, emulated, random }
+        Self { bus, pci, nics, shared: false, devices: Vec::new(), emulated, random }
+    }
+
+    /// The same with other devices: how the NICs get their VFs, and disks that have the VFs' serial numbers.
+    #[must_use]
+    pub fn with_devices(mut self, vfs: VfLayout, disks: u8) -> Self {
+        self.shared = vfs != VfLayout::Own;
+        if vfs == VfLayout::Mana
+            && let Some(first) = self.nics.first_mut()
+        {
+            first.vf.associated = Some(Serial(first.vf.serial.0.wrapping_add(1_000_000)));
+        }
+        for disk in 0..usize::from(disks) {
+            let vf = self.nics.get(disk % self.nics.len().max(1));
+            let serial = vf.map_or(Serial(0), |nic| nic.vf.serial);
+            let instance = guid(&mut self.random);
+            let functions = vec![FunctionSpec::nvme(DevFn(0).slot(), serial)];
+            self.devices.push(DeviceSpec { instance, functions });
+        }
+        self
     }
 
     fn nic(number: usize, real_time: bool, random: &mut Xoshiro256PlusPlus) -> NicPlan {
@@ -119,6 +145,7 @@ impl Plan {
             vf: VfSpec {
                 instance: guid(random),
                 serial: Serial(u32::try_from(number).unwrap_or(u32::MAX).saturating_add(1)),
+                associated: None,
                 offer_first: below(random, 2) == 0,
             },
             disassociation,

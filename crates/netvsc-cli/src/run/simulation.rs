@@ -77,7 +77,9 @@ impl Simulation {
         });
         let lanes = lanes.collect();
         let stage = Stage::new(plan, now, |nic, plan| {
-            Script::default_run(nic, plan.nics[nic].vf.serial, &mut plan.random)
+            let script = Script::default_run(nic, plan.nics[nic].vf.serial, &mut plan.random);
+            // What happens to a shared function happens to all NICs at once.
+            if plan.shared && nic > 0 { Script::quiet(script.serial()) } else { script }
         })?;
         Ok(Self { stage, lanes, now, next_view: now })
     }

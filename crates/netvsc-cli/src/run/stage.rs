@@ -39,8 +39,13 @@ impl Stage {
         let scripts = (0..plan.nics.len()).map(|nic| script(nic, &mut plan)).collect();
         let events = VecDeque::new();
         let mut stage = Self { world, events, plan, scripts, ejects: 0, surprises: 0 };
-        for nic in 0..stage.plan.nics.len() {
+        let vfs = if stage.plan.shared { 1 } else { stage.nics() };
+        for nic in 0..vfs.min(stage.nics()) {
             stage.add_vf(nic, stage.plan.nics[nic].vf, now)?;
+        }
+        for device in std::mem::take(&mut stage.plan.devices) {
+            let added = stage.world.host.add_device(device, now);
+            added.map_err(|error| Error::Run(error.to_string()))?;
         }
         stage.world.guest.see_emulated(stage.plan.emulated);
         Ok(stage)
@@ -57,7 +62,13 @@ impl Stage {
     }
 
     fn add_vf(&mut self, nic: usize, spec: VfSpec, now: Instant) -> Result<(), Error> {
-        self.world.host.add_vf(nic, spec, now).map_err(|error| Error::Run(error.to_string()))?;
+        let added = if self.plan.shared {
+            let nics: Vec<usize> = (0..self.nics()).collect();
+            self.world.host.add_shared_vf(&nics, spec, now)
+        } else {
+            self.world.host.add_vf(nic, spec, now)
+        };
+        added.map_err(|error| Error::Run(error.to_string()))?;
         self.world.map_vf(spec.instance);
         Ok(())
     }
@@ -72,6 +83,8 @@ impl Stage {
         while let Some(event) = self.world.host.poll_event() {
             moved = true;
             match event {
+                // A shared function is gone for all NICs, and counted once.
+                HostEvent::VfGone { nic, .. } if self.plan.shared && nic > 0 => {}
                 HostEvent::VfGone { nic, departure } => {
                     match departure {
                         Departure::Orderly => self.ejects += 1,
@@ -83,7 +96,12 @@ impl Stage {
                     let what = format!("the host's service of nic{nic}: {why}");
                     self.tell(now, What::Failed { what });
                 }
-                HostEvent::NicOperational { .. }
+                HostEvent::DeviceFailed { instance, why } => {
+                    let what = format!("the host's service of pci {instance}: {why}");
+                    self.tell(now, What::Failed { what });
+                }
+                HostEvent::DeviceGone { .. }
+                | HostEvent::NicOperational { .. }
                 | HostEvent::VfOffered { .. }
                 | HostEvent::DataPath { .. } => {}
             }

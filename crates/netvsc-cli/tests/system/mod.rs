@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use hyperv_host::bus::BusPolicy;
-use hyperv_host::host::{Departure, HostEvent, NicSpec, VfSpec};
+use hyperv_host::host::{Departure, DeviceSpec, HostEvent, NicSpec, VfSpec};
 use hyperv_host::nic::NicPolicy;
-use hyperv_host::pci::PciPolicy;
+use hyperv_host::pci::{FunctionSpec, PciPolicy};
 use hyperv_host::switch::{Offered, PortConfig, WireConfig};
 use netvsc::MacAddress;
 use netvsc_cli::embedded::World;
 use netvsc_cli::event::What;
 use netvsc_cli::guest::Sending;
 use vmbus::{Guid, Instant, Serial};
+use vpci::Slot;
 
 /// Virtual time after which whoever waits for something gives up.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -32,6 +33,8 @@ pub struct System {
     pub told: Vec<What>,
     /// VFs that are gone, and how they went.
     pub gone: Vec<(usize, Departure)>,
+    /// Other devices that are gone, and how they went.
+    pub gone_devices: Vec<(Guid, Departure)>,
     lanes: Vec<Lane>,
 }
 
@@ -42,6 +45,12 @@ pub fn mac(nic: usize) -> MacAddress {
 /// Instance GUID of a virtual bus.
 pub fn bus(number: u32) -> Guid {
     Guid::from_u128(0x4750_5500_0000_0000_3130_0000_0000_0000 | u128::from(number))
+}
+
+/// A VF on a bus of its own, to be offered when its NIC's service says so.
+pub fn vf(nic: usize, serial: u32) -> VfSpec {
+    let (instance, serial) = (bus(nic as u32), Serial(serial));
+    VfSpec { instance, serial, associated: None, offer_first: false }
 }
 
 fn frame(number: u32) -> Vec<u8> {
@@ -61,26 +70,55 @@ impl System {
     }
 
     pub fn with_policy(nics: usize, pci: PciPolicy) -> Self {
-        let mut world = World::new(BusPolicy::default(), pci, 5);
+        Self::with_policies(nics, BusPolicy::default(), pci, &NicPolicy::default())
+    }
+
+    pub fn with_policies(nics: usize, bus: BusPolicy, pci: PciPolicy, policy: &NicPolicy) -> Self {
+        let mut world = World::new(bus, pci, 5);
         for nic in 0..nics {
             let wire = WireConfig::instant();
             let port = PortConfig { to_peer: wire, from_peer: wire, ..PortConfig::default() };
             let instance = Guid::from_u128(0xf8f8_0000 + nic as u128);
-            let spec = NicSpec { instance, mac: mac(nic), policy: NicPolicy::default(), port };
+            let spec = NicSpec { instance, mac: mac(nic), policy: policy.clone(), port };
             world.host.add_nic(spec, Instant::ZERO);
         }
         world.guest.start(Instant::ZERO).expect("for the first time");
         let lanes = (0..nics).map(|_| Lane::default()).collect();
-        let (told, gone) = (Vec::new(), Vec::new());
-        Self { world, now: Instant::ZERO, told, gone, lanes }
+        let (told, gone, gone_devices) = (Vec::new(), Vec::new(), Vec::new());
+        Self { world, now: Instant::ZERO, told, gone, gone_devices, lanes }
     }
 
     /// Gives a NIC a VF of its own.
     pub fn add_vf(&mut self, nic: usize, serial: u32) {
-        let instance = bus(nic as u32);
-        let spec = VfSpec { instance, serial: Serial(serial), offer_first: false };
+        let spec = vf(nic, serial);
         self.world.host.add_vf(nic, spec, self.now).expect("it has none");
-        self.world.map_vf(instance);
+        self.world.map_vf(spec.instance);
+    }
+
+    /// Gives all NICs a VF together, on the bus of the first. The associations name `associated`.
+    pub fn add_shared_vf(&mut self, serial: u32, associated: u32) {
+        let nics: Vec<usize> = (0..self.lanes.len()).collect();
+        let spec = VfSpec { associated: Some(Serial(associated)), ..vf(0, serial) };
+        self.world.host.add_shared_vf(&nics, spec, self.now).expect("they have none");
+        self.world.map_vf(spec.instance);
+    }
+
+    /// Offers an NVMe disk.
+    pub fn add_disk(&mut self, number: u32, serial: u32) {
+        let slot = Slot::new(0, 0).expect("a slot");
+        let functions = vec![FunctionSpec::nvme(slot, Serial(serial))];
+        let spec = DeviceSpec { instance: bus(number), functions };
+        self.world.host.add_device(spec, self.now).expect("a new one");
+    }
+
+    /// How many NICs there are.
+    pub fn nics(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// What was told of some kind since the last call.
+    pub fn take_told<T>(&mut self, kind: impl Fn(&What) -> Option<T>) -> Vec<T> {
+        self.told.drain(..).filter_map(|what| kind(&what)).collect()
     }
 
     /// Does all that can be done at this moment.
@@ -103,6 +141,9 @@ impl System {
             while let Some(event) = self.world.host.poll_event() {
                 match event {
                     HostEvent::VfGone { nic, departure } => self.gone.push((nic, departure)),
+                    HostEvent::DeviceGone { instance, departure } => {
+                        self.gone_devices.push((instance, departure));
+                    }
                     HostEvent::Failed { nic, why } => panic!("service of nic{nic}: {why}"),
                     _ => {}
                 }
@@ -126,6 +167,12 @@ impl System {
         self.now = next.min(end);
         self.settle();
         next < end
+    }
+
+    /// Goes to the moment at which something happens next.
+    pub fn run_to_next(&mut self) {
+        let end = self.now + LONGEST;
+        self.step(end);
     }
 
     /// Lets virtual time go by.
