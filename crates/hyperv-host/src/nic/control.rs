@@ -10,7 +10,7 @@ use netvsc::rndis::{
 use vmbus::Instant;
 use vmbus::packet::{Outgoing, TransferRange};
 
-use super::object::{apply_filter, offload_config};
+use super::object::apply_filter;
 use super::outbox::Outbox;
 use super::policy::ResetAnswer;
 use super::queue::Queue;
@@ -22,9 +22,9 @@ use crate::switch::SwitchPort;
 /// Most bytes in one transfer, as the guest is told: a large send with headers, several times over.
 const MAX_TRANSFER: u32 = 0x40_0000;
 /// Most PACKET messages in one data message, as the guest is told.
-const PACKETS_PER_MESSAGE: u32 = 8;
+pub(super) const PACKETS_PER_MESSAGE: u32 = 8;
 /// PACKET messages start at multiples of 2 to this power, as the guest is told.
-const ALIGNMENT: u32 = 3;
+pub(super) const ALIGNMENT: u32 = 3;
 
 /// State of RNDIS on a channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -196,7 +196,7 @@ impl NicService {
                 let status = self.set(link, oid, info, port);
                 link.control.push(HostMessage::SetComplete { request_id, status }, due);
                 if oid == Oid::OFFLOAD_PARAMETERS && status == Status::SUCCESS {
-                    let config = offload_config(link.setup.version);
+                    let config = self.offload_config(link);
                     let counted = !self.config.policy.uncounted_buffers;
                     link.control.indicate(Status::OFFLOAD_CURRENT_CONFIG, &config, counted, due);
                 }

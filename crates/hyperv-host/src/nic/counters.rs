@@ -16,12 +16,18 @@ pub struct NicCounters {
     pub large_sends: u64,
     /// Data messages that were refused with status 2; none of their frames went out.
     pub transmit_refused: u64,
+    /// Times the host's network started anew.
+    pub restarts: u64,
+    /// Frames that were lost in that: they waited for the wire.
+    pub lost_in_restarts: u64,
     /// Times transmission stopped because the wire was full.
     pub transmit_blocked: u64,
     /// Transfer-page packets with frames for the guest.
     pub receive_messages: u64,
-    /// Frames in them.
+    /// Frames in them, those that were put together counted as one.
     pub receive_frames: u64,
+    /// Frames that were joined to another one before them.
+    pub coalesced: u64,
     /// Times delivery stopped because the guest held every data piece of the receive buffer.
     pub receive_starved: u64,
     /// Times a message waited because the ring to the guest was full.

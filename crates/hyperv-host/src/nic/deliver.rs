@@ -1,27 +1,18 @@
 //! Frames to the guest: into free pieces of the receive buffer, many per transfer-page packet; and the pieces' way back.
 
 use netvsc::nvsp::{self, ChannelType, GuestMessage, HostMessage, Status};
-use netvsc::rndis::packet::{PACKET_HEADER, PpiType, VlanTag, WORD_PPI, write_header};
-use vmbus::memory::OutOfRange;
 use vmbus::packet::{Outgoing, Packet, TransferRange};
 
 use super::association::Action;
+use super::batch::{Delivery, PARTS, take};
 use super::outbox::Outbox;
 use super::queue::Queue;
-use super::receive::{FRAME_OFFSET, Piece, ReceiveBuffer, Use};
 use super::setup;
 use super::{ASSOCIATION_TRANSACTION, Link, NOTICE_TRANSACTION, NicService, NicServiceError};
-use crate::switch::{Queued, SwitchPort};
+use crate::switch::SwitchPort;
 
 /// Room in the ring that delivery leaves for answers.
 const RESERVE: usize = 512;
-
-/// Where the ethertype of a frame is, and bytes of an 802.1Q tag.
-const ETHERTYPE: usize = 12;
-const VLAN_TAG: usize = 4;
-
-/// Header of a frame with checksum, tag and hash.
-const LONGEST_HEADER: usize = PACKET_HEADER + 3 * WORD_PPI;
 
 impl NicService {
     /// Delivers what waits in a queue of the port, as far as pieces and ring allow.
@@ -32,6 +23,11 @@ impl NicService {
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         let most = self.config.policy.frames_per_packet.max(1);
+        let with = Delivery {
+            offloads: self.offloads(link),
+            stale: self.config.policy.offloads.stale_checksums,
+            most_parts: (queue.channel.capacity() / 2 / size_of::<TransferRange>()).clamp(1, PARTS),
+        };
         while link.control.receives()
             && queue.outbox.is_empty()
             && port.peek_queue(queue.number).is_some()
@@ -39,37 +35,32 @@ impl NicService {
             let message = nvsp::rndis_packet(ChannelType::DATA, None);
             let message = message.get(..link.setup.message_size()).unwrap_or(&message);
             let Some(buffer) = &mut link.setup.receive else { break };
-            if !buffer.has_free(queue.number) {
+            if buffer.available(queue.number) == 0 {
                 self.counters.receive_starved += 1;
                 break;
             }
-            let room = RESERVE + most * size_of::<TransferRange>();
-            if !Outbox::room(&mut queue.channel, room)? {
+            // A frame of many parts may come last.
+            let ranges = most + if with.offloads.coalesces_any() { with.most_parts } else { 0 };
+            if !Outbox::room(&mut queue.channel, RESERVE + ranges * size_of::<TransferRange>())? {
                 self.counters.ring_full += 1;
                 break;
             }
-            self.pieces.clear();
-            self.ranges.clear();
-            while self.pieces.len() < most && port.peek_queue(queue.number).is_some() {
-                let Some(piece) = buffer.take(Use::Data, queue.number) else { break };
-                let Some(queued) = port.next_in_queue(queue.number) else {
-                    buffer.put_back(piece);
-                    break;
-                };
-                let byte_count = write_frame(buffer, piece, &queued)?;
-                port.recycle(queued.frame);
-                self.pieces.push(piece);
-                self.ranges.push(TransferRange { byte_count, byte_offset: piece.offset as u32 });
+            self.batch.clear();
+            while self.batch.pieces.len() < most && buffer.available(queue.number) > 0 {
+                let Some(taken) = take(queue.number, buffer, port, &with) else { break };
+                self.counters.receive_frames += 1;
+                self.counters.coalesced += u64::from(taken.joined) - 1;
+                self.batch.write(buffer, queue.number, &taken)?;
+                port.recycle(taken.frame);
             }
             let packet = Outgoing::TransferPages {
-                transaction_id: buffer.send(&self.pieces, queue.number),
+                transaction_id: buffer.send(&self.batch.pieces, queue.number),
                 pageset: buffer.id,
-                ranges: &self.ranges,
+                ranges: &self.batch.ranges,
                 payload: message,
             };
             queue.channel.stage(&packet)?;
             self.counters.receive_messages += 1;
-            self.counters.receive_frames += self.pieces.len() as u64;
         }
         Ok(())
     }
@@ -133,37 +124,4 @@ impl NicService {
         }
         Ok(())
     }
-}
-
-/// Writes a frame with its header into a piece; a tag travels outside the frame. Returns the bytes of the range.
-fn write_frame(buffer: &ReceiveBuffer, piece: Piece, queued: &Queued) -> Result<u32, OutOfRange> {
-    let frame = &queued.frame[..];
-    let tag = match frame.get(ETHERTYPE..ETHERTYPE + VLAN_TAG) {
-        Some([0x81, 0x00, high, low]) => Some(VlanTag(u16::from_be_bytes([*high, *low]))),
-        _ => None,
-    };
-    let skipped = if tag.is_some() { VLAN_TAG } else { 0 };
-    // The port lets no longer frame through than the guest's frame and a tag.
-    let len = (frame.len() - skipped).min(buffer.frame_room());
-    // The checksum entry is always there and says nothing: this host verifies none, so the guest has to.
-    let mut info = [(PpiType::CHECKSUM, 0); 3];
-    let mut entries = 1;
-    let tag_info = tag.map(|tag| (PpiType::VLAN, tag.to_ppi()));
-    let hash_info = queued.hash.map(|hash| (PpiType::HASH, hash));
-    for (slot, entry) in info[1..].iter_mut().zip(tag_info.into_iter().chain(hash_info)) {
-        *slot = entry;
-        entries += 1;
-    }
-    let mut header = [0; LONGEST_HEADER];
-    let written =
-        write_header(&mut header, &info[..entries], FRAME_OFFSET, len).unwrap_or_default();
-    buffer.write(piece, 0, header.get(..written).unwrap_or_default())?;
-    if skipped == 0 {
-        buffer.write(piece, FRAME_OFFSET, frame.get(..len).unwrap_or_default())?;
-    } else {
-        buffer.write(piece, FRAME_OFFSET, &frame[..ETHERTYPE])?;
-        let rest = frame.get(ETHERTYPE + VLAN_TAG..len + VLAN_TAG).unwrap_or_default();
-        buffer.write(piece, FRAME_OFFSET + ETHERTYPE, rest)?;
-    }
-    Ok((FRAME_OFFSET + len) as u32)
 }

@@ -9,18 +9,24 @@
 //! - `control`, `object`, `link`: RNDIS requests, what they ask for, and indications
 //! - `queue`, `scaling`: the channels, and how frames are spread over them
 //! - `transmit`, `offload`: frames from the guest
-//! - `receive`, `deliver`: frames to the guest
+//! - `receive`, `deliver`, `batch`, `coalesce`: frames to the guest
+//! - `offers`, `checksum`: what the NIC does to frames, and what of it is switched on
 //! - `association`: the VF and the data path
 
 mod association;
+mod batch;
+mod checksum;
+mod coalesce;
 mod control;
 mod counters;
 mod deliver;
 mod error;
 mod link;
 mod object;
+mod offers;
 pub mod offload;
 mod outbox;
+mod owed;
 mod packet;
 mod policy;
 mod queue;
@@ -32,7 +38,8 @@ mod transmit;
 pub use association::VfState;
 pub use counters::NicCounters;
 pub use error::{NicServiceError, SourceError};
-pub use policy::{NicPolicy, NicServiceConfig, ResetAnswer, SendTable, SwitchAnswer};
+pub use offers::OffloadPolicy;
+pub use policy::{NicPolicy, NicServiceConfig, ResetAnswer, SendOrder, SendTable, SwitchAnswer};
 pub use receive::CONTROL_PIECES;
 pub use scaling::RECEIVE_TABLE;
 
@@ -41,15 +48,16 @@ use std::collections::VecDeque;
 use netvsc::nvsp::{self, Capabilities};
 use netvsc::rndis;
 use vmbus::memory::PageList;
-use vmbus::packet::TransferRange;
 use vmbus::time::earliest;
 use vmbus::{GpadlId, Instant, Pfn, Serial};
 
 use crate::bus::HostChannel;
 use crate::switch::{Path, SideState, SwitchPort};
 use association::{Action, Association};
+use batch::Batch;
 use control::Control;
 use link::LinkState;
+use offers::Offloads;
 use queue::Queue;
 use receive::ReceiveBuffer;
 use scaling::Scaling;
@@ -110,6 +118,8 @@ struct Link {
     scaling: Scaling,
     setup: Setup,
     control: Control,
+    /// What the guest has switched on.
+    offloads: Offloads,
     /// Whether the link is up, and what the guest was told of it.
     state: LinkState,
     /// Host messages whose completion the guest may send: associations, notices.
@@ -137,8 +147,7 @@ pub struct NicService {
     counters: NicCounters,
     /// One packet of the guest.
     packet: Vec<u8>,
-    pieces: Vec<receive::Piece>,
-    ranges: Vec<TransferRange>,
+    batch: Batch,
     /// Latest moment at which the service was polled.
     seen: Instant,
     /// The last poll left something in the rings.
@@ -167,8 +176,7 @@ impl NicService {
             events: VecDeque::new(),
             counters: NicCounters::default(),
             packet: vec![0; PACKET_BUFFER],
-            pieces: Vec::new(),
-            ranges: Vec::new(),
+            batch: Batch::default(),
             seen: Instant::ZERO,
             more: false,
         }
@@ -183,6 +191,7 @@ impl NicService {
             scaling: Scaling::default(),
             setup: Setup::default(),
             control: Control::default(),
+            offloads: Offloads::default(),
             state: LinkState::new(self.link_up),
             unconfirmed: [0; 2],
         });
@@ -305,7 +314,9 @@ impl NicService {
         let told = told.and_then(|link| link.state.poll_deadline());
         let offers = self.link.as_ref().and_then(|link| link.scaling.poll_deadline());
         let more = self.more.then_some(self.seen);
-        let own = earliest(earliest(control, told), earliest(offers, more));
+        let queues = self.link.iter().flat_map(|link| link.queues.iter().flatten());
+        let owed = queues.filter_map(|queue| queue.owed.poll_deadline(self.seen)).min();
+        let own = earliest(earliest(control, told), earliest(offers, earliest(more, owed)));
         earliest(self.association.poll_deadline(), own)
     }
 
@@ -389,5 +400,7 @@ impl NicService {
     }
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

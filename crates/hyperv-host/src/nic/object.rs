@@ -1,9 +1,10 @@
 //! The objects (OIDs) that a guest asks for and sets.
 
 use netvsc::MacAddress;
-use netvsc::nvsp::Version;
+use netvsc::nvsp::{Capabilities, Version};
 use netvsc::rndis::{Oid, Status};
 
+use super::offers::{self, Offloads};
 use super::{Link, NicService};
 use crate::switch::{Path, SideState, SwitchPort};
 
@@ -43,8 +44,10 @@ impl NicService {
                 Ok(link.control.address().unwrap_or(self.config.mac).0.to_vec())
             }
             Oid::FRIENDLY_NAME => Ok(friendly_name("Network Adapter")),
-            Oid::OFFLOAD_CURRENT_CONFIG | Oid::OFFLOAD_HARDWARE_CAPABILITIES => {
-                Ok(offload_config(link.setup.version))
+            Oid::OFFLOAD_CURRENT_CONFIG => Ok(self.offload_config(link)),
+            Oid::OFFLOAD_HARDWARE_CAPABILITIES => {
+                let policy = &self.config.policy.offloads;
+                Ok(offers::capabilities(link.setup.version, policy, link.takes_coalesced()))
             }
             Oid::RSS_CAPABILITIES => self.scaling_capabilities(link.setup.version),
             _ => Err(Status::NOT_SUPPORTED),
@@ -87,10 +90,34 @@ impl NicService {
                 }
             }
             Oid::RSS_PARAMETERS => self.set_scaling(link, data, port),
-            // Taken, and without effect: every offload is always at hand, over Ethernet as it is.
-            Oid::OFFLOAD_PARAMETERS | Oid::OFFLOAD_ENCAPSULATION => Status::SUCCESS,
+            Oid::OFFLOAD_PARAMETERS => match link.offloads.set(data) {
+                Ok(()) => Status::SUCCESS,
+                Err(status) => status,
+            },
+            // Taken, and without effect: it is Ethernet anyway.
+            Oid::OFFLOAD_ENCAPSULATION => Status::SUCCESS,
             _ => Status::NOT_SUPPORTED,
         }
+    }
+}
+
+impl NicService {
+    /// The offloads that are in use.
+    pub(super) fn offloads(&self, link: &Link) -> Offloads {
+        link.offloads.within(&self.config.policy.offloads, link.takes_coalesced())
+    }
+
+    /// The same as NDIS_OFFLOAD.
+    pub(super) fn offload_config(&self, link: &Link) -> Vec<u8> {
+        let policy = &self.config.policy.offloads;
+        offers::config(link.setup.version, policy, self.offloads(link))
+    }
+}
+
+impl Link {
+    /// Whether the guest can take segments that were put together.
+    fn takes_coalesced(&self) -> bool {
+        self.setup.can(Capabilities::RSC, Version::V6_1)
     }
 }
 
@@ -159,40 +186,6 @@ fn friendly_name(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// What the host's NIC can do for the guest's frames (PROTOCOL §9.3): checksums over TCP, UDP and IPv4 headers on the
-/// way out, large sends. On the way in it promises nothing.
-pub(super) fn offload_config(version: Option<Version>) -> Vec<u8> {
-    const ENCAPSULATION: u32 = 2;
-    const CHECKSUM_V4: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100;
-    const CHECKSUM_V6: u32 = 0x4 | 0x10 | 0x40;
-    const LARGE_SEND_MAX: u32 = 0xf53c;
-    const SEGMENTS_MIN: u32 = 2;
-    const TCP_OPTIONS_V6: u32 = 0x4;
-    let (revision, size) = match version {
-        Some(version) if version >= Version::V5 => (3, 156),
-        Some(version) if version >= Version::V4 => (2, 144),
-        _ => (1, 112),
-    };
-    let mut bytes = vec![0xa7, revision, size, 0];
-    bytes.resize(usize::from(size), 0);
-    let mut put = |at: usize, value: u32| {
-        if let Some(field) = bytes.get_mut(at..at + 4) {
-            field.copy_from_slice(&value.to_le_bytes());
-        }
-    };
-    put(4, ENCAPSULATION);
-    put(8, CHECKSUM_V4);
-    put(20, ENCAPSULATION);
-    put(24, CHECKSUM_V6);
-    for at in [80, 92] {
-        put(at, ENCAPSULATION);
-        put(at + 4, LARGE_SEND_MAX);
-        put(at + 8, SEGMENTS_MIN);
-    }
-    put(104, TCP_OPTIONS_V6);
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,20 +223,6 @@ mod tests {
             ["", "00155d0a0b0", "00155d0a0b0g", "01155d0a0b0c", "000000000000", "é0155d0a0b0"]
         {
             assert_eq!(address(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn offloads_have_the_form_of_the_version() {
-        for (version, revision, size) in [
-            (Version::V6_1, 3, 156),
-            (Version::V5, 3, 156),
-            (Version::V4, 2, 144),
-            (Version::V2, 1, 112),
-            (Version::V1, 1, 112),
-        ] {
-            let bytes = offload_config(Some(version));
-            assert_eq!((bytes[1], usize::from(bytes[2]), bytes.len()), (revision, size, size));
         }
     }
 }

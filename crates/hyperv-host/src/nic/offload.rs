@@ -2,12 +2,13 @@
 
 use thiserror::Error;
 
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
-const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
+use super::checksum::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, ethertype, fill_ipv4, fill_tcp, fold, ip_offset,
+    put, sum, word,
+};
+
 const TCP_FIN_PSH: u8 = 0x09;
 const TCP_CWR: u8 = 0x80;
-const PROTOCOL_TCP: u8 = 6;
 
 /// An offload request that the frame does not bear out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -26,6 +27,17 @@ pub enum OffloadError {
     /// A large send of something that is not TCP over the IP version requested.
     #[error("large send of a frame that is not the TCP over IP that the request says")]
     NotTcp,
+    /// A large send longer than the NIC takes, which is 0 bytes if it takes none.
+    #[error("large send of {bytes} bytes of payload, at most {most} are taken")]
+    TooLarge {
+        /// Bytes of payload.
+        bytes: usize,
+        /// Most that are taken.
+        most: usize,
+    },
+    /// A checksum that the NIC does not compute.
+    #[error("a checksum was asked for that this host does not offer to compute")]
+    NotOffered,
 }
 
 /// A checksum request.
@@ -50,46 +62,6 @@ pub struct LargeSend {
     pub tcp_offset: usize,
     /// Over IPv6 and not IPv4.
     pub ipv6: bool,
-}
-
-fn sum(bytes: &[u8], start: u32) -> u32 {
-    let mut words = bytes.chunks_exact(2);
-    // Four gigabytes of 0xffff would overflow; frames are 64 KiB at most, so a wide sum folded once is enough.
-    let mut total = u64::from(start);
-    for word in &mut words {
-        total += u64::from(u16::from_be_bytes([word[0], word[1]]));
-    }
-    if let [last] = words.remainder() {
-        total += u64::from(*last) << 8;
-    }
-    (total % 0xffff_ffff) as u32
-}
-
-const fn fold(mut sum: u32) -> u16 {
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    !(sum as u16)
-}
-
-fn put(frame: &mut [u8], at: usize, value: u16) {
-    if let Some(field) = frame.get_mut(at..at + 2) {
-        field.copy_from_slice(&value.to_be_bytes());
-    }
-}
-
-fn word(frame: &[u8], at: usize) -> Option<u16> {
-    frame.get(at..at.checked_add(2)?)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
-}
-
-/// Offset of the network layer header: behind the Ethernet header and a tag, if there is one.
-fn ip_offset(frame: &[u8]) -> usize {
-    if frame.get(12..14) == Some(&ETHERTYPE_VLAN) { 18 } else { 14 }
-}
-
-fn ethertype(frame: &[u8]) -> Option<&[u8]> {
-    let at = ip_offset(frame);
-    frame.get(at - 2..at)
 }
 
 /// Where the layer 4 header lies, judging by the frame itself; IPv6 without extension headers.
@@ -129,9 +101,7 @@ pub fn fill_checksums(frame: &mut [u8], request: ChecksumRequest) -> Result<(), 
         if frame.len() < end || end < ip + 20 {
             return Err(OffloadError::HeaderOffset { offset: ip, frame: frame.len() });
         }
-        put(frame, ip + 10, 0);
-        let value = fold(sum(&frame[ip..end], 0));
-        put(frame, ip + 10, value);
+        fill_ipv4(frame, ip, end);
     }
     if !request.tcp && !request.udp {
         return Ok(());
@@ -198,6 +168,12 @@ impl Segments {
         frame.len().saturating_sub(self.payload).div_ceil(self.segment).max(1)
     }
 
+    /// Bytes of payload in all segments.
+    #[must_use]
+    pub const fn payload(&self, frame: &[u8]) -> usize {
+        frame.len().saturating_sub(self.payload)
+    }
+
     /// Length of the longest segment, headers included.
     #[must_use]
     pub fn longest(&self) -> usize {
@@ -212,16 +188,14 @@ impl Segments {
         out.extend_from_slice(&frame[..self.payload]);
         out.extend_from_slice(&frame[start..end]);
         let (ip, tcp) = (self.ip, self.tcp);
-        let (len, layer4_len) = (out.len(), out.len() - tcp);
+        let len = out.len();
         if self.ipv6 {
             put(out, ip + 4, (len - ip - 40) as u16);
         } else {
             put(out, ip + 2, (len - ip) as u16);
             let id = word(out, ip + 4).unwrap_or(0).wrapping_add(index as u16);
             put(out, ip + 4, id);
-            put(out, ip + 10, 0);
-            let checksum = fold(sum(&out[ip..tcp], 0));
-            put(out, ip + 10, checksum);
+            fill_ipv4(out, ip, tcp);
         }
         let high = u32::from(word(out, tcp + 4).unwrap_or(0)) << 16;
         let sequence = (high | u32::from(word(out, tcp + 6).unwrap_or(0)))
@@ -234,17 +208,14 @@ impl Segments {
         if index > 0 {
             out[tcp + 13] &= !TCP_CWR;
         }
-        let addresses = if self.ipv6 { ip + 8..ip + 40 } else { ip + 12..ip + 20 };
-        let pseudo = sum(&out[addresses], u32::from(PROTOCOL_TCP) + layer4_len as u32);
-        put(out, tcp + 16, 0);
-        let checksum = fold(sum(&out[tcp..], pseudo));
-        put(out, tcp + 16, checksum);
+        fill_tcp(out, ip, tcp, self.ipv6);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nic::testing::{is_valid, tcp6, udp4};
 
     fn tcp4(payload: usize, tag: bool) -> Vec<u8> {
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
@@ -262,14 +233,6 @@ mod tests {
         frame
     }
 
-    /// Checks IPv4 header and TCP checksum of a frame as a receiver does.
-    fn valid(frame: &[u8]) -> bool {
-        let ip = ip_offset(frame);
-        let tcp = ip + 20;
-        let pseudo = sum(&frame[ip + 12..ip + 20], 6 + (frame.len() - tcp) as u32);
-        fold(sum(&frame[ip..tcp], 0)) == 0 && fold(sum(&frame[tcp..], pseudo)) == 0
-    }
-
     #[test]
     fn checksums_are_filled_in_over_the_pseudo_header_sum() {
         for tag in [false, true] {
@@ -279,7 +242,38 @@ mod tests {
             put(&mut frame, ip + 20 + 16, pseudo);
             let request = ChecksumRequest { ipv4_header: true, tcp: true, ..Default::default() };
             fill_checksums(&mut frame, request).unwrap();
-            assert!(valid(&frame));
+            assert!(is_valid(&frame));
+        }
+    }
+
+    // As guests prepare them: lengths and header checksums 0, the pseudo-header's sum without length.
+    #[test]
+    fn large_sends_over_ipv6_become_valid_segments() {
+        let data: Vec<u8> = (0..4321).map(|at| at as u8).collect();
+        let mut frame = tcp6(0xffff_fff0, 0x18, &data);
+        frame[18..20].fill(0);
+        frame[70..72].fill(0x55);
+        let request = LargeSend { segment: 1440, tcp_offset: 54, ipv6: true };
+        let segments = Segments::new(&frame, request).unwrap();
+        let (mut out, mut found) = (Vec::new(), Vec::new());
+        for index in 0..segments.count(&frame) {
+            segments.write(&frame, index, &mut out);
+            assert!(is_valid(&out), "segment {index}");
+            found.extend_from_slice(&out[74..]);
+        }
+        assert_eq!((found, segments.payload(&frame)), (data, 4321));
+    }
+
+    #[test]
+    fn udp_checksums_are_filled_in() {
+        for len in [0, 1, 30, 1472] {
+            let good = udp4(7, &vec![0x5a; len]);
+            let mut frame = good.clone();
+            let pseudo = !fold(sum(&frame[26..34], 17 + 8 + len as u32));
+            put(&mut frame, 40, pseudo);
+            let request = ChecksumRequest { udp: true, ..Default::default() };
+            fill_checksums(&mut frame, request).unwrap();
+            assert_eq!(frame, good, "{len} bytes");
         }
     }
 
@@ -291,7 +285,7 @@ mod tests {
         put(&mut frame, 50, pseudo);
         let request = ChecksumRequest { ipv4_header: true, tcp: true, ..Default::default() };
         fill_checksums(&mut frame, request).unwrap();
-        assert!(valid(&frame[..54]));
+        assert!(is_valid(&frame[..54]));
     }
 
     #[test]
@@ -319,7 +313,7 @@ mod tests {
             let mut out = Vec::new();
             for index in 0..4 {
                 segments.write(&frame, index, &mut out);
-                assert!(valid(&out), "segment {index}");
+                assert!(is_valid(&out), "segment {index}");
                 assert!(out.len() <= segments.longest());
                 let low = u32::from_be_bytes(*out[ip + 24..].first_chunk().unwrap());
                 assert_eq!(low, 0xffff_ff00u32.wrapping_add(index as u32 * 1000));

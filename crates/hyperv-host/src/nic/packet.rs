@@ -6,7 +6,8 @@ use netvsc::rndis::DecodeError;
 use netvsc::rndis::packet::{Layout, Ppi, PpiError, PpiType, Ppis, TransmitChecksum, VlanTag};
 use thiserror::Error;
 
-use super::offload::{ChecksumRequest, LargeSend};
+use super::offers::OffloadPolicy;
+use super::offload::{ChecksumRequest, LargeSend, OffloadError};
 
 /// Where the offset of the layer 4 header stands in a checksum request, and how many bits it has.
 const CHECKSUM_OFFSET_SHIFT: u32 = 16;
@@ -35,6 +36,8 @@ pub(super) enum PacketError {
 pub(super) struct TransmitPacket {
     /// Bytes of the message; the next one starts there.
     pub length: usize,
+    /// End of header and per-packet information.
+    pub header: usize,
     /// Where the frame lies.
     pub data: Range<usize>,
     pub checksum: Option<ChecksumRequest>,
@@ -52,12 +55,21 @@ impl TransmitPacket {
             let room = bytes.len();
             return Err(PacketError::Length { length: layout.length, end, room });
         }
-        let data = layout.data;
-        let mut packet = Self { length, data, checksum: None, large_send: None, vlan: None };
+        let (header, data) = (layout.ppi.end, layout.data);
+        let mut packet =
+            Self { length, header, data, checksum: None, large_send: None, vlan: None };
         for info in Ppis::new(bytes.get(layout.ppi).unwrap_or_default()) {
             packet.note(info?);
         }
         Ok(packet)
+    }
+
+    /// Whether the NIC does what is asked for.
+    pub(super) fn check_offered(&self, offers: &OffloadPolicy) -> Result<(), OffloadError> {
+        let wanted = self.checksum.unwrap_or_default();
+        let refused = (wanted.ipv4_header || wanted.tcp) && !offers.checksum
+            || wanted.udp && !offers.udp_checksum;
+        if refused && self.large_send.is_none() { Err(OffloadError::NotOffered) } else { Ok(()) }
     }
 
     /// What one entry asks for. Unknown entries, and those without data, ask for nothing.

@@ -7,6 +7,8 @@ use netvsc::MacAddress;
 use netvsc::nvsp::{Status, Version};
 use netvsc::rndis::{self, Oid};
 
+use super::offers::OffloadPolicy;
+
 /// How the host answers a `SWITCH_DATA_PATH` that asks for a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SwitchAnswer {
@@ -27,6 +29,18 @@ impl Default for SwitchAnswer {
     fn default() -> Self {
         Self::Complete(Duration::ZERO)
     }
+}
+
+/// In which order data messages are completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SendOrder {
+    /// As they came.
+    #[default]
+    InOrder,
+    /// Of those that are due, the newest first.
+    NewestFirst,
+    /// Of those that are due, any first, as follows from this seed.
+    Shuffled(u64),
 }
 
 /// How the host answers an RNDIS RESET.
@@ -99,6 +113,12 @@ pub struct NicPolicy {
     /// The data path stays on the VF while the NIC's channel is closed, and after reopening the host takes the path as
     /// switched. Without it, closing the channel returns the path to synthetic.
     pub keep_path_over_close: bool,
+    /// Offloads that the NIC has.
+    pub offloads: OffloadPolicy,
+    /// Time between the last frame of a data message and its completion.
+    pub send_delay: Duration,
+    /// Order of these completions. Anything but the default holds them until the guest pauses.
+    pub send_order: SendOrder,
     /// Most frames in one transfer-page packet.
     pub frames_per_packet: usize,
     /// Most packets of a channel that one poll takes; the rest waits for the next, which is due at once.
@@ -140,6 +160,9 @@ impl Default for NicPolicy {
             switch_script: VecDeque::new(),
             switch_answer: SwitchAnswer::default(),
             keep_path_over_close: false,
+            offloads: OffloadPolicy::default(),
+            send_delay: Duration::ZERO,
+            send_order: SendOrder::default(),
             frames_per_packet: 32,
             packets_per_poll: 4096,
             max_queues: 64,

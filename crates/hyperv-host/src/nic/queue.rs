@@ -6,11 +6,16 @@ use vmbus::packet::{Packet, PacketKind};
 use vmbus::ring::ReceiveError;
 
 use super::outbox::Outbox;
+use super::owed::Owed;
+use super::policy::NicPolicy;
 use super::setup::{Circumstances, Setup};
 use super::transmit::Transmit;
 use super::{GuestView, Link, NicService, NicServiceError};
 use crate::bus::HostChannel;
 use crate::switch::SwitchPort;
+
+/// Data messages of one channel that may wait for their completion.
+const MOST_OWED: usize = 4096;
 
 /// The primary channel (number 0) or a sub-channel.
 #[derive(Debug)]
@@ -19,12 +24,36 @@ pub(super) struct Queue {
     pub channel: HostChannel,
     pub outbox: Outbox,
     pub transmit: Transmit,
+    /// Completions of data messages.
+    pub owed: Owed,
 }
 
 impl Queue {
     pub(super) fn new(number: u16, mut channel: HostChannel) -> Self {
         channel.check_trailers(true);
-        Self { number, channel, outbox: Outbox::default(), transmit: Transmit::default() }
+        Self {
+            number,
+            channel,
+            outbox: Outbox::default(),
+            transmit: Transmit::default(),
+            owed: Owed::default(),
+        }
+    }
+
+    /// Notes that a data message is to be completed.
+    pub(super) fn owe(
+        &mut self,
+        transaction: u64,
+        status: Status,
+        now: Instant,
+        policy: &NicPolicy,
+    ) {
+        self.owed.push(transaction, status, now + policy.send_delay);
+    }
+
+    /// Whether the guest has to wait for completions before more of its messages are read.
+    pub(super) fn owes_too_much(&self) -> bool {
+        self.owed.len() >= MOST_OWED
     }
 
     pub(super) const fn is_primary(&self) -> bool {
@@ -72,7 +101,8 @@ impl NicService {
                 self.send_control(link, queue, now, port)?;
                 self.poll_sub_channels(link, queue, now)?;
             }
-            if !queue.outbox.flush(&mut queue.channel)? || !self.transmit(link, queue, now, port)? {
+            let ready = queue.outbox.flush(&mut queue.channel)?;
+            if !ready || !self.transmit(link, queue, now, port)? {
                 // The guest's ring or the wire is full: nothing is read until there is room.
                 queue.channel.arm()?;
                 break;
@@ -90,6 +120,9 @@ impl NicService {
                 Err(ReceiveError::Ring(error)) => return Err(error.into()),
             }
         }
+        let waited = queue.owes_too_much();
+        self.pay(link, queue, now)?;
+        self.more |= waited && !queue.owes_too_much();
         self.deliver(link, queue, port)?;
         queue.channel.commit()?;
         Ok(())

@@ -97,10 +97,10 @@ impl ReceiveBuffer {
         self.share = (data / queues.max(1)).max(1);
     }
 
-    /// Whether a queue may take a data piece.
-    pub(super) fn has_free(&self, queue: u16) -> bool {
+    /// Data pieces that a queue may take.
+    pub(super) fn available(&self, queue: u16) -> usize {
         let lent = self.lent_to.get(usize::from(queue)).copied().unwrap_or(usize::MAX);
-        lent < self.share && !self.free_data.is_empty()
+        self.share.saturating_sub(lent).min(self.free_data.len())
     }
 
     /// Pieces that the guest holds.
@@ -112,7 +112,7 @@ impl ReceiveBuffer {
     pub(super) fn take(&mut self, purpose: Use, queue: u16) -> Option<Piece> {
         let index = match purpose {
             Use::Control => self.free_control.pop()?,
-            Use::Data if !self.has_free(queue) => return None,
+            Use::Data if self.available(queue) == 0 => return None,
             Use::Data => {
                 let index = self.free_data.pop()?;
                 self.lent_to[usize::from(queue)] += 1;
@@ -256,7 +256,7 @@ mod tests {
             first.push(piece);
         }
         assert_eq!(first.len(), all / 4);
-        assert!(buffer.has_free(3) && !buffer.has_free(1) && !buffer.has_free(4));
+        assert_eq!([3, 1, 4].map(|queue| buffer.available(queue)), [all / 4, 0, 0]);
         let other = buffer.take(Use::Data, 2).unwrap();
         let (first, other) = (buffer.send(&first, 1), buffer.send(&[other], 2));
         assert_eq!(buffer.complete(first, 2), Err(NotOutstanding), "another channel's");

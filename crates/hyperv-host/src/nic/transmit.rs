@@ -7,8 +7,11 @@ use vmbus::Pfn;
 use vmbus::memory::SharedMemory;
 use vmbus::packet::GpaRanges;
 
+use super::control::{ALIGNMENT, PACKETS_PER_MESSAGE};
+use super::offers::OffloadPolicy;
 use super::offload::{OffloadError, Segments, fill_checksums};
 use super::packet::{PacketError, TransmitPacket};
+use super::policy::SendOrder;
 use super::queue::Queue;
 use super::setup::{Circumstances, Setup};
 use super::{Link, NicCounters, NicService, NicServiceError, SourceError};
@@ -34,6 +37,8 @@ struct Planned {
 pub(super) struct Transmit {
     /// The message's bytes: section first, then ranges.
     stream: Vec<u8>,
+    /// Bytes of the section, or of the first range if there is no section: headers do not reach beyond.
+    first: usize,
     plan: Vec<Planned>,
     /// Next frame of the plan, and next segment of that frame.
     at: (usize, usize),
@@ -54,9 +59,11 @@ impl Transmit {
         with: &Circumstances<'_, '_>,
     ) -> Result<(), SourceError> {
         self.stream.clear();
+        self.first = 0;
         if let Some(used) = section {
             let buffer = setup.send.as_ref().ok_or(SourceError::NoSendBuffer(used.index))?;
             buffer.read(used.index, used.bytes, &mut self.stream)?;
+            self.first = self.stream.len();
         }
         for range in with.ranges.iter().flat_map(GpaRanges::iter) {
             let start = self.stream.len();
@@ -71,6 +78,9 @@ impl Transmit {
             pages
                 .read(range.byte_offset as usize, &mut self.stream[start..])
                 .map_err(|_| SourceError::UnknownMemory)?;
+            if self.first == 0 {
+                self.first = self.stream.len();
+            }
         }
         Ok(())
     }
@@ -92,18 +102,34 @@ impl Transmit {
     }
 
     /// Checks every frame of the stream and plans its way out.
-    fn plan(&mut self) -> Result<(), RefusedSend> {
+    fn plan(&mut self, offloads: &OffloadPolicy) -> Result<(), RefusedSend> {
         self.plan.clear();
         self.at = (0, 0);
         let mut start = 0;
         while start < self.stream.len() {
+            if self.plan.len() >= PACKETS_PER_MESSAGE as usize {
+                return Err(RefusedSend::TooMany);
+            }
+            if start % (1 << ALIGNMENT) != 0 {
+                return Err(RefusedSend::Alignment(start));
+            }
             let message = self.stream.get_mut(start..).unwrap_or_default();
             let packet = TransmitPacket::read(message)?;
+            let (header, first) = (start + packet.header, self.first);
+            if header > first {
+                return Err(RefusedSend::Split { header, first });
+            }
             let frame = message.get_mut(packet.data.clone()).unwrap_or_default();
+            packet.check_offered(offloads)?;
             let segments = match packet.large_send {
                 Some(large) => Some(Segments::new(frame, large)?),
                 None => None,
             };
+            let bytes = segments.map_or(0, |segments| segments.payload(frame));
+            let most = offloads.large_send as usize;
+            if segments.is_some() && bytes > most {
+                return Err(OffloadError::TooLarge { bytes, most }.into());
+            }
             if let (Some(request), None) = (packet.checksum, segments) {
                 fill_checksums(frame, request)?;
             }
@@ -114,6 +140,17 @@ impl Transmit {
             start = next;
         }
         if self.plan.is_empty() { Err(RefusedSend::Empty) } else { Ok(()) }
+    }
+
+    /// Frames of the message under way that are not on the wire yet; segments count one by one.
+    fn remaining(&self) -> u64 {
+        let frames = self.plan.iter().enumerate().skip(self.at.0);
+        let counts = frames.map(|(number, planned)| {
+            let frame = self.stream.get(planned.start..planned.end).unwrap_or_default();
+            let count = planned.segments.map_or(1, |segments| segments.count(frame));
+            count - if number == self.at.0 { self.at.1 } else { 0 }
+        });
+        counts.sum::<usize>() as u64
     }
 
     /// Passes on what the wire takes. True if the whole plan went out.
@@ -155,6 +192,16 @@ enum RefusedSend {
     Offload(#[from] OffloadError),
     #[error("no frame in the message")]
     Empty,
+    #[error(
+        "more than {PACKETS_PER_MESSAGE} frames in the message, which is what the guest was told"
+    )]
+    TooMany,
+    #[error("a PACKET at byte {0}; expected a multiple of {align}", align = 1 << ALIGNMENT)]
+    Alignment(usize),
+    #[error(
+        "headers up to byte {header}; expected all of them in the first {first}, the first piece of memory"
+    )]
+    Split { header: usize, first: usize },
     #[error("start-up is not finished, or the NIC is halted")]
     NotOperational,
 }
@@ -173,7 +220,9 @@ impl NicService {
         let transmit = &mut queue.transmit;
         let outcome = if link.control.is_operational() {
             let gathered = transmit.gather(&link.setup, section, &with);
-            gathered.map_err(RefusedSend::from).and_then(|()| transmit.plan())
+            gathered
+                .map_err(RefusedSend::from)
+                .and_then(|()| transmit.plan(&self.config.policy.offloads))
         } else {
             Err(RefusedSend::NotOperational)
         };
@@ -199,14 +248,48 @@ impl NicService {
         now: Instant,
         port: &mut SwitchPort,
     ) -> Result<bool, NicServiceError> {
-        let Some(transaction) = queue.transmit.transaction else { return Ok(true) };
+        let Some(transaction) = queue.transmit.transaction else {
+            return Ok(!queue.owes_too_much());
+        };
         if !queue.transmit.pass_on(now, port, &mut self.counters) {
             self.counters.transmit_blocked += 1;
             return Ok(false);
         }
         queue.transmit.transaction = None;
-        queue.complete_send(&link.setup, transaction, Status::SUCCESS)?;
-        Ok(true)
+        queue.owe(transaction, Status::SUCCESS, now, &self.config.policy);
+        if self.config.policy.send_order == SendOrder::InOrder {
+            self.pay(link, queue, now)?;
+        }
+        Ok(!queue.owes_too_much())
+    }
+
+    /// Completes what is due.
+    pub(super) fn pay(
+        &mut self,
+        link: &Link,
+        queue: &mut Queue,
+        now: Instant,
+    ) -> Result<(), NicServiceError> {
+        while let Some((transaction, status)) = queue.owed.take(now, self.config.policy.send_order)
+        {
+            queue.complete_send(&link.setup, transaction, status)?;
+        }
+        Ok(())
+    }
+
+    /// The host's network starts anew. Frames that still waited for the wire are lost; whatever was accepted is completed
+    /// with success all the same, as real hosts do. Poll afterwards.
+    pub fn restart_endpoint(&mut self) {
+        self.counters.restarts += 1;
+        let Some(link) = &mut self.link else { return };
+        for queue in link.queues.iter_mut().flatten() {
+            if let Some(transaction) = queue.transmit.transaction.take() {
+                self.counters.lost_in_restarts += queue.transmit.remaining();
+                queue.transmit.plan.clear();
+                queue.owed.push(transaction, Status::SUCCESS, Instant::ZERO);
+            }
+            queue.owed.hurry();
+        }
     }
 }
 

@@ -54,7 +54,10 @@ fn several_packets_travel_in_one_message() {
     let mut rig = rig();
     rig.start();
     let mut message = Rig::packet(&[], &frame(1, 60));
-    message.extend(Rig::packet(&[], &frame(2, 1514)));
+    let mut padded = Rig::packet(&[], &frame(2, 1514));
+    padded[4..6].copy_from_slice(&1560u16.to_le_bytes());
+    padded.resize(1560, 0);
+    message.extend(padded);
     message.extend(Rig::packet(&[], &frame(3, 61)));
     let id = rig.transmit(0, &message);
     assert_eq!(rig.answer(id)[..2], [108, 1]);

@@ -3,7 +3,9 @@
 mod data;
 mod guest;
 mod hostile;
+mod offloads;
 mod queues;
+mod sending;
 mod startup;
 mod switching;
 mod versions;

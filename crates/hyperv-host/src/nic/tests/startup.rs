@@ -279,6 +279,8 @@ fn sets_are_answered() {
     }
     // A change of offloads is told back.
     rig.control(&[5, 7, 0xfc01_020c, 4, 20, 0, 1]);
+    assert_eq!(rig.hear_and_complete().len(), 2, "none is told of what makes no sense");
+    rig.control(&[5, 7, 0xfc01_020c, 28, 20, 0, 0x001c_0380, 0, 0, 0, 0, 0, 0]);
     let heard = rig.hear_and_complete();
     assert_eq!(heard.len(), 3);
     let Some(Heard::Frames { ranges, .. }) = heard.last() else { panic!("{heard:?}") };

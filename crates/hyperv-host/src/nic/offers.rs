@@ -1,0 +1,320 @@
+//! Which offloads the host's NIC has, and which of them the guest has switched on (PROTOCOL §9.3).
+
+use netvsc::nvsp::Version;
+use netvsc::rndis::Status;
+use netvsc::rndis::packet::ReceiveChecksum;
+
+/// Which offloads a NIC has. The default has all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OffloadPolicy {
+    /// TCP checksums and those of IPv4 headers, both ways.
+    pub checksum: bool,
+    /// UDP checksums, both ways.
+    pub udp_checksum: bool,
+    /// Large sends over IPv4 and IPv6, and the most bytes of one; 0 for none.
+    pub large_send: u32,
+    /// Received segments of one flow are put together, for guests that ask for it.
+    pub coalescing: bool,
+    /// The checksum fields of what was put together are not filled in, and the guest is told so.
+    pub stale_checksums: bool,
+}
+
+impl Default for OffloadPolicy {
+    fn default() -> Self {
+        Self {
+            checksum: true,
+            udp_checksum: true,
+            large_send: 0xf53c,
+            coalescing: true,
+            stale_checksums: false,
+        }
+    }
+}
+
+/// Checksums of one kind of packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Checksum {
+    transmit: bool,
+    receive: bool,
+}
+
+/// What the guest has switched on. At first whatever it asks for frame by frame, and nothing of its own accord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offloads {
+    ipv4: Checksum,
+    tcp4: Checksum,
+    udp4: Checksum,
+    tcp6: Checksum,
+    udp6: Checksum,
+    large_send4: bool,
+    large_send6: bool,
+    coalesce4: bool,
+    coalesce6: bool,
+}
+
+impl Default for Offloads {
+    fn default() -> Self {
+        let checksum = Checksum { transmit: true, receive: false };
+        Self {
+            ipv4: checksum,
+            tcp4: checksum,
+            udp4: checksum,
+            tcp6: checksum,
+            udp6: checksum,
+            large_send4: true,
+            large_send6: true,
+            coalesce4: false,
+            coalesce6: false,
+        }
+    }
+}
+
+impl Offloads {
+    /// Takes NDIS_OFFLOAD_PARAMETERS over.
+    pub(super) fn set(&mut self, data: &[u8]) -> Result<(), Status> {
+        const KIND: u8 = 0x80;
+        /// Up to the last field that was there from the beginning.
+        const LEAST: usize = 20;
+        const ON: u8 = 2;
+        let size =
+            data.get(2..4).map_or(0, |size| usize::from(u16::from_le_bytes([size[0], size[1]])));
+        let fields = data.get(..size.min(data.len())).filter(|fields| fields.len() >= LEAST);
+        let Some(fields) = fields.filter(|_| data.first() == Some(&KIND)) else {
+            return Err(Status::INVALID_DATA);
+        };
+        let value = |at: usize| fields.get(at).copied().unwrap_or(0);
+        let checksum = |at: usize, old: Checksum| match value(at) {
+            0 => Ok(old),
+            // Off, the way out, the way in, both.
+            mode @ 1..=4 => Ok(Checksum { transmit: mode & 1 == 0, receive: mode >= 3 }),
+            _ => Err(Status::INVALID_DATA),
+        };
+        let switch = |at: usize, old: bool| match value(at) {
+            0 => Ok(old),
+            mode @ 1..=2 => Ok(mode == ON),
+            _ => Err(Status::INVALID_DATA),
+        };
+        *self = Self {
+            ipv4: checksum(4, self.ipv4)?,
+            tcp4: checksum(5, self.tcp4)?,
+            udp4: checksum(6, self.udp4)?,
+            tcp6: checksum(7, self.tcp6)?,
+            udp6: checksum(8, self.udp6)?,
+            large_send4: switch(11, self.large_send4)?,
+            large_send6: switch(12, self.large_send6)?,
+            coalesce4: switch(22, self.coalesce4)?,
+            coalesce6: switch(23, self.coalesce6)?,
+        };
+        Ok(())
+    }
+
+    /// Takes away what the NIC does not have. `coalescing`: whether the guest can take what was put together.
+    pub(super) fn within(self, policy: &OffloadPolicy, coalescing: bool) -> Self {
+        let only = |had: Checksum, has: bool| Checksum {
+            transmit: had.transmit && has,
+            receive: had.receive && has,
+        };
+        let coalescing = coalescing && policy.coalescing;
+        Self {
+            ipv4: only(self.ipv4, policy.checksum),
+            tcp4: only(self.tcp4, policy.checksum),
+            udp4: only(self.udp4, policy.udp_checksum),
+            tcp6: only(self.tcp6, policy.checksum),
+            udp6: only(self.udp6, policy.udp_checksum),
+            large_send4: self.large_send4 && policy.large_send > 0,
+            large_send6: self.large_send6 && policy.large_send > 0,
+            coalesce4: self.coalesce4 && coalescing,
+            coalesce6: self.coalesce6 && coalescing,
+        }
+    }
+
+    /// Everything at once.
+    const fn all() -> Self {
+        let checksum = Checksum { transmit: true, receive: true };
+        Self {
+            ipv4: checksum,
+            tcp4: checksum,
+            udp4: checksum,
+            tcp6: checksum,
+            udp6: checksum,
+            large_send4: true,
+            large_send6: true,
+            coalesce4: true,
+            coalesce6: true,
+        }
+    }
+
+    /// Whether segments over this IP version are put together.
+    pub(super) const fn coalesces(&self, ipv6: bool) -> bool {
+        if ipv6 { self.coalesce6 } else { self.coalesce4 }
+    }
+
+    /// The same over any.
+    pub(super) const fn coalesces_any(&self) -> bool {
+        self.coalesce4 || self.coalesce6
+    }
+
+    /// The results of checks that the guest wants to have. `ipv6`: of a frame over IPv6.
+    pub(super) fn wanted(&self, ipv6: bool) -> ReceiveChecksum {
+        use ReceiveChecksum as C;
+        let (tcp, udp) = if ipv6 { (self.tcp6, self.udp6) } else { (self.tcp4, self.udp4) };
+        [
+            (self.ipv4.receive, C::IP_GOOD | C::IP_BAD | C::IP_VALUE_INVALID),
+            (tcp.receive, C::TCP_GOOD | C::TCP_BAD | C::TCP_VALUE_INVALID),
+            (udp.receive, C::UDP_GOOD | C::UDP_BAD),
+        ]
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(C::empty(), |all, (_, bits)| all | bits)
+    }
+
+    /// Whether any result of a check is wanted.
+    pub(super) fn checks(&self) -> bool {
+        !self.wanted(false).is_empty() || !self.wanted(true).is_empty()
+    }
+}
+
+/// What the NIC has, in the form of NDIS_OFFLOAD.
+pub(super) fn capabilities(version: Option<Version>, policy: &OffloadPolicy, rsc: bool) -> Vec<u8> {
+    config(version, policy, Offloads::all().within(policy, rsc))
+}
+
+/// What is switched on, in the form of NDIS_OFFLOAD of the guest's version.
+pub(super) fn config(version: Option<Version>, policy: &OffloadPolicy, on: Offloads) -> Vec<u8> {
+    const ENCAPSULATION: u32 = 2;
+    const OPTIONS: u32 = 0x1 | 0x4;
+    const TCP_OPTIONS: u32 = 0x4;
+    const TCP: u32 = 0x10;
+    const UDP: u32 = 0x40;
+    const IP_HEADER: u32 = 0x100;
+    const SEGMENTS_MIN: u32 = 2;
+    let (revision, size) = match version {
+        Some(version) if version >= Version::V5 => (3, 156),
+        Some(version) if version >= Version::V4 => (2, 144),
+        _ => (1, 112),
+    };
+    let mut bytes = vec![0xa7, revision, size, 0];
+    bytes.resize(usize::from(size), 0);
+    let mut put = |at: usize, value: u32| {
+        if let Some(field) = bytes.get_mut(at..at + 4) {
+            field.copy_from_slice(&value.to_le_bytes());
+        }
+    };
+    let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+    let mut checksum = |at: usize, options: u32, kinds: u32| {
+        if kinds != 0 {
+            put(at, ENCAPSULATION);
+            put(at + 4, options | kinds);
+        }
+    };
+    for (at, way) in [(4, 0), (12, 1)] {
+        let on4 = [on.ipv4, on.tcp4, on.udp4].map(|sum| [sum.transmit, sum.receive][way]);
+        let kinds = bit(on4[0], IP_HEADER) | bit(on4[1], TCP) | bit(on4[2], UDP);
+        checksum(at, OPTIONS, kinds);
+        let on6 = [on.tcp6, on.udp6].map(|sum| [sum.transmit, sum.receive][way]);
+        checksum(at + 16, TCP_OPTIONS, bit(on6[0], TCP) | bit(on6[1], UDP));
+    }
+    for (at, on) in [(80, on.large_send4), (92, on.large_send6)] {
+        if on {
+            put(at, ENCAPSULATION);
+            put(at + 4, policy.large_send);
+            put(at + 8, SEGMENTS_MIN);
+        }
+    }
+    put(104, bit(on.large_send6, TCP_OPTIONS));
+    if let Some([v4, v6]) = bytes.get_mut(144..146) {
+        (*v4, *v6) = (u8::from(on.coalesce4), u8::from(on.coalesce6));
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parameters with these bytes set.
+    pub(super) fn parameters(set: &[(usize, u8)]) -> Vec<u8> {
+        let mut bytes = vec![0x80, 3, 28, 0];
+        bytes.resize(28, 0);
+        for (at, value) in set {
+            bytes[*at] = *value;
+        }
+        bytes
+    }
+
+    #[test]
+    fn parameters_change_what_they_name() {
+        let mut on = Offloads::default();
+        on.set(&parameters(&[(5, 4), (6, 3), (7, 1), (11, 1), (22, 2)])).unwrap();
+        assert_eq!(on.tcp4, Checksum { transmit: true, receive: true });
+        assert_eq!(on.udp4, Checksum { transmit: false, receive: true });
+        assert_eq!(on.tcp6, Checksum { transmit: false, receive: false });
+        assert_eq!(on.ipv4, Offloads::default().ipv4);
+        assert!(!on.large_send4 && on.large_send6 && on.coalesces(false) && !on.coalesces(true));
+        assert!(on.checks() && on.wanted(true) == ReceiveChecksum::empty());
+        on.set(&parameters(&[(5, 2), (22, 1)])).unwrap();
+        assert_eq!(on.tcp4, Checksum { transmit: true, receive: false });
+        assert!(!on.coalesces(false));
+    }
+
+    #[test]
+    fn parameters_of_old_guests_end_before_coalescing() {
+        let mut old = parameters(&[(5, 4), (22, 2)]);
+        old.truncate(22);
+        old[2] = 22;
+        let mut on = Offloads::default();
+        on.set(&old).unwrap();
+        assert!(on.tcp4.receive && !on.coalesces(false));
+    }
+
+    #[test]
+    fn parameters_that_make_no_sense_change_nothing() {
+        let good = parameters(&[(5, 4)]);
+        for (at, value) in [(0, 0x81), (2, 19), (4, 5), (8, 9), (11, 3), (23, 3)] {
+            let mut wrong = good.clone();
+            wrong[at] = value;
+            let mut on = Offloads::default();
+            assert_eq!(on.set(&wrong), Err(Status::INVALID_DATA), "byte {at} = {value}");
+            assert_eq!(on, Offloads::default());
+        }
+        for len in 0..20 {
+            assert!(Offloads::default().set(&good[..len]).is_err());
+        }
+    }
+
+    #[test]
+    fn capabilities_have_the_form_of_the_version() {
+        for (version, revision, size) in [
+            (Version::V6_1, 3, 156),
+            (Version::V5, 3, 156),
+            (Version::V4, 2, 144),
+            (Version::V2, 1, 112),
+            (Version::V1, 1, 112),
+        ] {
+            let bytes = capabilities(Some(version), &OffloadPolicy::default(), true);
+            assert_eq!((bytes[1], usize::from(bytes[2]), bytes.len()), (revision, size, size));
+        }
+    }
+
+    #[test]
+    fn only_what_is_there_is_offered() {
+        let word =
+            |bytes: &[u8], at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().unwrap());
+        let all = capabilities(Some(Version::V6_1), &OffloadPolicy::default(), true);
+        assert_eq!([4, 8, 12, 16].map(|at| word(&all, at)), [2, 0x155, 2, 0x155]);
+        assert_eq!([20, 24, 28, 32].map(|at| word(&all, at)), [2, 0x54, 2, 0x54]);
+        assert_eq!([80, 84, 88, 92, 104].map(|at| word(&all, at)), [2, 0xf53c, 2, 2, 4]);
+        assert_eq!(all[144..146], [1, 1]);
+        let none = OffloadPolicy {
+            checksum: false,
+            udp_checksum: false,
+            large_send: 0,
+            coalescing: false,
+            stale_checksums: false,
+        };
+        let nothing = capabilities(Some(Version::V6_1), &none, true);
+        assert!(nothing[4..].iter().all(|byte| *byte == 0));
+        let tcp = OffloadPolicy { udp_checksum: false, ..OffloadPolicy::default() };
+        assert_eq!(word(&capabilities(Some(Version::V5), &tcp, false), 8), 0x115);
+    }
+}
