@@ -23,21 +23,22 @@ pub trait Platform {
     /// [`AllocError`] if there is not enough, or if `pages` is 0.
     fn allocate(&self, pages: usize) -> Result<SharedPages, AllocError>;
 
-    /// Makes memory readable for the host, before [`Bus::open`](crate::Bus::open) or
-    /// [`Bus::share`](crate::Bus::share) tells of it. What was in it is lost. Only guests that are isolated from
-    /// their host have something to do here.
+    /// Makes memory readable for the host; called by [`Bus::reveal`](crate::Bus::reveal). What was in it is lost.
+    /// Only guests that are isolated from their host have something to do here.
     ///
     /// # Errors
-    /// [`AllocError`] if the memory cannot be made readable; it must not be told of then.
+    /// [`AllocError`] if the memory, or a part of it, cannot be made readable. It is never used again then, since nobody
+    /// knows how far it went.
     fn decrypt(&self, memory: &SharedPages) -> Result<(), AllocError> {
         let _ = memory;
         Ok(())
     }
 
-    /// Makes memory the guest's own again, after the host has returned it. What was in it is lost.
+    /// Makes memory the guest's own again; called by [`Bus::conceal`](crate::Bus::conceal), for pages that the host has
+    /// returned. What was in it is lost.
     ///
     /// # Errors
-    /// [`AllocError`] if it stays readable for the host; it must never be used for anything else then.
+    /// [`AllocError`] if it stays readable for the host. It is never used again then.
     fn encrypt(&self, memory: &SharedPages) -> Result<(), AllocError> {
         let _ = memory;
         Ok(())

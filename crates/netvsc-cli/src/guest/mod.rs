@@ -162,6 +162,7 @@ impl<M: Machine> Guest<M> {
         self.pairing.handle_deadline(now);
         loop {
             let mut moved = false;
+            self.bus.conceal(&self.machine);
             while let Some(event) = self.bus.poll_event() {
                 self.handle_bus_event(event, now);
                 moved = true;
@@ -297,6 +298,7 @@ impl<M: Machine> Guest<M> {
         now: Instant,
     ) -> Result<Option<Channel<SharedPages, M::Doorbell>>, String> {
         let rings = self.machine.allocate(2 * pages).map_err(|error| error.to_string())?;
+        self.bus.reveal(&self.machine, &rings).map_err(|error| error.to_string())?;
         let halves = rings.slice(0, pages).zip(rings.slice(pages, pages));
         let (tx, rx) = halves.ok_or("rings of no pages")?;
         let doorbell = self.machine.doorbell(offer.connection);

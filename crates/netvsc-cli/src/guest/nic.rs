@@ -128,6 +128,7 @@ impl<M: Machine> Guest<M> {
         let Some(channel) = nic.channel else { return Ok(()) };
         let mut share = |pages| {
             let pages = self.machine.allocate(pages).map_err(|error| error.to_string())?;
+            self.bus.reveal(&self.machine, &pages).map_err(|error| error.to_string())?;
             let gpadl = self.bus.share(channel, &pages, now).map_err(|error| error.to_string())?;
             Ok::<_, String>(SharedBuffer { gpadl, pages })
         };

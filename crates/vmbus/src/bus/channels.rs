@@ -10,8 +10,8 @@ use super::{
 };
 use crate::memory::SharedPages;
 use crate::message::{
-    CloseChannel, Features, MAX_CHANNEL_ID, Message, OpenChannel, OpenResult, OpenSignal, Payload,
-    ReleaseChannel, Version,
+    CloseChannel, Features, MAX_CHANNEL_ID, Message, OfferFlags, OpenChannel, OpenResult,
+    OpenSignal, Payload, ReleaseChannel, Version,
 };
 use crate::{ChannelId, GpadlId, Instant};
 
@@ -68,7 +68,7 @@ impl Bus {
     /// `target_vp` is the virtual processor that gets the channel's signals.
     ///
     /// # Errors
-    /// If the channel is not offered and idle, or its rings do not fit the memory.
+    /// If the channel is not offered and idle, its rings do not fit the memory, or that is not [revealed](Bus::reveal).
     pub fn open(
         &mut self,
         channel: ChannelId,
@@ -95,6 +95,7 @@ impl Bus {
         let pages = rings.pages();
         let downstream_page = options.downstream_page;
         let offer = &self.live(channel, ChannelState::Offered)?.offer;
+        let private = offer.flags.contains(OfferFlags::CONFIDENTIAL_RING);
         if offer.sub_channel != 0 {
             let primary = self.primary(offer.instance).and_then(|id| self.channel_state(id));
             if primary != Some(ChannelState::Open) {
@@ -111,7 +112,7 @@ impl Bus {
         if downstream < 2 || pages.saturating_sub(downstream) < 2 {
             return Err(Error::BadRings { pages, downstream_page });
         }
-        let gpadl = self.describe(channel, rings, now)?;
+        let gpadl = self.describe(channel, rings, private, now)?;
         if let Some(slot) = self.channels.get_mut(&channel) {
             slot.state = ChannelState::Opening;
             slot.ring = Some(gpadl);

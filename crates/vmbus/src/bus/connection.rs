@@ -33,18 +33,19 @@ pub(super) struct MonitorPages {
 
 impl MonitorPages {
     /// The host learns of these by a contact, and may still know of all others.
-    fn tell(&mut self, pages: Option<SharedPages>) {
+    fn replace(&mut self, pages: Option<SharedPages>) {
         self.former.extend(self.wished.take());
         self.former.extend(core::mem::replace(&mut self.current, pages));
     }
 
-    /// The host has forgotten everything but the pages of a contact that it accepts.
-    fn forget(&mut self, accepted: bool) {
-        self.former.clear();
-        self.wished = None;
+    /// The host has forgotten everything but the pages of a contact that it accepts. Returns what it has forgotten.
+    fn forget(&mut self, accepted: bool) -> Vec<SharedPages> {
+        let mut forgotten = core::mem::take(&mut self.former);
+        forgotten.extend(self.wished.take());
         if !accepted {
-            self.current = None;
+            forgotten.extend(self.current.take());
         }
+        forgotten
     }
 }
 
@@ -89,6 +90,9 @@ impl Bus {
             }
             None => (0, 0),
         };
+        if let Some(pages) = pages {
+            self.tell(pages, false)?;
+        }
         // Both are the host's until it answers.
         self.monitor_pages.wished = pages.cloned();
         self.post(&ModifyConnection {
@@ -138,9 +142,14 @@ impl Bus {
                 self.disarm(Wait::ModifyConnection);
                 let state = answer.state;
                 let wished = self.monitor_pages.wished.take();
-                if state == 0 {
-                    self.monitor_pages.current.clone_from(&wished);
-                    self.config.monitor_pages = wished;
+                let returned = if state == 0 {
+                    self.config.monitor_pages.clone_from(&wished);
+                    core::mem::replace(&mut self.monitor_pages.current, wished)
+                } else {
+                    wished
+                };
+                if let Some(pages) = returned {
+                    self.came_back(&pages);
                 }
                 self.events.push_back(Event::ConnectionModified { state });
             }
@@ -160,17 +169,21 @@ impl Bus {
 
     /// The addresses of the monitor pages, which the host knows from now on.
     pub(super) fn offer_monitor_pages(&mut self) -> (u64, u64) {
-        let pages = self.config.monitor_pages.clone().filter(|_| !self.config.isolated);
+        let pages = self.config.monitor_pages.clone();
         let found = pages.and_then(|pages| addresses(&pages).map(|found| (pages, found)));
+        // Those that are not revealed are of no use: the host could not read them.
+        let found = found.filter(|(pages, _)| self.tell(pages, false).is_ok());
         let (pages, found) = found.map_or((None, (0, 0)), |(pages, found)| (Some(pages), found));
-        self.monitor_pages.tell(pages);
+        self.monitor_pages.replace(pages);
         found
     }
 
     /// The host uses no memory of this guest any more, but for the monitor pages of a contact that it accepts.
     pub(super) fn forget_memory(&mut self, accepted: bool) {
-        self.gpadls.clear();
-        self.monitor_pages.forget(accepted);
+        self.forget_gpadls();
+        for pages in self.monitor_pages.forget(accepted) {
+            self.came_back(&pages);
+        }
         self.features = Features::empty();
         self.host_monitor_pages = None;
         self.paused = false;

@@ -5,10 +5,11 @@ use alloc::vec::Vec;
 use tracing::debug;
 use zerocopy::little_endian::U32;
 
+use super::channels::Slot;
 use super::{Bus, ChannelState, Error, Event, OpenStep, Wait};
 use crate::gpadl::{EncodeError, GpadlMessages};
 use crate::memory::{PAGE_SIZE, SharedMemory, SharedPages};
-use crate::message::{GpadlCreated, GpadlTeardown};
+use crate::message::{GpadlCreated, GpadlTeardown, OfferFlags};
 use crate::packet::GpaRange;
 use crate::{ChannelId, GpadlId, Instant};
 
@@ -44,18 +45,20 @@ impl Bus {
     /// Tells the host of memory for use on a channel. Ends in [`Event::Shared`] or [`Event::ShareFailed`].
     ///
     /// # Errors
-    /// If the channel is gone or closing, or the memory cannot be described.
+    /// If the channel is gone or closing, or the memory cannot be described or is not [revealed](Bus::reveal).
     pub fn share(
         &mut self,
         channel: ChannelId,
         memory: &SharedPages,
         now: Instant,
     ) -> Result<GpadlId, Error> {
-        let state = self.live_slot(channel)?.state;
+        let Slot { state, offer, .. } = self.live_slot(channel)?;
+        let (state, flags) = (*state, offer.flags);
         if state == ChannelState::Closing {
             return Err(Error::WrongState { channel, state, expected: ChannelState::Open });
         }
-        self.describe(channel, memory, now)
+        let private = flags.contains(OfferFlags::CONFIDENTIAL_EXTERNAL_MEMORY);
+        self.describe(channel, memory, private, now)
     }
 
     /// Takes back memory that was shared. Ends in [`Event::Unshared`]; asking twice is harmless.
@@ -86,11 +89,12 @@ impl Bus {
         }
     }
 
-    /// Queues the messages that tell the host of memory.
+    /// Queues the messages that tell the host of memory; `private`: it need not be able to read it.
     pub(super) fn describe(
         &mut self,
         channel: ChannelId,
         memory: &SharedPages,
+        private: bool,
         now: Instant,
     ) -> Result<GpadlId, Error> {
         if memory.frames().is_empty() {
@@ -100,7 +104,9 @@ impl Bus {
         let too_large = EncodeError::TooLarge { bytes: memory.pages().saturating_mul(8) };
         let byte_count = u32::try_from(memory.size()).map_err(|_| too_large)?;
         let ranges = [GpaRange { byte_count, byte_offset: 0, frames: memory.frames() }];
-        for payload in GpadlMessages::new(channel, gpadl, &ranges)? {
+        let messages = GpadlMessages::new(channel, gpadl, &ranges)?;
+        self.tell(memory, private)?;
+        for payload in messages {
             self.post_payload(payload);
         }
         self.next_gpadl = gpadl.0.checked_add(1).map(GpadlId);
@@ -148,7 +154,7 @@ impl Bus {
 
     fn share_refused(&mut self, channel: ChannelId, gpadl: GpadlId, status: u32, now: Instant) {
         debug!(%channel, %gpadl, status, "the host refused memory");
-        let orphaned = self.gpadls.remove(&gpadl).is_some_and(|entry| entry.orphaned);
+        let orphaned = self.forget_gpadl(gpadl).is_some_and(|entry| entry.orphaned);
         let Some(slot) = self.channels.get_mut(&channel).filter(|_| !orphaned) else { return };
         if slot.ring == Some(gpadl) {
             slot.ring = None;
@@ -158,6 +164,20 @@ impl Bus {
             self.events.push_back(Event::ShareFailed { channel, gpadl, status });
         }
         self.finish(channel, now);
+    }
+
+    /// The host uses this memory no longer.
+    fn forget_gpadl(&mut self, gpadl: GpadlId) -> Option<Gpadl> {
+        let entry = self.gpadls.remove(&gpadl)?;
+        self.came_back(&entry.memory);
+        Some(entry)
+    }
+
+    /// The host uses no memory of channels any longer.
+    pub(super) fn forget_gpadls(&mut self) {
+        for entry in core::mem::take(&mut self.gpadls).into_values() {
+            self.came_back(&entry.memory);
+        }
     }
 
     pub(super) fn torn_down(&mut self, gpadl: GpadlId, now: Instant) {
@@ -170,7 +190,7 @@ impl Bus {
             return;
         }
         let (channel, orphaned) = (entry.channel, entry.orphaned);
-        self.gpadls.remove(&gpadl);
+        self.forget_gpadl(gpadl);
         self.disarm(Wait::Unshare { channel, gpadl });
         // The id of an orphan's channel may belong to another channel by now.
         let Some(slot) = self.channels.get_mut(&channel).filter(|_| !orphaned) else { return };

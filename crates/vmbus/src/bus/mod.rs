@@ -7,7 +7,8 @@
 //! # Memory
 //! Pages that the host was told about are kept alive by the bus until the host has said that it uses them no longer,
 //! whatever the driver does with its own views. Memory whose return the host never confirms stays alive until the
-//! connection ends.
+//! connection ends. A guest that is isolated from its host [reveals](Bus::reveal) memory before it tells of it, and
+//! [conceals](Bus::conceal) it when it came back.
 //!
 //! # The life of a channel
 //! [`Event::Offered`] → [`Bus::open`] → [`Event::Opened`] → [`Bus::share`] … [`Bus::close`] → [`Event::Closed`], and
@@ -20,6 +21,7 @@ mod memory;
 mod retarget;
 mod retry;
 mod types;
+mod visible;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +36,7 @@ use zerocopy::little_endian::{U32, U64};
 use self::channels::Slot;
 use self::connection::{Accepted, MonitorPages};
 use self::memory::Gpadl;
+use self::visible::Visible;
 use crate::message::{
     Body, CONTACT_CONNECTION, Features, InitiateContact, LEGACY_CONNECTION, Message, MessageError,
     Payload, RequestOffers, Side, Unload, VMBUS_SINT, Version, VersionResponse, WireGuid,
@@ -76,6 +79,7 @@ pub struct Bus {
     /// The host sends nothing.
     paused: bool,
     monitor_pages: MonitorPages,
+    visible: Visible,
     /// The version of the last connection.
     last_version: Option<Version>,
     /// The one version to ask for, after a suspend.
@@ -101,6 +105,7 @@ impl Bus {
             host_monitor_pages: None,
             paused: false,
             monitor_pages: MonitorPages::default(),
+            visible: Visible::default(),
             last_version: None,
             only: None,
             config,
@@ -223,9 +228,9 @@ impl Bus {
         self.outgoing.push_front(post);
     }
 
-    /// The next event.
+    /// The next event. None while an isolated guest owes a [`Bus::conceal`].
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        if self.visible.owes() { None } else { self.events.pop_front() }
     }
 
     /// When to call [`Bus::handle_deadline`].

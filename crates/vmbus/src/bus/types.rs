@@ -27,7 +27,8 @@ pub struct BusConfig {
     pub client_id: Guid,
     /// Two pages for signals without hypercalls, the one from host to guest first; told to the host at contact.
     pub monitor_pages: Option<SharedPages>,
-    /// The guest does not trust its host: versions before 5.2 are not asked for, and there are no monitor pages.
+    /// The guest is isolated from its host: versions before 5.2 are not asked for, and the host is told of no memory
+    /// that was not [revealed](super::Bus::reveal), the monitor pages included.
     pub isolated: bool,
 }
 
@@ -409,6 +410,18 @@ pub enum Error {
     /// Monitor pages are two pages with frames.
     #[error("monitor pages are two pages with page frame numbers, not {pages}")]
     BadMonitorPages {
+        /// How many there are.
+        pages: usize,
+    },
+    /// Memory that the host of an isolated guest cannot read.
+    #[error("{pages} pages are not revealed, and the guest is isolated from its host")]
+    NotRevealed {
+        /// How many there are.
+        pages: usize,
+    },
+    /// The platform could not make memory readable for the host.
+    #[error("{pages} pages cannot be revealed to the host and are lost")]
+    RevealFailed {
         /// How many there are.
         pages: usize,
     },

@@ -2,6 +2,7 @@
 
 mod chaos;
 mod faults;
+mod isolated;
 mod life;
 mod newest;
 mod ring_faults;
