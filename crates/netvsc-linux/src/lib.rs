@@ -1,8 +1,11 @@
 //! Linux as a Hyper-V guest.
 //!
-//! What needs the operating system lives here, so that the protocol crates stay free of it. Today that is
-//! [`tap`]: the way to let the kernel's own network stack be the traffic of a NIC.
+//! What needs the operating system lives here, so that the protocol crates stay free of it:
+//!
+//! - [`tap`]: the way to let the kernel's own network stack be the traffic of a NIC;
+//! - [`inventory`]: what a guest consists of, read from sysfs, proc, the udev database and the kernel log.
 
+pub mod inventory;
 pub mod tap;
 
 pub use tap::{Tap, TapError, TapName, TapNameError};

@@ -1,0 +1,360 @@
+//! Bounded reads below one root.
+//!
+//! Sysfs answers an attribute with ENOENT, EINVAL, EIO or ENODEV whenever it likes, and a tree that came from somebody
+//! else holds anything. Nothing here fails because of that: what cannot be read is a note beside the snapshot.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
+use rustix::io::Errno;
+
+/// Longest attribute that is read, in bytes. Sysfs gives a page at most.
+pub(super) const ATTRIBUTE_LIMIT: usize = 4096;
+/// Longest file of another kind (udev database, routing tables, configuration), in bytes.
+pub(super) const FILE_LIMIT: usize = 1 << 20;
+/// How many entries of one directory are looked at. A machine cannot have more NICs than that.
+pub(super) const ENTRY_LIMIT: usize = 65_536;
+/// How many notes are kept. One more says how many there were.
+const NOTE_LIMIT: usize = 256;
+/// How often a path is resolved anew because somebody renamed parts of it meanwhile.
+const RESOLVE_TRIES: usize = 8;
+
+/// The root directory of a tree cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// It is not there, not a directory, or not ours to read.
+    #[error("cannot use `{}` as the root of a guest: {source}; expected a directory that holds `sys`, `proc` and `run`", path.display())]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The kernel cannot keep paths below the root.
+    #[error("cannot keep paths below `{}`: {source}; this needs Linux 5.6 or later and a sandbox that permits openat2", path.display())]
+    Confine {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// Something that is there and could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unreadable {
+    /// Which file, as a path from the root.
+    pub path: String,
+    /// Why, in words.
+    pub why: String,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.why)
+    }
+}
+
+/// A directory that was opened once, and its path for notes.
+#[derive(Debug)]
+pub(super) struct Folder {
+    fd: OwnedFd,
+    pub(super) path: String,
+}
+
+/// The tree below one root.
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: OwnedFd,
+    /// Whether links may not lead out of the root. The running system needs no such thing.
+    confined: bool,
+    notes: Vec<Unreadable>,
+    noted: usize,
+}
+
+const READ: OFlags =
+    OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::DIRECTORY);
+
+impl Tree {
+    /// The running system (`None`), or a tree below a directory, which no path and no link leaves.
+    pub(super) fn open(root: Option<&Path>) -> Result<Self, RootError> {
+        let path = root.unwrap_or(Path::new("/"));
+        let fd = openat(CWD, path, FOLDER, Mode::empty())
+            .map_err(|error| RootError::Open { path: path.to_owned(), source: error.into() })?;
+        let tree = Self { root: fd, confined: root.is_some(), notes: Vec::new(), noted: 0 };
+        match tree.resolve(".", FOLDER) {
+            Ok(_) => Ok(tree),
+            Err(error) => Err(RootError::Confine { path: path.to_owned(), source: error.into() }),
+        }
+    }
+
+    /// What could not be read, in the order of paths.
+    pub(super) fn into_notes(mut self) -> Vec<Unreadable> {
+        self.notes.sort();
+        self.notes.dedup();
+        if self.noted > NOTE_LIMIT {
+            let why = format!("{} more could not be read", self.noted - NOTE_LIMIT);
+            self.notes.push(Unreadable { path: "...".into(), why });
+        }
+        self.notes
+    }
+
+    /// Remembers that a file could not be read or does not hold what it should.
+    pub(super) fn note(&mut self, path: String, why: impl Into<String>) {
+        self.noted += 1;
+        if self.notes.len() < NOTE_LIMIT {
+            self.notes.push(Unreadable { path, why: why.into() });
+        }
+    }
+
+    fn resolve(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if !self.confined {
+            return openat(&self.root, path, flags, Mode::empty());
+        }
+        let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        for _ in 0..RESOLVE_TRIES {
+            match openat2(&self.root, path, flags, Mode::empty(), how) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// Opens a file below the root for reading.
+    pub(super) fn file(&self, path: &str) -> Result<OwnedFd, Errno> {
+        self.resolve(path, READ)
+    }
+
+    /// Opens a directory; links on the way are followed, as far as they stay below the root.
+    pub(super) fn folder(&mut self, path: &str) -> Option<Folder> {
+        match self.resolve(path, FOLDER) {
+            Ok(fd) => Some(Folder { fd, path: format!("/{path}") }),
+            Err(error) => {
+                self.refused(format!("/{path}"), error);
+                None
+            }
+        }
+    }
+
+    /// Opens a directory directly below another one, not through a link.
+    pub(super) fn below(&mut self, folder: &Folder, name: &str) -> Option<Folder> {
+        let path = format!("{}/{name}", folder.path);
+        match openat(&folder.fd, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(fd) => Some(Folder { fd, path }),
+            Err(error) => {
+                self.refused(path, error);
+                None
+            }
+        }
+    }
+
+    /// Whether a path below the root leads to something.
+    pub(super) fn exists(&self, path: &str) -> bool {
+        self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).is_ok()
+    }
+
+    /// The names in a directory, sorted. Names that are no text are left out, with a note.
+    pub(super) fn names(&mut self, folder: &Folder) -> Vec<String> {
+        let entries = match rustix::fs::Dir::read_from(&folder.fd) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.refused(folder.path.clone(), error);
+                return Vec::new();
+            }
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.refused(folder.path.clone(), error);
+                    break;
+                }
+            };
+            if names.len() >= ENTRY_LIMIT {
+                let why = format!("expected at most {ENTRY_LIMIT} entries; the rest was left out");
+                self.note(folder.path.clone(), why);
+                break;
+            }
+            match name_of(entry.file_name()) {
+                Some("." | "..") => {}
+                Some(name) => names.push(name.to_owned()),
+                None => self.note(folder.path.clone(), "holds a name that is not text"),
+            }
+        }
+        names.sort_unstable();
+        names
+    }
+
+    /// The names in a directory below the root; none if it is not there.
+    pub(super) fn names_at(&mut self, path: &str) -> Vec<String> {
+        self.folder(path).map(|folder| self.names(&folder)).unwrap_or_default()
+    }
+
+    /// The names in a directory directly below another one.
+    pub(super) fn names_below(&mut self, folder: &Folder, name: &str) -> Vec<String> {
+        self.below(folder, name).map(|folder| self.names(&folder)).unwrap_or_default()
+    }
+
+    /// An attribute, without white space around it. `None` if it is not there, or could not be read (then with a note).
+    pub(super) fn text(&mut self, folder: &Folder, name: &str) -> Option<String> {
+        let fd = match openat(&folder.fd, name, READ | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(error) => {
+                self.refused(format!("{}/{name}", folder.path), error);
+                return None;
+            }
+        };
+        let mut buffer = [0; ATTRIBUTE_LIMIT + 1];
+        match read_some(fd.as_fd(), &mut buffer) {
+            Ok(length) if length > ATTRIBUTE_LIMIT => {
+                let why = format!("expected at most {ATTRIBUTE_LIMIT} bytes");
+                self.note(format!("{}/{name}", folder.path), why);
+                None
+            }
+            Ok(length) => self.as_text(&buffer[..length], || format!("{}/{name}", folder.path)),
+            Err(error) => {
+                self.refused(format!("{}/{name}", folder.path), error);
+                None
+            }
+        }
+    }
+
+    fn as_text(&mut self, bytes: &[u8], path: impl FnOnce() -> String) -> Option<String> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) if !text.contains('\0') => Some(text.trim().to_owned()),
+            _ => {
+                self.note(path(), "expected text, found binary data");
+                None
+            }
+        }
+    }
+
+    /// An attribute that is to be read as something.
+    pub(super) fn parsed<T>(
+        &mut self,
+        folder: &Folder,
+        name: &str,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.text(folder, name)?;
+        let value = parse(&text);
+        if value.is_none() {
+            let found: String = text.chars().take(40).flat_map(char::escape_default).collect();
+            self.note(
+                format!("{}/{name}", folder.path),
+                format!("expected {expected}, found `{found}`"),
+            );
+        }
+        value
+    }
+
+    /// A decimal or, with 0x before it, hexadecimal number.
+    pub(super) fn number(&mut self, folder: &Folder, name: &str) -> Option<u64> {
+        self.parsed(folder, name, "a number", number)
+    }
+
+    /// A number of 32 bits.
+    pub(super) fn small(&mut self, folder: &Folder, name: &str) -> Option<u32> {
+        self.parsed(folder, name, "a number of 32 bits", |text| number(text)?.try_into().ok())
+    }
+
+    /// The last part of what a link points to: the name of a driver, a bus, a device.
+    pub(super) fn link(&mut self, folder: &Folder, name: &str) -> Option<String> {
+        match readlinkat(&folder.fd, name, Vec::new()) {
+            Ok(target) => {
+                let last = target.to_str().ok()?.rsplit('/').next()?;
+                (!last.is_empty() && last != "." && last != "..").then(|| last.to_owned())
+            }
+            // There, but not a link.
+            Err(Errno::INVAL) => {
+                self.note(format!("{}/{name}", folder.path), "expected a link");
+                None
+            }
+            Err(error) => {
+                self.refused(format!("{}/{name}", folder.path), error);
+                None
+            }
+        }
+    }
+
+    /// A regular file below the root, of at most `limit` bytes.
+    pub(super) fn contents(&mut self, path: &str, limit: usize) -> Option<String> {
+        let shown = format!("/{path}");
+        let bytes = match self.file(path).and_then(|fd| read_all(fd.as_fd(), limit)) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.refused(shown, error);
+                return None;
+            }
+        };
+        if bytes.len() > limit {
+            self.note(shown, format!("expected at most {limit} bytes"));
+            return None;
+        }
+        self.as_text(&bytes, || shown)
+    }
+
+    /// Takes down a refusal, unless it only says that there is nothing: the device or attribute is not there (any
+    /// more), or the driver has no such value just now.
+    fn refused(&mut self, path: String, error: Errno) {
+        let why = match error {
+            Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP => return,
+            Errno::ACCESS | Errno::PERM => "permission denied".to_owned(),
+            Errno::LOOP => "expected no link, or links that come to an end".to_owned(),
+            Errno::ISDIR => "expected a file, found a directory".to_owned(),
+            Errno::NOTDIR => "expected a directory".to_owned(),
+            other => std::io::Error::from(other).to_string(),
+        };
+        self.note(path, why);
+    }
+}
+
+fn name_of(name: &CStr) -> Option<&str> {
+    name.to_str().ok()
+}
+
+/// One read, which is all that an attribute takes.
+fn read_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))
+}
+
+/// Reads up to one byte more than `limit`, from a regular file only.
+pub(super) fn read_all(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>, Errno> {
+    let stat = rustix::fs::fstat(fd)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(Errno::ISDIR),
+        _ => return Err(Errno::BADF),
+    }
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 16_384];
+    loop {
+        let wanted = (limit + 1 - bytes.len()).min(chunk.len());
+        match read_some(fd, &mut chunk[..wanted])? {
+            0 => return Ok(bytes),
+            length => bytes.extend_from_slice(&chunk[..length]),
+        }
+        if bytes.len() > limit {
+            return Ok(bytes);
+        }
+    }
+}
+
+/// Reads `12`, `-1` (as none), `0x1414`.
+pub(super) fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            u64::from_str_radix(digits, 16).ok()
+        }
+        Some(_) => None,
+        None if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
+        None => None,
+    }
+}
