@@ -17,13 +17,13 @@ impl fmt::Display for Handle {
 }
 
 /// Records, each under a handle that never names another one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Arena<T> {
     places: Vec<Place<T>>,
     free: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Place<T> {
     generation: u64,
     record: Option<T>,

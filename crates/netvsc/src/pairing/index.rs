@@ -8,12 +8,12 @@ use alloc::collections::{BTreeMap, BTreeSet};
 
 use vmbus::{Guid, Serial};
 
-use super::decision::Dispute;
+use super::decision::{Dispute, NicRef};
 use super::facts::{FunctionId, NicId, PortId};
 use crate::mac::MacAddress;
 
 /// Several values under each key.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Multi<K, V>(BTreeMap<K, BTreeSet<V>>);
 
 impl<K: Ord + Copy, V: Ord + Copy> Multi<K, V> {
@@ -57,14 +57,14 @@ impl<K: Ord + Copy, V: Ord + Copy> Multi<K, V> {
 }
 
 /// All indexes.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Indexes {
     /// NICs by the instance of their offer.
     pub(super) instances: BTreeMap<Guid, NicId>,
     /// Functions by bus and slot.
     pub(super) slots: BTreeMap<(Guid, u32), FunctionId>,
-    /// Associated NICs by serial.
-    pub(super) nics_by_serial: Multi<Serial, NicId>,
+    /// Associated NICs by serial; the first of them is the same one whatever the order in which they came.
+    pub(super) nics_by_serial: Multi<Serial, NicRef>,
     /// Associated NICs by serial and permanent MAC.
     pub(super) nics_by_both: Multi<(Serial, MacAddress), NicId>,
     /// All NICs by permanent MAC.

@@ -39,7 +39,7 @@ pub use self::facts::{
     PortId, PortKey,
 };
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Nic {
     instance: Guid,
     mac: MacAddress,
@@ -50,13 +50,13 @@ struct Nic {
     watch: Watch,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Function {
     key: FunctionKey,
     ports: BTreeMap<u32, PortId>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Port {
     function: FunctionId,
     key: PortKey,
@@ -68,7 +68,7 @@ struct Port {
 }
 
 /// Pairs NICs with ports.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pairing {
     config: PairingConfig,
     nics: Arena<Nic>,

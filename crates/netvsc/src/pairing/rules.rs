@@ -72,7 +72,7 @@ impl Pairing {
             Err(0) => {
                 let count = self.index.nics_by_serial.count(serial);
                 let first = self.index.nics_by_serial.get(serial).next();
-                first.map_or(Verdict::Alone, |nic| Verdict::Mismatch(nic, count))
+                first.map_or(Verdict::Alone, |nic| Verdict::Mismatch(nic.id, count))
             }
             Err(_) => Verdict::Disputed(Dispute::SerialAndMac(serial, mac)),
         }
@@ -93,7 +93,7 @@ impl Pairing {
         let siblings = self.functions.get(port.function.0).map_or(0, |f| f.ports.len());
         match self.index.nics_by_serial.only(serial) {
             Err(0) => Verdict::Alone,
-            Ok(nic) if siblings == 1 => Verdict::Claims(nic, Reason::Serial),
+            Ok(nic) if siblings == 1 => Verdict::Claims(nic.id, Reason::Serial),
             _ => Verdict::Disputed(Dispute::Serial(serial)),
         }
     }

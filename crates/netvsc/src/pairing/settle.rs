@@ -80,16 +80,17 @@ impl Pairing {
         self.touch_nic(nic, &mut dirty);
         let Some(record) = self.nics.get_mut(nic.0) else { return };
         let (mac, old) = (record.mac, record.associated);
+        let named = NicRef { instance: record.instance, id: nic };
         if old == serial {
             return;
         }
         record.associated = serial;
         if let Some(old) = old {
-            self.index.nics_by_serial.remove(old, nic);
+            self.index.nics_by_serial.remove(old, named);
             self.index.nics_by_both.remove((old, mac), nic);
         }
         if let Some(new) = serial {
-            self.index.nics_by_serial.insert(new, nic);
+            self.index.nics_by_serial.insert(new, named);
             self.index.nics_by_both.insert((new, mac), nic);
         }
         self.watch(Waiter::Nic(nic), false, now);
@@ -107,7 +108,8 @@ impl Pairing {
         self.index.instances.remove(&record.instance);
         self.index.nics_by_mac.remove(record.mac, nic);
         if let Some(serial) = record.associated {
-            self.index.nics_by_serial.remove(serial, nic);
+            let named = NicRef { instance: record.instance, id: nic };
+            self.index.nics_by_serial.remove(serial, named);
             self.index.nics_by_both.remove((serial, record.mac), nic);
         }
     }
@@ -390,9 +392,7 @@ impl Pairing {
             Dispute::SerialAndMac(serial, mac) => {
                 self.index.nics_by_both.get((serial, mac)).filter_map(nic_ref).collect()
             }
-            Dispute::Serial(serial) => {
-                self.index.nics_by_serial.get(serial).filter_map(nic_ref).collect()
-            }
+            Dispute::Serial(serial) => self.index.nics_by_serial.get(serial).collect(),
             Dispute::Mac(mac) => self.index.nics_by_mac.get(mac).filter_map(nic_ref).collect(),
         };
         self.examined += (nics.len() + ports.len()) as u64;

@@ -12,7 +12,7 @@ use super::*;
 
 /// A fact about one of a few parties, so that most of them have something in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fact {
+pub(super) enum Fact {
     Nic(u32, MacAddress),
     NicLeft(u32),
     Associated(u32, u32),
@@ -24,15 +24,20 @@ enum Fact {
 }
 
 /// Parties by the names that the facts use.
-#[derive(Default)]
-struct Names {
+#[derive(Clone, Default)]
+pub(super) struct Names {
     nics: BTreeMap<u32, NicId>,
     functions: BTreeMap<u32, FunctionId>,
     ports: BTreeMap<(u32, u32), PortId>,
 }
 
 /// Tells a fact to the pairing and to the truth; `false` if it is about nobody yet.
-fn tell(fact: Fact, pairing: &mut Pairing, names: &mut Names, truth: &mut Truth) -> bool {
+pub(super) fn tell(
+    fact: Fact,
+    pairing: &mut Pairing,
+    names: &mut Names,
+    truth: &mut Truth,
+) -> bool {
     match fact {
         Fact::Nic(n, mac) => {
             if truth.nics.get(&instance(n)).is_none_or(|nic| nic.0 != mac) {
@@ -282,6 +287,55 @@ proptest! {
                     }
                     _ => {}
                 }
+            }
+        }
+    }
+}
+
+/// A fact about one of a dozen NICs and a dozen functions.
+fn fact_among_many() -> impl Strategy<Value = Fact> {
+    let (nic, slot, index, serial) = (0..12u32, 0..12u32, 0..2u32, 0..8u32);
+    let known = (0..8u32).prop_map(|n| PermanentMac::Known(mac(n)));
+    let port_mac =
+        prop_oneof![8 => known, 1 => Just(PermanentMac::NotYet), 1 => Just(PermanentMac::Never)];
+    prop_oneof![
+        3 => (nic.clone(), (0..8u32).prop_map(mac)).prop_map(|(n, mac)| Fact::Nic(n, mac)),
+        1 => nic.clone().prop_map(Fact::NicLeft),
+        4 => (nic.clone(), serial.clone()).prop_map(|(n, s)| Fact::Associated(n, s)),
+        2 => nic.prop_map(Fact::Disassociated),
+        3 => (slot.clone(), serial).prop_map(|(slot, s)| Fact::Function(slot, s)),
+        1 => slot.clone().prop_map(Fact::FunctionLeft),
+        6 => (slot.clone(), index.clone(), port_mac).prop_map(|(s, i, m)| Fact::Port(s, i, m)),
+        2 => (slot, index).prop_map(|(slot, index)| Fact::PortLeft(slot, index)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6))]
+
+    /// Long histories of many parties. Unbindings are confirmed late, in any order; whenever none is open, the pairs are those of
+    /// the reference, and meanwhile there is none that the reference does not know.
+    #[test]
+    fn ten_thousand_events_later_the_pairs_still_follow_from_the_facts(
+        facts in prop::collection::vec((fact_among_many(), any::<u8>()), 5_000..10_000),
+        policy in any_policy(),
+    ) {
+        let mut world = World::with(PairingConfig { mac_policy: policy, ..PairingConfig::default() });
+        let (mut names, mut truth) = (Names::default(), Truth::default());
+        for (fact, choice) in facts {
+            tell(fact, &mut world.pairing, &mut names, &mut truth);
+            world.take();
+            world.log.clear();
+            let choice = usize::from(choice);
+            for _ in 0..choice % 4 {
+                world.confirm(choice);
+            }
+            if choice.is_multiple_of(8) {
+                world.run();
+                prop_assert_eq!(world.pairs(), truth.pairs(policy), "after {:?}", fact);
+            } else if choice.is_multiple_of(3) {
+                let called_for = truth.pairs(policy);
+                prop_assert!(world.pairs().iter().all(|pair| called_for.contains(pair)), "after {:?}", fact);
             }
         }
     }

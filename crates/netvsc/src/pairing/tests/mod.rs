@@ -4,9 +4,12 @@ extern crate std;
 
 mod confluence;
 mod edges;
+mod exhaustive;
+mod others;
 mod reference;
 mod rules;
 mod scale;
+mod seeds;
 
 use std::vec::Vec;
 
@@ -15,6 +18,7 @@ use super::*;
 pub(super) const T0: Instant = Instant::ZERO;
 
 /// A stepped world around one [`Pairing`]: carries out decisions and checks that each may be carried out.
+#[derive(Clone)]
 pub(super) struct World {
     pub(super) pairing: Pairing,
     pub(super) log: Vec<Decision>,
