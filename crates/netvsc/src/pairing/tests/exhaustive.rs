@@ -56,10 +56,14 @@ struct Visited {
 
 /// A function of a universe: its serial, and for each of its ports the MACs that may become known.
 type Ports<'a> = (u32, &'a [&'a [PermanentMac]]);
+/// The same with a list of its own.
+type Home<'a> = (u32, Vec<&'a [PermanentMac]>);
+/// A NIC of a universe: its MAC and the serials it may be associated with.
+type Card<'a> = (u32, &'a [u32]);
 
 impl Universe {
     /// NICs by MAC and the serials they may be associated with; functions by slot.
-    fn new(nics: &[(u32, &[u32])], functions: &[Ports<'_>]) -> Self {
+    fn new(nics: &[Card<'_>], functions: &[Ports<'_>]) -> Self {
         let mut events = Vec::new();
         for (n, (address, serials)) in (0u32..).zip(nics) {
             events.extend([Fact::Nic(n, mac(*address)), Fact::NicLeft(n), Fact::Disassociated(n)]);
@@ -364,7 +368,7 @@ fn three_nics_and_three_ports_in_every_order() {
     let each = |serials: [u32; 3], macs: [&'static [PermanentMac]; 3]| {
         [0, 1, 2].map(|slot| (serials[slot], vec![macs[slot]]))
     };
-    let universes: [(&[(u32, &[u32])], [(u32, Vec<&[PermanentMac]>); 3]); 8] = [
+    let universes: [(&[Card<'_>], [Home<'_>; 3]); 8] = [
         // One serial each, as it should be, and crosswise.
         (&[(1, &[1]), (2, &[2]), (3, &[3])], each([1, 2, 3], macs)),
         (&[(1, &[3]), (2, &[1]), (3, &[2])], each([1, 2, 3], macs)),
@@ -441,7 +445,7 @@ fn two_nics_and_two_ports_of_any_serials_and_macs_in_every_order() {
 /// Unbindings take their time, and things go on meanwhile: parties leave, come back, and change their minds.
 #[test]
 fn two_nics_and_two_ports_in_every_order_with_unbindings_confirmed_at_any_moment() {
-    let universes: [(&[(u32, &[u32])], &[Ports<'_>], usize); 4] = [
+    let universes: [(&[Card<'_>], &[Ports<'_>], usize); 4] = [
         (&[(1, &[7]), (1, &[7])], &[(7, &[&[A]]), (7, &[&[A, NEVER]])], 1),
         (&[(1, &[7, 8]), (2, &[7])], &[(7, &[&[A]]), (8, &[&[A]])], 1),
         (&[(1, &[7]), (2, &[7])], &[(7, &[&[A], &[B]])], 2),
