@@ -10,6 +10,7 @@ use netvsc::rndis::{
 use vmbus::Instant;
 use vmbus::packet::{Outgoing, TransferRange};
 
+use super::fault::Faults;
 use super::object::apply_filter;
 use super::outbox::Outbox;
 use super::policy::ResetAnswer;
@@ -41,6 +42,8 @@ struct Reply {
     bytes: Vec<u8>,
     /// Start-up ends when this goes out.
     ends_startup: bool,
+    /// It is a lie already.
+    spoilt: bool,
 }
 
 /// RNDIS on one channel.
@@ -103,7 +106,27 @@ impl Control {
         self.bytes += bytes.len();
         // Answers keep their order, also if the delay gets shorter.
         let due = self.replies.back().map_or(due, |last| due.max(last.due));
-        self.replies.push_back(Reply { due, bytes, ends_startup: false });
+        self.replies.push_back(Reply { due, bytes, ends_startup: false, spoilt: false });
+    }
+
+    /// Queues a message that is none of the protocol's, or not as it should be.
+    fn push_bytes(&mut self, bytes: Vec<u8>, due: Instant) {
+        self.bytes += bytes.len();
+        let due = self.replies.back().map_or(due, |last| due.max(last.due));
+        self.replies.push_back(Reply { due, bytes, ends_startup: false, spoilt: true });
+    }
+
+    /// Puts lies in the place of the message that is next, if that is wanted. True if another one is next now.
+    fn spoil_next(&mut self, faults: &mut Faults) -> bool {
+        let next = self.replies.front().filter(|next| !next.spoilt);
+        let Some(lies) = next.and_then(|next| faults.reply(&next.bytes)) else { return false };
+        let Some(Reply { due, mut ends_startup, .. }) = self.pop() else { return false };
+        for bytes in lies.into_iter().rev() {
+            self.bytes += bytes.len();
+            self.replies.push_front(Reply { due, bytes, ends_startup, spoilt: true });
+            ends_startup = false;
+        }
+        true
     }
 
     fn pop(&mut self) -> Option<Reply> {
@@ -232,7 +255,16 @@ impl NicService {
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         self.indicate_link(link, now);
+        if link.control.is_operational()
+            && let Some(fault) = self.misbehave(queue, link.setup.message_size())?
+        {
+            let lies = Faults::indications(fault);
+            lies.into_iter().for_each(|bytes| link.control.push_bytes(bytes, now));
+        }
         while link.control.replies.front().is_some_and(|reply| reply.due <= now) {
+            if link.control.spoil_next(&mut queue.faults) {
+                continue;
+            }
             if !queue.outbox.is_empty() || !Outbox::room(&mut queue.channel, 128)? {
                 return Ok(());
             }

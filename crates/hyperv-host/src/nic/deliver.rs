@@ -53,11 +53,12 @@ impl NicService {
                 self.batch.write(buffer, queue.number, &taken)?;
                 port.recycle(taken.frame);
             }
+            let lies = queue.faults.data(&mut self.batch, buffer, queue.number, message)?;
             let packet = Outgoing::TransferPages {
                 transaction_id: buffer.send(&self.batch.pieces, queue.number),
-                pageset: buffer.id,
+                pageset: lies.as_ref().map_or(buffer.id, |carrier| carrier.pageset),
                 ranges: &self.batch.ranges,
-                payload: message,
+                payload: lies.as_ref().map_or(message, |carrier| &carrier.message),
             };
             queue.channel.stage(&packet)?;
             self.counters.receive_messages += 1;

@@ -11,6 +11,7 @@
 //! - `transmit`, `offload`: frames from the guest
 //! - `receive`, `deliver`, `batch`, `coalesce`: frames to the guest
 //! - `offers`, `checksum`: what the NIC does to frames, and what of it is switched on
+//! - `fault`: misbehaviour on request
 //! - `association`: the VF and the data path
 
 mod association;
@@ -21,6 +22,7 @@ mod control;
 mod counters;
 mod deliver;
 mod error;
+mod fault;
 mod link;
 mod object;
 mod offers;
@@ -38,6 +40,7 @@ mod transmit;
 pub use association::VfState;
 pub use counters::NicCounters;
 pub use error::{NicServiceError, SourceError};
+pub use fault::{Moment, NicFault};
 pub use offers::OffloadPolicy;
 pub use policy::{NicPolicy, NicServiceConfig, ResetAnswer, SendOrder, SendTable, SwitchAnswer};
 pub use receive::CONTROL_PIECES;
@@ -56,6 +59,7 @@ use crate::switch::{Path, SideState, SwitchPort};
 use association::{Action, Association};
 use batch::Batch;
 use control::Control;
+use fault::Faults;
 use link::LinkState;
 use offers::Offloads;
 use queue::Queue;
@@ -152,6 +156,7 @@ pub struct NicService {
     seen: Instant,
     /// The last poll left something in the rings.
     more: bool,
+    faults: Faults,
 }
 
 impl std::fmt::Debug for NicService {
@@ -179,6 +184,7 @@ impl NicService {
             batch: Batch::default(),
             seen: Instant::ZERO,
             more: false,
+            faults: Faults::default(),
         }
     }
 
@@ -253,6 +259,17 @@ impl NicService {
     /// Tells the guest, out of turn, that the data path is `path`. No real host says "VF". Poll afterwards.
     pub fn send_notice(&mut self, path: Path) {
         self.association.notice(path);
+    }
+
+    /// Misbehaves once, the next time that it can. Poll afterwards.
+    pub fn inject(&mut self, fault: NicFault) {
+        self.faults.inject(fault);
+    }
+
+    /// How often the service misbehaved like this.
+    #[must_use]
+    pub fn faults(&self, fault: NicFault) -> u64 {
+        self.faults.done(fault)
     }
 
     /// Behaviour; may be changed at any moment.
@@ -361,7 +378,9 @@ impl NicService {
             let Some(mut queue) = link.queues.get_mut(number).and_then(Option::take) else {
                 continue;
             };
+            queue.faults = std::mem::take(&mut self.faults);
             let outcome = self.serve(link, &mut queue, packet, now, guest, port);
+            self.faults = std::mem::take(&mut queue.faults);
             if let Some(place) = link.queues.get_mut(number) {
                 *place = Some(queue);
             }

@@ -5,6 +5,7 @@ use vmbus::Instant;
 use vmbus::packet::{Packet, PacketKind};
 use vmbus::ring::ReceiveError;
 
+use super::fault::Faults;
 use super::outbox::Outbox;
 use super::owed::Owed;
 use super::policy::NicPolicy;
@@ -26,6 +27,8 @@ pub(super) struct Queue {
     pub transmit: Transmit,
     /// Completions of data messages.
     pub owed: Owed,
+    /// Misbehaviour that waits for its moment; lent by the service while the queue is served.
+    pub faults: Faults,
 }
 
 impl Queue {
@@ -37,6 +40,7 @@ impl Queue {
             outbox: Outbox::default(),
             transmit: Transmit::default(),
             owed: Owed::default(),
+            faults: Faults::default(),
         }
     }
 
@@ -68,7 +72,16 @@ impl Queue {
         message: HostMessage,
     ) -> Result<(), NicServiceError> {
         let message = message.encode(setup.message_version());
-        Ok(self.outbox.complete(&mut self.channel, transaction, &message)?)
+        match self.faults.answer(transaction, &message) {
+            None => self.complete(transaction, &message),
+            Some(lies) => {
+                lies.iter().try_for_each(|(transaction, lie)| self.complete(*transaction, lie))
+            }
+        }
+    }
+
+    fn complete(&mut self, transaction: u64, message: &[u8]) -> Result<(), NicServiceError> {
+        Ok(self.outbox.complete(&mut self.channel, transaction, message)?)
     }
 
     /// Completes a SEND_RNDIS_PACKET.

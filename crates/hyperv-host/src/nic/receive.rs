@@ -187,6 +187,11 @@ impl ReceiveBuffer {
         pieces
     }
 
+    /// Reads the start of a piece.
+    pub(super) fn read(&self, piece: Piece, out: &mut [u8]) -> Result<(), OutOfRange> {
+        self.pages.read(piece.offset, out)
+    }
+
     /// Writes into a piece.
     pub(super) fn write(&self, piece: Piece, at: usize, data: &[u8]) -> Result<(), OutOfRange> {
         self.pages.write(piece.offset + at, data)

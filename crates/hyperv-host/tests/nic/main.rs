@@ -1,0 +1,5 @@
+//! The guest's NIC and the host's NIC service against each other, each woken only by the other's doorbell.
+
+mod life;
+mod misbehaviour;
+mod world;
