@@ -3,9 +3,12 @@
 //! What needs the operating system lives here, so that the protocol crates stay free of it:
 //!
 //! - [`tap`]: the way to let the kernel's own network stack be the traffic of a NIC;
-//! - [`inventory`]: what a guest consists of, read from sysfs, proc, the udev database and the kernel log.
+//! - [`inventory`]: what a guest consists of, read from sysfs, proc, the udev database and the kernel log;
+//! - [`mapping`]: rings in which no packet wraps.
 
 pub mod inventory;
+#[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
+pub mod mapping;
 pub mod tap;
 
 pub use tap::{Tap, TapError, TapName, TapNameError};

@@ -16,6 +16,8 @@ mod carriers;
 #[path = "shared/ranges.rs"]
 mod ranges;
 mod shared;
+#[path = "shared/threads.rs"]
+mod threads;
 use carriers::{Boxes, Bytes, Carrier, Ring, carry};
 use ranges::ranges;
 use shared::{Floor, channels};
@@ -138,12 +140,35 @@ fn ping_pong(criterion: &mut Criterion) {
     }
 }
 
+/// The same between two threads, each of which looks for a while before it sleeps. Where they run decides more than what they
+/// run on: compare inside one run only.
+fn two_threads(criterion: &mut Criterion) {
+    fn rounds<W: threads::Wire>(
+        group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
+        (name, size): (&str, &str),
+        ends: [threads::End<W>; 2],
+    ) {
+        let mut echo = threads::Echo::new(ends);
+        let payload = black_box([7; 64]);
+        group.bench_function(BenchmarkId::new(name, size), |bencher| {
+            bencher.iter(|| echo.round(&payload));
+        });
+        echo.stop();
+    }
+    let mut group = criterion.benchmark_group("ring_ping_pong_two_threads");
+    for (size, bytes) in RINGS {
+        rounds(&mut group, ("vmbus", size), threads::channels(bytes));
+        rounds(&mut group, ("rtrb", size), threads::byte_rings(bytes));
+    }
+    rounds(&mut group, ("boxes", "no ring"), threads::queues());
+}
+
 criterion_group! {
     name = rings;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(800))
         .sample_size(40);
-    targets = in_band, transfer_pages, ping_pong
+    targets = in_band, transfer_pages, ping_pong, two_threads
 }
 criterion_main!(rings);

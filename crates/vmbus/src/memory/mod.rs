@@ -6,16 +6,18 @@
 //! nothing worse.
 //!
 //! [`SharedPages`] is memory that lies in one piece in the owner's address space (a guest's own pages, a mapping);
-//! [`PageList`] is the other side's view of the same pages, scattered.
+//! [`PageList`] is the other side's view of the same pages, scattered; [`DoublyMapped`] is a ring in which no packet wraps.
 
 use core::sync::atomic::AtomicU64;
 
 mod copy;
+mod double;
 mod list;
 mod pages;
 
 pub use copy::{copy_in, copy_out};
 pub(crate) use copy::{full_barrier, words_for};
+pub use double::DoublyMapped;
 pub use list::PageList;
 pub use pages::{Backing, SharedPages, WeakPages};
 
@@ -70,7 +72,8 @@ pub trait SharedMemory {
     ///
     /// The way around the checks of [`SharedMemory::read`] and [`SharedMemory::write`] for those who have many small
     /// accesses. Fewer words than there are bytes left, or none at all, say nothing about the range: memory in pieces ends
-    /// at the end of a piece, and an implementation that watches its accesses has no words to give.
+    /// at the end of a piece, and an implementation that watches its accesses has no words to give. [`DoublyMapped`] gives
+    /// more words than its size.
     #[inline]
     fn words(&self, offset: usize) -> &[AtomicU64] {
         let _ = offset;

@@ -83,3 +83,13 @@ fn page_list_joins_scattered_pages() {
     whole.read(0, &mut direct).unwrap();
     assert_eq!(direct, [5, 0]);
 }
+
+#[test]
+fn a_doubly_mapped_ring_has_a_header_and_its_data_twice() {
+    for (count, size) in [(1, None), (2, None), (3, Some(2)), (4, None), (9, Some(5))] {
+        let memory = DoublyMapped::new(pages(count));
+        assert_eq!(memory.map(|memory| memory.size() / PAGE_SIZE), size, "{count} pages");
+    }
+    let memory = DoublyMapped::new(pages(3)).unwrap();
+    assert_eq!((memory.words(PAGE_SIZE).len(), memory.whole().len()), (1024, 1536));
+}
