@@ -74,7 +74,9 @@ pub enum Sign {
 pub enum Refused {
     /// No room now; after its doorbell rang and it was polled, there may be.
     Full,
-    /// It cannot be sent at all: the NIC is not ready, or the frame is too long or too short.
+    /// The NIC is not at work (yet, or any more). When it is, the frame may be taken.
+    NotReady,
+    /// It cannot be sent at all: the frame is too long or too short.
     Never,
 }
 
@@ -140,10 +142,11 @@ pub enum AdapterError {
     /// No room now; try again after the next poll.
     #[error("no room for a frame now: try again after the next poll")]
     Full,
+    /// The NIC is not at work: try again after [`Sign::Ready`].
+    #[error("the NIC is not at work: expected its start-up to be finished")]
+    NotReady,
     /// It can never be sent.
-    #[error(
-        "a frame of {len} bytes cannot be sent: the NIC is not ready, or takes 14 to {most} bytes"
-    )]
+    #[error("a frame of {len} bytes cannot be sent: expected 14 to {most}")]
     Refused {
         /// Its length.
         len: usize,
@@ -305,6 +308,10 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             Err(Refused::Full) => {
                 self.counters.pushed_back += 1;
                 Err(AdapterError::Full)
+            }
+            Err(Refused::NotReady) => {
+                self.counters.pushed_back += 1;
+                Err(AdapterError::NotReady)
             }
             Err(Refused::Never) => {
                 self.counters.refused += 1;
@@ -503,7 +510,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                     self.counters.frames_synthetic += 1;
                     self.counters.frames_resent += 1;
                 }
-                Err(Refused::Full) => return,
+                Err(Refused::Full | Refused::NotReady) => return,
                 Err(Refused::Never) => self.counters.frames_lost += 1,
             }
             self.replay.forget(1);

@@ -23,6 +23,8 @@ struct Wire {
     /// The ring has no room for a switch, and this wish waits for some.
     no_room_for_switch: bool,
     wish: Option<Path>,
+    /// The NIC is between two lives.
+    not_ready: bool,
     switches: Vec<Path>,
     signs: VecDeque<Sign>,
     from_nic: Vec<Vec<u8>>,
@@ -68,6 +70,9 @@ impl Synthetic for FakeNic {
 
     fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused> {
         let mut wire = self.0.borrow_mut();
+        if wire.not_ready {
+            return Err(Refused::NotReady);
+        }
         wire.room = wire.room.checked_sub(1).ok_or(Refused::Full)?;
         wire.sent.push((Path::Synthetic, frame.to_vec()));
         Ok(())
@@ -281,6 +286,36 @@ fn a_full_vf_pushes_back_and_loses_nothing() {
     poll(&mut card, at(5));
     assert!(card.is_quiet());
     assert_eq!(numbers(&wire).len(), 5);
+}
+
+// F5: what has to go out again waits for a NIC that is at work, however long that takes.
+#[test]
+fn a_nic_that_is_not_at_work_costs_no_frame_that_has_to_go_out_again() {
+    let (mut card, wire) = on_vf();
+    for number in 1..=2 {
+        card.transmit(&frame(number), at(3)).unwrap();
+    }
+    wire.borrow_mut().not_ready = true;
+    wire.borrow_mut().link = Some(PortLink::Gone);
+    poll(&mut card, at(4));
+    assert_eq!(card.transmit(&frame(3), at(5)), Err(AdapterError::Full), "would overtake");
+    assert_eq!((numbers(&wire), card.counters().frames_lost), (vec![], 0));
+    wire.borrow_mut().not_ready = false;
+    poll(&mut card, at(6));
+    assert_eq!(numbers(&wire), [(Path::Synthetic, 1), (Path::Synthetic, 2)]);
+    assert_eq!((card.counters().frames_resent, card.counters().frames_lost), (2, 0));
+}
+
+#[test]
+fn a_frame_for_a_nic_that_is_not_at_work_is_pushed_back_with_the_reason() {
+    let wire = Shared::default();
+    wire.borrow_mut().not_ready = true;
+    let mut card = Adapter::<_, FakePort>::new(FakeNic(wire.clone()), AdapterConfig::default());
+    assert_eq!(card.transmit(&frame(1), at(0)), Err(AdapterError::NotReady));
+    assert_eq!((card.counters().pushed_back, card.counters().refused), (1, 0));
+    wire.borrow_mut().not_ready = false;
+    wire.borrow_mut().room = 1;
+    card.transmit(&frame(1), at(1)).unwrap();
 }
 
 #[test]

@@ -335,7 +335,7 @@ impl<M: Machine> Guest<M> {
         };
         match adapter.transmit(frame, now) {
             Err(AdapterError::Full) => Sending::Later,
-            Ok(()) | Err(AdapterError::Refused { .. }) => Sending::Taken,
+            Ok(()) | Err(AdapterError::NotReady | AdapterError::Refused { .. }) => Sending::Taken,
         }
     }
 

@@ -48,10 +48,9 @@ impl<D: Doorbell> Synthetic for Nic<D> {
     fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused> {
         Nic::transmit(self, frame).map_err(|error| match error {
             TransmitError::Full(_) => Refused::Full,
-            TransmitError::NotReady
-            | TransmitError::TooShort(_)
-            | TransmitError::TooLong { .. }
-            | TransmitError::Failed(_) => Refused::Never,
+            // A NIC that failed may be replaced or started anew, and the frame go out then.
+            TransmitError::NotReady | TransmitError::Failed(_) => Refused::NotReady,
+            TransmitError::TooShort(_) | TransmitError::TooLong { .. } => Refused::Never,
         })
     }
 
