@@ -4,6 +4,7 @@
 //! come out. On top stand the acts of whoever runs the host: adding NICs and VFs, asking VFs back, tearing them away.
 
 mod device;
+mod nic;
 mod vf;
 
 pub use device::DeviceSpec;
@@ -57,6 +58,11 @@ pub enum HostEvent {
         nic: usize,
         /// To where.
         path: Path,
+    },
+    /// A NIC is gone altogether: its channel is released. Its number is not used again.
+    NicGone {
+        /// Which NIC.
+        nic: usize,
     },
     /// A VF is gone altogether: its channel is released.
     VfGone {
@@ -149,6 +155,8 @@ struct HostNic {
     past_vfs: VfCounters,
     /// Whether the service has to be polled although nothing rang.
     dirty: bool,
+    /// It was taken away.
+    leaving: bool,
 }
 
 /// A host with its devices.
@@ -201,6 +209,7 @@ impl Host {
             perished: Perished::default(),
             past_vfs: VfCounters::default(),
             dirty: false,
+            leaving: false,
         });
         nic
     }
@@ -252,11 +261,18 @@ impl Host {
         while let Some(event) = self.bus.poll_event() {
             self.handle_bus_event(event, now);
         }
-        for nic in 0..self.nics.len() {
-            self.poll_nic(nic, now);
-        }
-        for device in 0..self.devices.len() {
-            self.poll_device(device, now);
+        self.switch.forward_arrived(now);
+        loop {
+            for nic in 0..self.nics.len() {
+                self.poll_nic(nic, now);
+            }
+            for device in 0..self.devices.len() {
+                self.poll_device(device, now);
+            }
+            // What one NIC sent may be for another.
+            if !self.switch.forward_arrived(now) {
+                break;
+            }
         }
         self.forget_devices();
     }
@@ -329,7 +345,8 @@ impl Host {
                         nic.service.queue_released();
                     }
                 }
-                Some(Owner::Nic(_)) | None => {}
+                Some(Owner::Nic(nic)) => self.events.push_back(HostEvent::NicGone { nic }),
+                None => {}
             },
             BusEvent::Connected { .. } | BusEvent::Disconnected | BusEvent::GivenUp { .. } => {}
         }

@@ -115,7 +115,7 @@ impl Host {
         }
         let mut ports: Vec<HostPort> = Vec::new();
         for nic in nics {
-            let entry = self.nics.get(*nic).ok_or(ActError::NoNic(*nic))?;
+            let entry = self.nic(*nic)?;
             if entry.vf.is_some() || ports.iter().any(|port| port.nic == *nic) {
                 return Err(ActError::VfPresent(*nic));
             }

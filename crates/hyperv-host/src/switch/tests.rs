@@ -238,6 +238,100 @@ fn one_deadline_covers_many_frames() {
     assert!(now.since(at(0)) < Duration::from_millis(13));
 }
 
+/// Two NICs and a way out, joined; the first two in VLAN 1.
+fn joined() -> (Switch, [PortId; 2], UplinkId) {
+    let mut switch = Switch::new();
+    let config = PortConfig {
+        to_peer: WireConfig::instant(),
+        from_peer: WireConfig { capacity: 200, ..WireConfig::instant() },
+        side_capacity: 200,
+        ..PortConfig::default()
+    };
+    let ports = [switch.add_port(config), switch.add_port(config)];
+    for port in ports {
+        switch.connect(port, VlanMode::Access(1));
+        let port = switch.port_mut(port).unwrap();
+        port.set_side(Path::Synthetic, SideState::Up);
+        port.set_filter(0xf);
+    }
+    let uplink = switch.add_uplink(VlanMode::Trunk { native: 9, tagged: vec![1] }, 100);
+    (switch, ports, uplink)
+}
+
+/// A frame between two stations.
+fn between(to: u8, from: u8) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from, 8, 0];
+    frame.resize(60, 0xaa);
+    frame
+}
+
+fn send(switch: &mut Switch, from: PortId, path: Path, frame: &[u8]) {
+    let offered = switch.port_mut(from).unwrap().accept_from_guest(path, frame, at(0));
+    assert_eq!(offered, Offered::Accepted);
+    switch.poll(at(0));
+}
+
+fn heard(switch: &mut Switch, port: PortId, path: Path) -> Option<Vec<u8>> {
+    switch.port_mut(port).unwrap().next_for_guest(path, at(0))
+}
+
+#[test]
+fn joined_ports_and_uplinks_reach_each_other() {
+    let (mut switch, [a, b], uplink) = joined();
+    let tagged = |mut frame: Vec<u8>| {
+        frame.splice(12..12, [0x81, 0, 0, 1]);
+        frame
+    };
+    // Nobody knows where 2 is; then everybody does.
+    send(&mut switch, a, Path::Synthetic, &between(2, 1));
+    assert_eq!(heard(&mut switch, b, Path::Synthetic), Some(between(2, 1)));
+    assert_eq!(switch.uplink_receive(uplink), Some(tagged(between(2, 1))));
+    send(&mut switch, b, Path::Synthetic, &between(1, 2));
+    assert_eq!(heard(&mut switch, a, Path::Synthetic), Some(between(1, 2)));
+    assert_eq!(switch.uplink_receive(uplink), None);
+    switch.uplink_transmit(uplink, &tagged(between(1, 7)), at(0));
+    assert_eq!(heard(&mut switch, a, Path::Synthetic), Some(between(1, 7)));
+    assert_eq!(heard(&mut switch, b, Path::Synthetic), None);
+    switch.disconnect(b);
+    send(&mut switch, a, Path::Synthetic, &between(2, 1));
+    assert_eq!(heard(&mut switch, b, Path::Synthetic), None, "it has left");
+}
+
+// The receiving NIC's data path decides, and the first packet of a connection and groups stay on the synthetic side.
+#[test]
+fn joined_ports_redirect_to_their_virtual_functions() {
+    let (mut switch, [a, b], _) = joined();
+    let port = switch.port_mut(b).unwrap();
+    port.set_side(Path::Vf, SideState::Up);
+    port.set_data_path(Path::Vf);
+    send(&mut switch, a, Path::Synthetic, &between(2, 1));
+    assert_eq!(heard(&mut switch, b, Path::Vf), Some(between(2, 1)));
+    let mut broadcast = between(2, 1);
+    broadcast[..6].fill(0xff);
+    send(&mut switch, a, Path::Synthetic, &broadcast);
+    assert_eq!(heard(&mut switch, b, Path::Synthetic), Some(broadcast));
+    // And back, sent on the virtual function.
+    send(&mut switch, b, Path::Vf, &between(1, 2));
+    assert_eq!(heard(&mut switch, a, Path::Synthetic), Some(between(1, 2)));
+}
+
+#[test]
+fn a_party_that_takes_nothing_costs_its_own_frames_only() {
+    let (mut switch, [a, b], uplink) = joined();
+    for _ in 0..20 {
+        send(&mut switch, a, Path::Synthetic, &between(2, 1));
+    }
+    let waiting = std::iter::from_fn(|| heard(&mut switch, b, Path::Synthetic)).count();
+    let outside = std::iter::from_fn(|| switch.uplink_receive(uplink)).count();
+    let counters = switch.bridge_counters();
+    assert_eq!((counters.frames, counters.copies, counters.unaccounted()), (20, 40, 0));
+    assert_eq!(counters.dropped_congested, 40 - (waiting + outside) as u64);
+    assert!(waiting < 10 && outside < 3, "both are full after a while");
+    for port in [a, b] {
+        assert_eq!(switch.port(port).unwrap().counters().unaccounted(), (0, 0));
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Guest(bool, usize),

@@ -101,6 +101,7 @@ impl Stage {
                     self.tell(now, What::Failed { what });
                 }
                 HostEvent::DeviceGone { .. }
+                | HostEvent::NicGone { .. }
                 | HostEvent::NicOperational { .. }
                 | HostEvent::VfOffered { .. }
                 | HostEvent::DataPath { .. } => {}
