@@ -8,6 +8,7 @@ use hyperv_host::bus::BusPolicy;
 use hyperv_host::host::{ActError, Departure, Disassociation, VfPlace};
 use hyperv_host::nic::{NicPolicy, SwitchAnswer};
 use hyperv_host::pci::PciPolicy;
+use hyperv_host::switch::VlanMode;
 use netvsc_cli::event::What;
 use system::{System, bus, vf};
 use vmbus::Serial;
@@ -315,4 +316,42 @@ fn a_vf_may_go_at_any_step_of_its_arrival_and_comes_back() {
             assert!(moment >= 9, "{layout:?}: {moment} steps are too few to be true");
         }
     }
+}
+
+// To the guest it is the same NIC each time, number 0; to the host it is another one.
+#[test]
+fn a_nic_is_taken_away_with_its_vf_and_comes_back_under_its_identity() {
+    let mut system = System::with_nics(1);
+    for (nic, serial) in [(0, 7), (1, 8), (2, 7)] {
+        system.add_vf(nic, serial);
+        system.run_until_on_vf(0);
+        let sent = nic as u32 * 60..(nic as u32 + 1) * 60;
+        system.send(0, 60);
+        system.run(SOON);
+        assert_eq!(system.peer_got(nic), sent.collect::<Vec<_>>());
+        system.world.host.remove_nic(nic, system.now).unwrap();
+        system.run_until("the NIC is gone", |system| system.gone_nics.len() == nic + 1);
+        system.run_until("its VF is gone", |system| system.gone.len() == nic + 1);
+        assert_eq!(system.world.host.remove_nic(nic, system.now), Err(ActError::NoNic(nic)));
+        let spec = vf(9, 9);
+        assert_eq!(system.world.host.add_vf(nic, spec, system.now), Err(ActError::NoNic(nic)));
+        assert_eq!(system.add_nic(0), nic + 1);
+    }
+    assert_eq!(system.gone_nics, [0, 1, 2]);
+}
+
+#[test]
+fn joined_nics_reach_each_other_without_a_peer() {
+    let mut system = System::with_nics(3);
+    system.run(SOON);
+    for (nic, vlan) in [(0, 1), (1, 1), (2, 2)] {
+        system.world.host.connect_nic(nic, VlanMode::Access(vlan)).unwrap();
+    }
+    // To an address that nobody has: everybody in the VLAN gets it.
+    system.send(0, 30);
+    system.run(SOON);
+    assert_eq!(system.guest_got(1), (0..30).collect::<Vec<_>>());
+    assert_eq!((system.guest_got(0).len(), system.guest_got(2).len()), (0, 0));
+    let counters = system.world.host.bridge_counters();
+    assert_eq!((counters.flooded, counters.unaccounted()), (30, 0));
 }

@@ -35,6 +35,8 @@ pub struct System {
     pub gone: Vec<(usize, Departure)>,
     /// Other devices that are gone, and how they went.
     pub gone_devices: Vec<(Guid, Departure)>,
+    /// NICs that are gone.
+    pub gone_nics: Vec<usize>,
     lanes: Vec<Lane>,
 }
 
@@ -55,12 +57,21 @@ pub fn vf(nic: usize, serial: u32) -> VfSpec {
 
 fn frame(number: u32) -> Vec<u8> {
     let mut frame = vec![0x02; 60];
+    frame[6..12].fill(0x06);
     frame[14..18].copy_from_slice(&number.to_le_bytes());
     frame
 }
 
 fn number(frame: &[u8]) -> u32 {
     u32::from_le_bytes(*frame[14..].first_chunk().expect("frames have 60 bytes"))
+}
+
+/// A NIC on wires that take no time.
+fn nic_spec(nic: usize, policy: &NicPolicy) -> NicSpec {
+    let wire = WireConfig::instant();
+    let port = PortConfig { to_peer: wire, from_peer: wire, ..PortConfig::default() };
+    let instance = Guid::from_u128(0xf8f8_0000 + nic as u128);
+    NicSpec { instance, mac: mac(nic), policy: policy.clone(), port }
 }
 
 impl System {
@@ -76,16 +87,30 @@ impl System {
     pub fn with_policies(nics: usize, bus: BusPolicy, pci: PciPolicy, policy: &NicPolicy) -> Self {
         let mut world = World::new(bus, pci, 5);
         for nic in 0..nics {
-            let wire = WireConfig::instant();
-            let port = PortConfig { to_peer: wire, from_peer: wire, ..PortConfig::default() };
-            let instance = Guid::from_u128(0xf8f8_0000 + nic as u128);
-            let spec = NicSpec { instance, mac: mac(nic), policy: policy.clone(), port };
-            world.host.add_nic(spec, Instant::ZERO);
+            world.host.add_nic(nic_spec(nic, policy), Instant::ZERO);
         }
         world.guest.start(Instant::ZERO).expect("for the first time");
         let lanes = (0..nics).map(|_| Lane::default()).collect();
         let (told, gone, gone_devices) = (Vec::new(), Vec::new(), Vec::new());
-        Self { world, now: Instant::ZERO, told, gone, gone_devices, lanes }
+        let gone_nics = Vec::new();
+        Self { world, now: Instant::ZERO, told, gone, gone_devices, gone_nics, lanes }
+    }
+
+    /// Offers another NIC, which has the identity that this number had at first. Its own number.
+    pub fn add_nic(&mut self, identity: usize) -> usize {
+        let spec = nic_spec(identity, &NicPolicy::default());
+        self.lanes.push(Lane::default());
+        self.world.host.add_nic(spec, self.now)
+    }
+
+    /// The numbers of the frames that the peer of a NIC of the host got.
+    pub fn peer_got(&self, nic: usize) -> &[u32] {
+        &self.lanes[nic].peer_got
+    }
+
+    /// The numbers of the frames that a NIC of the guest got.
+    pub fn guest_got(&self, nic: usize) -> &[u32] {
+        &self.lanes[nic].guest_got
     }
 
     /// Gives a NIC a VF of its own.
@@ -141,6 +166,7 @@ impl System {
             while let Some(event) = self.world.host.poll_event() {
                 match event {
                     HostEvent::VfGone { nic, departure } => self.gone.push((nic, departure)),
+                    HostEvent::NicGone { nic } => self.gone_nics.push(nic),
                     HostEvent::DeviceGone { instance, departure } => {
                         self.gone_devices.push((instance, departure));
                     }
