@@ -101,15 +101,30 @@ impl InterruptWish<'_> {
     /// # Errors
     /// [`WishError`] if it cannot be asked for in this version.
     pub fn encode(&self, slot: Slot, version: Version) -> Result<Vec<u8>, WishError> {
+        let kind = message_type(version);
+        let head = Slotted { kind: kind.0.into(), slot: slot.to_wire().into() };
+        let mut message = head.as_bytes().to_vec();
+        let shortest = match kind {
+            MessageType::CREATE_INTERRUPT3 => MSI3_SHORT,
+            MessageType::CREATE_INTERRUPT2 => MSI2_SHORT,
+            _ => size_of::<Msi1>(),
+        };
+        message.extend(self.describe(kind, version)?.iter().take(shortest));
+        Ok(message)
+    }
+
+    /// The descriptor in the form of a message that creates interrupts, in full.
+    pub(crate) fn describe(
+        &self,
+        kind: MessageType,
+        version: Version,
+    ) -> Result<Vec<u8>, WishError> {
         if !(1..=MOST_VECTORS).contains(&self.vectors) {
             return Err(WishError::Vectors(self.vectors));
         }
         if !(1..=MSI_PROCESSORS).contains(&self.processors.len()) {
             return Err(WishError::Processors(self.processors.len()));
         }
-        let kind = message_type(version);
-        let head = Slotted { kind: kind.0.into(), slot: slot.to_wire().into() };
-        let mut message = head.as_bytes().to_vec();
         let mode = match self.delivery {
             Delivery::Fixed => 0,
             Delivery::LowestPriority => 1,
@@ -120,7 +135,7 @@ impl InterruptWish<'_> {
         for (place, processor) in processors.iter_mut().zip(self.processors) {
             *place = (*processor).into();
         }
-        match kind {
+        Ok(match kind {
             MessageType::CREATE_INTERRUPT3 => {
                 let msi = Msi3 {
                     vector: self.vector.into(),
@@ -131,22 +146,21 @@ impl InterruptWish<'_> {
                     processors,
                     reserved2: 0.into(),
                 };
-                message.extend(msi.as_bytes().iter().take(MSI3_SHORT));
+                msi.as_bytes().to_vec()
             }
             MessageType::CREATE_INTERRUPT2 => {
                 let vector = self.narrow_vector(version)?;
                 let reserved = 0.into();
                 let msi = Msi2 { vector, mode, count, processor_count, processors, reserved };
-                message.extend(msi.as_bytes().iter().take(MSI2_SHORT));
+                msi.as_bytes().to_vec()
             }
             _ => {
                 let vector = self.narrow_vector(version)?;
                 let processors = self.processor_bits()?.into();
                 let msi = Msi1 { vector, mode, count, reserved: 0.into(), processors };
-                message.extend(msi.as_bytes());
+                msi.as_bytes().to_vec()
             }
-        }
-        Ok(message)
+        })
     }
 
     /// The first vector, if the last fits into 8 bits.

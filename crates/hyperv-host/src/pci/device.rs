@@ -161,6 +161,11 @@ impl Hardware {
         it
     }
 
+    /// Makes everything that a guest can write as it was at the beginning.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new(self.spec.clone());
+    }
+
     /// Writes the list of capabilities: PCI Express, and the interrupts that there are.
     fn capabilities(&mut self) {
         self.word(STATUS & !3, u32::from(STATUS_CAPABILITIES) << 16, self.writable_word(COMMAND));

@@ -4,8 +4,8 @@ use vmbus::Instant;
 use vmbus::packet::{Packet, PacketKind};
 use vpci::Slot;
 use vpci::message::{
-    AssignedResources, BARS, CreateInterruptReply, GuestMessage, MessageType, PowerState,
-    RemappedMsi, Resource, ResourceRequirementsReply, ResourcesReply, Status, Version,
+    AssignedInterrupts, AssignedResources, BARS, CreateInterruptReply, GuestMessage, MessageType,
+    PowerState, RemappedMsi, Resource, ResourceRequirementsReply, ResourcesReply, Status, Version,
     VersionReply,
 };
 use zerocopy::IntoBytes;
@@ -76,18 +76,21 @@ impl PciService {
         match message {
             GuestMessage::QueryRelations => {
                 self.answer_status(asked, Status::SUCCESS);
-                self.follows = true;
-                self.announce(asked.now);
+                if !self.policy.unanswered.contains(&asked.kind) {
+                    self.follows = true;
+                    self.announce(asked.now);
+                }
             }
             GuestMessage::D0Entry { window } => self.d0_entry(window, asked),
             GuestMessage::D0Exit => self.d0_exit(asked),
             GuestMessage::QueryRequirements(slot) => self.query_requirements(slot, asked),
             GuestMessage::GetResources(slot) => self.get_resources(slot, asked),
-            GuestMessage::AssignedResources { slot, resources, msi_count: _ } => {
-                self.assign(slot, resources, asked);
+            GuestMessage::AssignedResources { slot, resources, interrupts } => {
+                self.assign(slot, resources, interrupts, asked);
             }
             GuestMessage::ReleaseResources(slot) => {
                 let status = self.with_function(slot, |function| function.assigned = false);
+                self.interrupts.retain(|_, (of, _)| *of != slot);
                 self.answer_status(asked, status);
             }
             GuestMessage::EjectComplete(slot) => self.eject_completed(slot),
@@ -105,6 +108,11 @@ impl PciService {
             GuestMessage::Reset(_) if version < Version::V1_5 => {
                 self.answer_status(asked, Status::BAD_DATA);
             }
+            GuestMessage::Reset(slot) if self.policy.resets => {
+                let status = self.with_function(slot, |function| function.hardware.reset());
+                self.answer_status(asked, status);
+            }
+            GuestMessage::Tdisp { slot, command } => self.tdisp(slot, command, asked),
             GuestMessage::ReadBlock { slot, block, bytes } => {
                 self.read_block(slot, block, bytes, asked);
             }
@@ -113,7 +121,7 @@ impl PciService {
                 let status = if kept.is_some() { Status::SUCCESS } else { Status::NOT_SUPPORTED };
                 self.answer_status(asked, status);
             }
-            GuestMessage::Reset(_) | GuestMessage::Tdisp(_) | GuestMessage::QueryVersion(_) => {
+            GuestMessage::Reset(_) | GuestMessage::QueryVersion(_) => {
                 self.answer_status(asked, Status::NOT_SUPPORTED);
             }
         }
@@ -199,6 +207,22 @@ impl PciService {
         }
     }
 
+    /// No device here is confidential; a host that is to have some answers with what the policy says.
+    fn tdisp(&mut self, slot: Slot, command: &[u8], asked: Asked) {
+        if !self.functions.contains_key(&slot) {
+            self.unknown_slot(asked);
+            return;
+        }
+        match &self.policy.tdisp_answer {
+            Some(answer) => {
+                let reply = [&Status::SUCCESS.0.to_le_bytes()[..], answer].concat();
+                self.answer(asked, &reply);
+            }
+            None => self.answer_status(asked, Status::NOT_SUPPORTED),
+        }
+        self.events.push_back(PciEvent::Tdisp { slot, bytes: command.len() });
+    }
+
     fn get_resources(&mut self, slot: Slot, asked: Asked) {
         if !self.functions.contains_key(&slot) {
             self.unknown_slot(asked);
@@ -213,9 +237,20 @@ impl PciService {
         self.answer(asked, reply.as_bytes());
     }
 
-    fn assign(&mut self, slot: Slot, resources: [Resource; BARS], asked: Asked) {
+    fn assign(
+        &mut self,
+        slot: Slot,
+        resources: [Resource; BARS],
+        interrupts: AssignedInterrupts<'_>,
+        asked: Asked,
+    ) {
         if self.window.is_none() {
             self.stats.order_errors += 1;
+            self.answer_status(asked, Status::BAD_DATA);
+            return;
+        }
+        let counts: Vec<u16> = interrupts.iter().map(|one| vectors_of(asked.kind, one)).collect();
+        if counts.iter().any(|count| !(1..=MOST_VECTORS).contains(count)) {
             self.answer_status(asked, Status::BAD_DATA);
             return;
         }
@@ -223,15 +258,41 @@ impl PciService {
             self.answer_status(asked, Status::BAD_DATA);
             return;
         }
-        let reply = AssignedResources {
+        let head = AssignedResources {
             kind: Status::SUCCESS.0.into(),
             slot: slot.to_wire().into(),
             resources,
-            msi_count: 0.into(),
+            msi_count: (counts.len() as u32).into(),
             reserved: 0.into(),
         };
-        self.answer(asked, reply.as_bytes());
+        let shape = match asked.kind {
+            MessageType::ASSIGNED_RESOURCES3 if self.policy.assigned3_as_2 => {
+                MessageType::ASSIGNED_RESOURCES2
+            }
+            kind => kind,
+        };
+        let mut reply = head.as_bytes().to_vec();
+        for count in counts {
+            let start = reply.len();
+            reply.extend_from_slice(self.grant(slot, count).as_bytes());
+            reply.resize(start + AssignedInterrupts::stride(shape), 0);
+        }
+        self.answer(asked, &reply);
         self.events.push_back(PciEvent::Assigned { slot });
+    }
+
+    /// Creates an interrupt for a function.
+    fn grant(&mut self, slot: Slot, count: u16) -> RemappedMsi {
+        let data = self.last_interrupt;
+        self.last_interrupt = self.last_interrupt.wrapping_add(u32::from(count));
+        self.interrupts.insert(data, (slot, count));
+        let count = if self.take_armed(Misbehaviour::FewerVectors) { count - 1 } else { count };
+        RemappedMsi {
+            reserved: 0.into(),
+            count: count.into(),
+            data: data.into(),
+            address: INTERRUPT_ADDRESS.into(),
+        }
     }
 
     fn eject_completed(&mut self, slot: Slot) {
@@ -249,9 +310,7 @@ impl PciService {
     }
 
     fn create_interrupt(&mut self, kind: MessageType, slot: Slot, descriptor: &[u8], asked: Asked) {
-        let at = if kind == MessageType::CREATE_INTERRUPT3 { 6 } else { 2 };
-        let count = descriptor.get(at..).and_then(|rest| rest.first_chunk());
-        let count = count.map_or(0, |count| u16::from_le_bytes(*count));
+        let count = vectors_of(kind, descriptor);
         if !self.functions.contains_key(&slot) {
             self.unknown_slot(asked);
             return;
@@ -260,19 +319,11 @@ impl PciService {
             self.answer_status(asked, Status::BAD_DATA);
             return;
         }
-        let data = self.last_interrupt;
-        self.last_interrupt = self.last_interrupt.wrapping_add(u32::from(count));
-        self.interrupts.insert(data, (slot, count));
-        let count = if self.take_armed(Misbehaviour::FewerVectors) { count - 1 } else { count };
+        let interrupt = self.grant(slot, count);
         let reply = CreateInterruptReply {
             status: Status::SUCCESS.0.into(),
             reserved: 0.into(),
-            interrupt: RemappedMsi {
-                reserved: 0.into(),
-                count: count.into(),
-                data: data.into(),
-                address: INTERRUPT_ADDRESS.into(),
-            },
+            interrupt,
         };
         self.answer(asked, reply.as_bytes());
     }
@@ -329,6 +380,14 @@ impl PciService {
         }
         self.outgoing.push_back(waiting);
     }
+}
+
+/// How many vectors an interrupt's descriptor asks for, in the form of the message in which it stands.
+fn vectors_of(kind: MessageType, descriptor: &[u8]) -> u16 {
+    let three = [MessageType::CREATE_INTERRUPT3, MessageType::ASSIGNED_RESOURCES3].contains(&kind);
+    let at = if three { 6 } else { 2 };
+    let count = descriptor.get(at..).and_then(|rest| rest.first_chunk());
+    count.map_or(0, |count| u16::from_le_bytes(*count))
 }
 
 const NO_RESOURCE: Resource = Resource {

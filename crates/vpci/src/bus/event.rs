@@ -10,7 +10,7 @@ use vmbus::ring::{RingError, SendError};
 use super::request::{BlockData, RequestId};
 use crate::bar::{self, Bar, BarError};
 use crate::interrupt::Interrupt;
-use crate::message::{BARS, Description, MessageError, PowerState, Status, Version};
+use crate::message::{BARS, Description, MessageError, PowerState, Resource, Status, Version};
 use crate::slot::Slot;
 
 /// One function, for as long as it is there.
@@ -115,6 +115,19 @@ pub enum Step {
         /// The new state.
         state: PowerState,
     },
+    /// Take note of a function's resources and create interrupts with that.
+    AssignInterrupts {
+        /// Of this function.
+        function: FunctionId,
+        /// So many interrupts.
+        interrupts: u16,
+    },
+    /// Say which resources a function has.
+    Resources(FunctionId),
+    /// Reset a function.
+    Reset(FunctionId),
+    /// Carry out a command of a confidential device's security interface.
+    Tdisp(FunctionId),
 }
 
 impl Step {
@@ -127,7 +140,11 @@ impl Step {
             | Self::CreateInterrupt { function, .. }
             | Self::ReadBlock { function, .. }
             | Self::WriteBlock { function, .. }
-            | Self::Power { function, .. } => Some(function),
+            | Self::Power { function, .. }
+            | Self::AssignInterrupts { function, .. }
+            | Self::Resources(function)
+            | Self::Reset(function)
+            | Self::Tdisp(function) => Some(function),
             Self::Version(_) | Self::Relations | Self::D0Entry | Self::D0Exit => None,
         }
     }
@@ -154,6 +171,12 @@ impl fmt::Display for Step {
             Self::Power { function, state } => {
                 write!(f, "power state {state} of function {function}")
             }
+            Self::AssignInterrupts { function, interrupts } => {
+                write!(f, "assignment of {interrupts} interrupts to function {function}")
+            }
+            Self::Resources(id) => write!(f, "resources of function {id}"),
+            Self::Reset(id) => write!(f, "reset of function {id}"),
+            Self::Tdisp(id) => write!(f, "security command for function {id}"),
         }
     }
 }
@@ -187,6 +210,14 @@ pub enum Failure {
         asked: u16,
         /// Vectors that the host gave.
         got: u16,
+    },
+    /// Another number of interrupts than was asked for. Those that came were given back.
+    #[error("{got} interrupts were assigned: expected {asked}")]
+    InterruptCount {
+        /// Interrupts asked for.
+        asked: u16,
+        /// Interrupts that the host lists.
+        got: usize,
     },
     /// The channel broke.
     #[error(transparent)]
@@ -284,6 +315,40 @@ pub enum Event {
         request: RequestId,
         /// The state.
         state: PowerState,
+    },
+    /// The host has taken note of a function's resources; an [`Event::InterruptCreated`] for each interrupt, in the order
+    /// in which they were asked for, came just before.
+    ResourcesAssigned {
+        /// The function.
+        function: FunctionId,
+        /// The request for it.
+        request: RequestId,
+    },
+    /// The resources that a function has, as the host knows them: one for each BAR.
+    Resources {
+        /// The function.
+        function: FunctionId,
+        /// The request for it.
+        request: RequestId,
+        /// The resources.
+        resources: [Resource; BARS],
+    },
+    /// A function was reset. Its configuration space is as new:
+    /// [`ConfigSpace::restore`](crate::ConfigSpace::restore) mends that, and interrupts are to be programmed again.
+    FunctionReset {
+        /// The function.
+        function: FunctionId,
+        /// The request for it.
+        request: RequestId,
+    },
+    /// A security command was carried out. [`take_tdisp_answer`] has what the host said.
+    ///
+    /// [`take_tdisp_answer`]: super::PciBus::take_tdisp_answer
+    TdispAnswered {
+        /// The function.
+        function: FunctionId,
+        /// The request.
+        request: RequestId,
     },
     /// A request for a function did not succeed.
     RequestFailed {

@@ -10,6 +10,7 @@
 mod children;
 mod event;
 mod request;
+mod resources;
 mod steps;
 mod suspend;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use event::{
 };
 use request::Interrupts;
 pub use request::{BlockData, RequestError, RequestId};
+use resources::Extras;
 pub use suspend::{NotOn, NotSuspended};
 
 /// Longest message from a host: a snapshot of 256 functions, with its packet header.
@@ -59,10 +61,12 @@ pub struct PciBusConfig {
     /// Say which resources a function has in form 3 where the version has it. Linux stays with form 2, so that is what
     /// hosts have seen most.
     pub resources_form3: bool,
+    /// Give interrupts back in form 2 where the version has it. Linux stays with form 1 whatever the version.
+    pub delete_interrupt_form2: bool,
 }
 
 impl PciBusConfig {
-    /// Versions 1.4 to 1.1, ten seconds for each answer, no resources in form 3.
+    /// Versions 1.4 to 1.1, as Linux has them; ten seconds for each answer, and the forms that Linux uses.
     #[must_use]
     pub fn new(window_base: u64) -> Self {
         Self {
@@ -70,6 +74,7 @@ impl PciBusConfig {
             versions: vec![Version::V1_4, Version::V1_3, Version::V1_2, Version::V1_1],
             deadline: Duration::from_secs(10),
             resources_form3: false,
+            delete_interrupt_form2: false,
         }
     }
 }
@@ -139,6 +144,8 @@ pub struct PciBus<D = SignalFlag> {
     /// Requests without answer, by transaction id.
     pending: BTreeMap<u64, Pending>,
     last_id: u64,
+    /// Vectors of the interrupts that were asked for with resources, and answers to security commands, by request.
+    extras: Extras,
     outgoing: VecDeque<Waiting>,
     events: VecDeque<Event>,
     buffer: Box<[u8]>,
@@ -163,6 +170,7 @@ impl<D: Doorbell> PciBus<D> {
             relations: None,
             pending: BTreeMap::new(),
             last_id: 0,
+            extras: Extras::default(),
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
             buffer: vec![0; RECEIVE_BUFFER].into(),

@@ -11,7 +11,6 @@ use vmbus::channel::Doorbell;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::children::State;
-use super::steps::request_type;
 use super::{Event, Failure, FunctionId, PciBus, Stage, Step};
 use crate::interrupt::{Interrupt, InterruptWish, WishError};
 use crate::message::{
@@ -38,6 +37,30 @@ pub enum RequestError {
     /// An interrupt that this function does not have.
     #[error("function {0} does not have that interrupt")]
     NoInterrupt(FunctionId),
+    /// The host speaks a version that does not have this request.
+    #[error("this needs version {needed}: the bus speaks {spoken}")]
+    NotInVersion {
+        /// The first version that has it.
+        needed: Version,
+        /// The version spoken.
+        spoken: Version,
+    },
+    /// More interrupts than fit into one message, or none.
+    #[error("{interrupts} interrupts in one message: expected 1 to {most}")]
+    Interrupts {
+        /// Interrupts asked for.
+        interrupts: usize,
+        /// How many fit.
+        most: usize,
+    },
+    /// A security command that does not fit into a message.
+    #[error("security command of {len} bytes: expected at most {most}")]
+    CommandTooLong {
+        /// Its length.
+        len: usize,
+        /// How many bytes fit.
+        most: usize,
+    },
     /// A configuration block longer than any.
     #[error("configuration block of {0} bytes: expected at most {MAX_BLOCK}")]
     BlockTooLong(usize),
@@ -181,7 +204,7 @@ impl<D: Doorbell> PciBus<D> {
     }
 
     /// The version spoken, if something can be asked for this function now.
-    fn usable(&self, function: FunctionId) -> Result<Version, RequestError> {
+    pub(super) fn usable(&self, function: FunctionId) -> Result<Version, RequestError> {
         let version = self.version.filter(|_| self.stage == Stage::Running);
         let version = version.ok_or(RequestError::NotOn)?;
         let child = self.children.get(function.slot()).filter(|it| it.function.id == function);
@@ -191,7 +214,7 @@ impl<D: Doorbell> PciBus<D> {
         }
     }
 
-    fn ask(&mut self, step: Step, message: &[u8], now: Instant) -> RequestId {
+    pub(super) fn ask(&mut self, step: Step, message: &[u8], now: Instant) -> RequestId {
         self.request(step, message, now);
         RequestId(self.last_id)
     }
@@ -200,6 +223,7 @@ impl<D: Doorbell> PciBus<D> {
     pub(super) fn request_answered(&mut self, id: u64, step: Step, status: Status, reply: &[u8]) {
         let Some(function) = step.function() else { return };
         if self.usable(function).is_err() {
+            self.extras.forget(id);
             // The function has left meanwhile, and the host has taken back what it gave it.
             self.stats.late_answers += 1;
             return;
@@ -207,6 +231,10 @@ impl<D: Doorbell> PciBus<D> {
         let request = RequestId(id);
         let result = match step {
             _ if status.is_failure() => Err(Failure::Refused { step, status }),
+            Step::AssignInterrupts { function, .. }
+            | Step::Resources(function)
+            | Step::Reset(function)
+            | Step::Tdisp(function) => self.resources_answered(function, request, step, reply),
             Step::CreateInterrupt { function, vectors } => self
                 .interrupt_created(function, reply, vectors)
                 .map(|interrupt| Event::InterruptCreated { function, request, interrupt }),
@@ -216,12 +244,14 @@ impl<D: Doorbell> PciBus<D> {
             Step::Power { state, .. } => Ok(Event::PowerChanged { function, request, state }),
             _ => return,
         };
+        self.extras.forget(id);
         let failed = |why| Event::RequestFailed { function, request, why };
         self.events.push_back(result.unwrap_or_else(failed));
     }
 
     /// The answer to one of these requests could not be understood.
     pub(super) fn request_failed(&mut self, id: u64, step: Step, why: Failure) {
+        self.extras.forget(id);
         if let Some(function) = step.function().filter(|it| self.usable(*it).is_ok()) {
             let request = RequestId(id);
             self.events.push_back(Event::RequestFailed { function, request, why });
@@ -236,7 +266,7 @@ impl<D: Doorbell> PciBus<D> {
     ) -> Result<Interrupt, Failure> {
         let step = Step::CreateInterrupt { function, vectors: asked };
         let (wire, _) = CreateInterruptReply::ref_from_prefix(reply).map_err(|_| {
-            let request = request_type(step, self.version);
+            let request = self.request_type(step);
             let expected = size_of::<CreateInterruptReply>();
             let error = MessageError::ReplyTooShort { request, len: reply.len(), expected };
             Failure::Answer { step, error }
@@ -246,8 +276,12 @@ impl<D: Doorbell> PciBus<D> {
             self.send_delete_interrupt(function, interrupt);
             return Err(Failure::TooFewVectors { asked, got: interrupt.vectors });
         }
-        self.interrupts.0.insert((function, interrupt));
+        self.keep_interrupt(function, interrupt);
         Ok(interrupt)
+    }
+
+    pub(super) fn keep_interrupt(&mut self, function: FunctionId, interrupt: Interrupt) {
+        self.interrupts.0.insert((function, interrupt));
     }
 
     /// Gives back the interrupts of one function, or of all.
@@ -270,12 +304,15 @@ impl<D: Doorbell> PciBus<D> {
                 .is_some_and(|child| child.function.id == id && child.state.is_visible())
         };
         self.interrupts.retain(lives);
+        self.extras.retain(lives);
     }
 
-    /// Form 1 whatever the version: form 2 has the same content, and Linux has never sent it to any host.
-    fn send_delete_interrupt(&mut self, function: FunctionId, interrupt: Interrupt) {
+    /// Both forms have the same content.
+    pub(super) fn send_delete_interrupt(&mut self, function: FunctionId, interrupt: Interrupt) {
+        let two = self.config.delete_interrupt_form2 && self.version >= Some(Version::V1_2);
+        let kind = if two { MessageType::DELETE_INTERRUPT2 } else { MessageType::DELETE_INTERRUPT };
         let message = DeleteInterrupt {
-            kind: MessageType::DELETE_INTERRUPT.0.into(),
+            kind: kind.0.into(),
             slot: function.slot().to_wire().into(),
             interrupt: RemappedMsi {
                 reserved: 0.into(),

@@ -10,7 +10,8 @@ use zerocopy::IntoBytes;
 
 use super::children::{Child, State};
 use super::{
-    BadPacket, ChannelError, Event, Failure, FunctionId, PciBus, Pending, Stage, Step, Waiting,
+    BadPacket, ChannelError, Event, Extras, Failure, FunctionId, PciBus, Pending, Stage, Step,
+    Waiting,
 };
 use crate::interrupt;
 use crate::message::{
@@ -26,7 +27,7 @@ impl<D: Doorbell> PciBus<D> {
             self.bad_packet(BadPacket::UnknownCompletion(id));
             return;
         };
-        let status = match status_of(request_type(step, self.version), reply) {
+        let status = match status_of(self.request_type(step), reply) {
             Ok(status) => status,
             Err(error) => {
                 self.bad_packet(error.into());
@@ -45,7 +46,11 @@ impl<D: Doorbell> PciBus<D> {
             Step::CreateInterrupt { .. }
             | Step::ReadBlock { .. }
             | Step::WriteBlock { .. }
-            | Step::Power { .. } => self.request_answered(id, step, status, reply),
+            | Step::Power { .. }
+            | Step::AssignInterrupts { .. }
+            | Step::Resources(_)
+            | Step::Reset(_)
+            | Step::Tdisp(_) => self.request_answered(id, step, status, reply),
             // Snapshots are messages of their own; no request with this step is ever entered.
             Step::Relations => {}
         }
@@ -185,6 +190,7 @@ impl<D: Doorbell> PciBus<D> {
         self.snapshot_is_new = false;
         self.relations = None;
         self.pending.clear();
+        self.extras = Extras::default();
         self.outgoing.clear();
         self.forget_the_gone();
     }
@@ -281,10 +287,7 @@ impl<D: Doorbell> PciBus<D> {
     /// Says that a function has no resources of its own: its BARs are set through configuration space, its interrupts
     /// are made later. Linux does the same, and its lengths are used.
     fn assign_resources(&mut self, id: FunctionId, now: Instant) {
-        let mut kind = request_type(Step::Assign(id), self.version);
-        if self.config.resources_form3 && self.version >= Some(Version::V1_4) {
-            kind = MessageType::ASSIGNED_RESOURCES3;
-        }
+        let kind = self.request_type(Step::Assign(id));
         let len = match kind {
             MessageType::ASSIGNED_RESOURCES => 148,
             MessageType::ASSIGNED_RESOURCES2 => 202,
@@ -300,6 +303,35 @@ impl<D: Doorbell> PciBus<D> {
         let slots: Vec<_> = self.children.iter().map(|child| child.function.slot()).collect();
         for slot in slots {
             self.queue(0, false, slotted(MessageType::RELEASE_RESOURCES, slot).as_bytes());
+        }
+    }
+
+    /// The message that asks for a step.
+    pub(super) fn request_type(&self, step: Step) -> MessageType {
+        match step {
+            Step::Version(_) => MessageType::QUERY_PROTOCOL_VERSION,
+            Step::Relations => MessageType::QUERY_BUS_RELATIONS,
+            Step::D0Entry => MessageType::FDO_D0_ENTRY,
+            Step::D0Exit => MessageType::FDO_D0_EXIT,
+            Step::Requirements(_) => MessageType::QUERY_RESOURCE_REQUIREMENTS,
+            Step::Assign(_) | Step::AssignInterrupts { .. } => {
+                if self.config.resources_form3 && self.version >= Some(Version::V1_4) {
+                    MessageType::ASSIGNED_RESOURCES3
+                } else if self.version >= Some(Version::V1_2) {
+                    MessageType::ASSIGNED_RESOURCES2
+                } else {
+                    MessageType::ASSIGNED_RESOURCES
+                }
+            }
+            Step::CreateInterrupt { .. } => {
+                interrupt::message_type(self.version.unwrap_or(Version::V1_1))
+            }
+            Step::ReadBlock { .. } => MessageType::READ_BLOCK,
+            Step::WriteBlock { .. } => MessageType::WRITE_BLOCK,
+            Step::Power { .. } => MessageType::DEVICE_POWER_STATE_CHANGE,
+            Step::Resources(_) => MessageType::GET_RESOURCES,
+            Step::Reset(_) => MessageType::RESET_DEVICE,
+            Step::Tdisp(_) => MessageType::TDISP,
         }
     }
 
@@ -350,23 +382,6 @@ impl<D: Doorbell> PciBus<D> {
     }
 }
 
-fn slotted(kind: MessageType, slot: Slot) -> Slotted {
+pub(super) fn slotted(kind: MessageType, slot: Slot) -> Slotted {
     Slotted { kind: kind.0.into(), slot: slot.to_wire().into() }
-}
-
-/// The message that asks for a step.
-pub(super) fn request_type(step: Step, version: Option<Version>) -> MessageType {
-    match step {
-        Step::Version(_) => MessageType::QUERY_PROTOCOL_VERSION,
-        Step::Relations => MessageType::QUERY_BUS_RELATIONS,
-        Step::D0Entry => MessageType::FDO_D0_ENTRY,
-        Step::D0Exit => MessageType::FDO_D0_EXIT,
-        Step::Requirements(_) => MessageType::QUERY_RESOURCE_REQUIREMENTS,
-        Step::Assign(_) if version >= Some(Version::V1_2) => MessageType::ASSIGNED_RESOURCES2,
-        Step::Assign(_) => MessageType::ASSIGNED_RESOURCES,
-        Step::CreateInterrupt { .. } => interrupt::message_type(version.unwrap_or(Version::V1_1)),
-        Step::ReadBlock { .. } => MessageType::READ_BLOCK,
-        Step::WriteBlock { .. } => MessageType::WRITE_BLOCK,
-        Step::Power { .. } => MessageType::DEVICE_POWER_STATE_CHANGE,
-    }
 }

@@ -6,7 +6,7 @@ use vmbus::Instant;
 use vmbus::channel::{Channel, Doorbell};
 use vmbus::memory::SharedPages;
 
-use super::{Event, MessageType, PciBus, Stage, Step};
+use super::{Event, Extras, MessageType, PciBus, Stage, Step};
 
 /// A bus that is not on cannot be suspended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +67,7 @@ impl<D: Doorbell> PciBus<D> {
         self.stage = Stage::Suspended;
         self.relations = None;
         self.pending.clear();
+        self.extras = Extras::default();
         self.outgoing.clear();
         self.events.push_back(Event::Suspended);
     }

@@ -4,6 +4,7 @@ extern crate std;
 
 use std::format;
 use std::string::String;
+use std::vec;
 use std::vec::Vec;
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -101,10 +102,10 @@ fn messages_about_resources() {
     };
     let one = [0x0200_0103, 0xf000_0000, 1, 0x1000, 0];
     assert_eq!(resource.as_bytes(), words(&one));
-    for (kind, number) in [
-        (MessageType::ASSIGNED_RESOURCES, 0x10),
-        (MessageType::ASSIGNED_RESOURCES2, 0x16),
-        (MessageType::ASSIGNED_RESOURCES3, 0x1a),
+    for (kind, number, stride) in [
+        (MessageType::ASSIGNED_RESOURCES, 0x10, 16),
+        (MessageType::ASSIGNED_RESOURCES2, 0x16, 72),
+        (MessageType::ASSIGNED_RESOURCES3, 0x1a, 80),
     ] {
         let message = AssignedResources {
             kind: kind.0.into(),
@@ -113,14 +114,30 @@ fn messages_about_resources() {
             msi_count: 2.into(),
             reserved: 0.into(),
         };
-        let bytes = words(&[&[0x4249_0000 + number, AT][..], &one.repeat(6), &[2, 0]].concat());
+        let mut bytes = words(&[&[0x4249_0000 + number, AT][..], &one.repeat(6), &[2, 0]].concat());
         assert_eq!(message.as_bytes(), bytes);
-        let Ok(GuestMessage::AssignedResources { slot, resources, msi_count }) =
+        bytes.extend(vec![0x11; stride]);
+        bytes.extend(vec![0x22; stride]);
+        let Ok(GuestMessage::AssignedResources { slot, resources, interrupts }) =
             GuestMessage::parse(&bytes)
         else {
             panic!("{kind}");
         };
-        assert_eq!((slot.to_wire(), resources, msi_count), (AT, [resource; BARS], 2));
+        assert_eq!((slot.to_wire(), resources), (AT, [resource; BARS]));
+        assert!(interrupts.len() == 2 && !interrupts.is_empty());
+        let list: Vec<_> = interrupts.iter().collect();
+        assert_eq!(list, [&vec![0x11; stride][..], &vec![0x22; stride]]);
+        bytes.pop();
+        let (len, expected) = (bytes.len(), 136 + 2 * stride);
+        assert_eq!(
+            GuestMessage::parse(&bytes).unwrap_err(),
+            MessageError::TooShort { kind, len, expected }
+        );
+        bytes[128..132].copy_from_slice(&495_u32.to_le_bytes());
+        assert_eq!(
+            GuestMessage::parse(&bytes).unwrap_err(),
+            MessageError::TooManyInterrupts { kind, count: 495 }
+        );
     }
     let message = GetResources {
         kind: MessageType::GET_RESOURCES.0.into(),
@@ -136,6 +153,16 @@ fn messages_about_resources() {
         resources: [resource; BARS],
     };
     assert_eq!(reply.as_bytes(), words(&[&[0x1_0001, 6][..], &one.repeat(6)].concat()));
+    assert_eq!(resources_of(reply.as_bytes()), Ok(Ok([resource; BARS])));
+    assert_eq!(resources_of(&words(&[0xc000_090b])), Ok(Err(Status::BAD_DATA)));
+    assert_eq!(
+        resources_of(&reply.as_bytes()[..127]).unwrap_err(),
+        MessageError::ReplyTooShort {
+            request: MessageType::GET_RESOURCES,
+            len: 127,
+            expected: 128
+        }
+    );
     let reply =
         ResourceRequirementsReply { status: 0.into(), bars: [1, 2, 3, 4, 5, 6].map(Into::into) };
     assert_eq!(reply.as_bytes(), words(&[0, 1, 2, 3, 4, 5, 6]));
@@ -217,8 +244,60 @@ fn messages_about_blocks_ejects_and_security() {
     assert_eq!(guest(&bytes), "EjectComplete(Slot(02.5))");
     assert_eq!(guest(&bytes[..8]), "EjectComplete(Slot(02.5))");
 
-    let message = Tdisp { kind: MessageType::TDISP.0.into(), slot: AT.into(), length: 0.into() };
-    let bytes = words(&[0x4249_001d, AT, 0, 0]);
-    assert_eq!((message.as_bytes(), &guest(&bytes)[..]), (&bytes[..], "Tdisp(Slot(02.5))"));
+    let message = Tdisp { kind: MessageType::TDISP.0.into(), slot: AT.into(), length: 3.into() };
+    let bytes = words(&[0x4249_001d, AT, 3, 0, 0x0003_0201]);
+    assert_eq!(message.as_bytes(), &bytes[..16]);
+    assert_eq!(guest(&bytes), "Tdisp { slot: Slot(02.5), command: [1, 2, 3] }");
+    let kind = MessageType::TDISP;
+    assert_eq!(
+        GuestMessage::parse(&bytes[..18]).unwrap_err(),
+        MessageError::TooShort { kind, len: 18, expected: 19 }
+    );
     assert_eq!(StatusReply { status: 0xc000_00bb.into() }.as_bytes(), words(&[0xc000_00bb]));
+}
+
+// A completion has the form of its request, with remapped interrupts; OpenVMM answers form 3 in the shape of form 2.
+#[test]
+fn completions_of_resources_have_their_interrupts_in_the_shape_that_their_length_tells() {
+    let reply = |count: u32, stride: usize, room: usize| {
+        let mut bytes = words(&[&[0, AT][..], &[0; 30], &[count, 0]].concat());
+        for number in 0..room {
+            let start = bytes.len();
+            bytes.extend(words(&[0x1_0000, 0x40 + number as u32, 0xfee0_0000, 0]));
+            bytes.resize(start + stride, 0);
+        }
+        bytes
+    };
+    use MessageType as T;
+    for (request, count, stride, room) in [
+        (T::ASSIGNED_RESOURCES, 3, 16, 3),
+        (T::ASSIGNED_RESOURCES2, 3, 72, 4),
+        (T::ASSIGNED_RESOURCES3, 3, 80, 3),
+        (T::ASSIGNED_RESOURCES3, 3, 80, 4),
+        (T::ASSIGNED_RESOURCES3, 3, 72, 3),
+        (T::ASSIGNED_RESOURCES3, 3, 72, 4),
+        (T::ASSIGNED_RESOURCES3, 0, 72, 0),
+    ] {
+        let bytes = reply(count, stride, room);
+        let list = assigned_of(request, &bytes).unwrap();
+        let data: Vec<_> = list.iter().map(|one| one[4]).collect();
+        assert_eq!(
+            data,
+            (0..count).map(|n| 0x40 + n as u8).collect::<Vec<_>>(),
+            "{request} {room}"
+        );
+    }
+    let request = T::ASSIGNED_RESOURCES2;
+    assert_eq!(
+        assigned_of(request, &reply(3, 72, 2)),
+        Err(MessageError::ReplyTooShort { request, len: 136 + 144, expected: 136 + 216 })
+    );
+    assert_eq!(
+        assigned_of(request, &[0; 135]),
+        Err(MessageError::ReplyTooShort { request, len: 135, expected: 136 })
+    );
+    assert_eq!(
+        assigned_of(request, &reply(u32::MAX, 72, 2)),
+        Err(MessageError::TooManyInterrupts { kind: request, count: u32::MAX })
+    );
 }

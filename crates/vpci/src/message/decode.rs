@@ -8,9 +8,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
     AssignedResources, BARS, Block, D0Entry, DeleteInterrupt, Description1, Description2,
-    FLAG_NUMA, InvalidateBlock, MAX_BLOCK, MAX_FUNCTIONS, MessageType, PowerStateChange,
-    QueryVersion, RelationsHeader, RemappedMsi, Resource, ResourceRequirementsReply, Sender,
-    Slotted, Status, Version, info,
+    FLAG_NUMA, InvalidateBlock, MAX_ASSIGNED, MAX_BLOCK, MAX_FUNCTIONS, MSI3_STRIDE, MessageType,
+    Msi1, Msi2, PowerStateChange, QueryVersion, RelationsHeader, RemappedMsi, Resource,
+    ResourceRequirementsReply, ResourcesReply, Sender, Slotted, Status, Tdisp, Version, info,
 };
 use crate::slot::{BadSlot, Slot};
 
@@ -59,6 +59,14 @@ pub enum MessageError {
         kind: MessageType,
         /// The slot.
         slot: Slot,
+    },
+    /// Resources with more interrupts than a message can have.
+    #[error("{kind:?} has {count} interrupts: expected at most {MAX_ASSIGNED}")]
+    TooManyInterrupts {
+        /// The message.
+        kind: MessageType,
+        /// The count that it gives.
+        count: u32,
     },
     /// A configuration block longer than any.
     #[error("{kind:?} of {bytes} bytes: expected at most {MAX_BLOCK}")]
@@ -302,8 +310,8 @@ pub enum GuestMessage<'a> {
         slot: Slot,
         /// Its resources; guests of today leave them zero.
         resources: [Resource; BARS],
-        /// Interrupts that follow.
-        msi_count: u32,
+        /// The interrupts that it is to have.
+        interrupts: AssignedInterrupts<'a>,
     },
     /// RELEASE_RESOURCES.
     ReleaseResources(Slot),
@@ -360,7 +368,64 @@ pub enum GuestMessage<'a> {
     /// RESET_DEVICE.
     Reset(Slot),
     /// TDISP.
-    Tdisp(Slot),
+    Tdisp {
+        /// The function.
+        slot: Slot,
+        /// The command, in a format that is not this protocol's.
+        command: &'a [u8],
+    },
+}
+
+/// The interrupts in ASSIGNED_RESOURCES, or in its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AssignedInterrupts<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+}
+
+impl<'a> AssignedInterrupts<'a> {
+    /// Bytes from one interrupt to the next in a form of ASSIGNED_RESOURCES.
+    #[must_use]
+    pub const fn stride(kind: MessageType) -> usize {
+        match kind {
+            MessageType::ASSIGNED_RESOURCES => size_of::<Msi1>(),
+            MessageType::ASSIGNED_RESOURCES2 => size_of::<Msi2>(),
+            _ => MSI3_STRIDE,
+        }
+    }
+
+    /// `count` interrupts at the start of what stands behind the head of a message.
+    fn parse(kind: MessageType, count: u32, rest: &'a [u8]) -> Result<Self, MessageError> {
+        let stride = Self::stride(kind);
+        let number = usize::try_from(count).unwrap_or(usize::MAX);
+        if number > MAX_ASSIGNED {
+            return Err(MessageError::TooManyInterrupts { kind, count });
+        }
+        let head = size_of::<AssignedResources>();
+        let bytes = rest.get(..number * stride).ok_or(MessageError::TooShort {
+            kind,
+            len: head + rest.len(),
+            expected: head + number * stride,
+        })?;
+        Ok(Self { bytes, stride })
+    }
+
+    /// Number of interrupts.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.bytes.len() / self.stride
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Each interrupt in the message's form, with the padding behind it.
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.bytes.chunks_exact(self.stride)
+    }
 }
 
 impl<'a> GuestMessage<'a> {
@@ -385,13 +450,14 @@ impl<'a> GuestMessage<'a> {
             MessageType::ASSIGNED_RESOURCES
             | MessageType::ASSIGNED_RESOURCES2
             | MessageType::ASSIGNED_RESOURCES3 => {
-                let (wire, _) = split::<AssignedResources>(kind, message)?;
+                let (wire, rest) = split::<AssignedResources>(kind, message)?;
                 Self::AssignedResources {
                     slot: slot(kind, wire.slot.get())?,
                     resources: wire.resources,
-                    msi_count: wire.msi_count.get(),
+                    interrupts: AssignedInterrupts::parse(kind, wire.msi_count.get(), rest)?,
                 }
             }
+            MessageType::TDISP => Self::tdisp(message)?,
             MessageType::DEVICE_POWER_STATE_CHANGE => {
                 let (wire, _) = split::<PowerStateChange>(kind, message)?;
                 let slot = slot(kind, wire.slot.get())?;
@@ -415,7 +481,6 @@ impl<'a> GuestMessage<'a> {
             MessageType::RELEASE_RESOURCES => Self::ReleaseResources(slot),
             MessageType::EJECT_COMPLETE => Self::EjectComplete(slot),
             MessageType::RESET_DEVICE => Self::Reset(slot),
-            MessageType::TDISP => Self::Tdisp(slot),
             MessageType::CREATE_INTERRUPT
             | MessageType::CREATE_INTERRUPT2
             | MessageType::CREATE_INTERRUPT3 => {
@@ -424,6 +489,19 @@ impl<'a> GuestMessage<'a> {
             }
             other => return Err(MessageError::UnknownType(other)),
         })
+    }
+
+    fn tdisp(message: &'a [u8]) -> Result<Self, MessageError> {
+        let kind = MessageType::TDISP;
+        let (wire, rest) = split::<Tdisp>(kind, message)?;
+        let slot = slot(kind, wire.slot.get())?;
+        let length = usize::try_from(wire.length.get()).unwrap_or(usize::MAX);
+        let command = rest.get(..length).ok_or(MessageError::TooShort {
+            kind,
+            len: message.len(),
+            expected: size_of::<Tdisp>().saturating_add(length),
+        })?;
+        Ok(Self::Tdisp { slot, command })
     }
 
     fn block(kind: MessageType, message: &'a [u8]) -> Result<Self, MessageError> {
@@ -506,6 +584,56 @@ pub fn requirements_of(reply: &[u8]) -> Result<Result<[u32; BARS], Status>, Mess
     let (wire, _) = ResourceRequirementsReply::ref_from_prefix(reply)
         .map_err(|_| MessageError::ReplyTooShort { request, len: reply.len(), expected })?;
     Ok(Ok(wire.bars.map(zerocopy::little_endian::U32::get)))
+}
+
+/// Takes the completion of GET_RESOURCES apart: a resource per BAR, or the status of a refusal. The completion has no
+/// status otherwise; the version that stands in its place never looks like a failure.
+///
+/// # Errors
+/// [`MessageError::ReplyTooShort`] if it is neither.
+pub fn resources_of(reply: &[u8]) -> Result<Result<[Resource; BARS], Status>, MessageError> {
+    let request = MessageType::GET_RESOURCES;
+    let status = status_of(request, reply)?;
+    if status.is_failure() {
+        return Ok(Err(status));
+    }
+    let expected = size_of::<ResourcesReply>();
+    let (wire, _) = ResourcesReply::ref_from_prefix(reply)
+        .map_err(|_| MessageError::ReplyTooShort { request, len: reply.len(), expected })?;
+    Ok(Ok(wire.resources))
+}
+
+/// The interrupts in a successful completion of a form of ASSIGNED_RESOURCES; each begins with a [`RemappedMsi`].
+///
+/// OpenVMM answers form 3 in the shape of form 2, which the length tells. As hosts may leave room for one more, ten
+/// interrupts in the one shape are as long as nine and a spare one in the other; then it is taken for form 3.
+///
+/// # Errors
+/// [`MessageError::ReplyTooShort`] if not all of them are there, [`MessageError::TooManyInterrupts`].
+pub fn assigned_of(
+    request: MessageType,
+    reply: &[u8],
+) -> Result<AssignedInterrupts<'_>, MessageError> {
+    let head = size_of::<AssignedResources>();
+    let (wire, rest) = AssignedResources::ref_from_prefix(reply)
+        .map_err(|_| MessageError::ReplyTooShort { request, len: reply.len(), expected: head })?;
+    let count = wire.msi_count.get();
+    let number = usize::try_from(count).unwrap_or(usize::MAX);
+    let exactly = |kind| {
+        let stride = AssignedInterrupts::stride(kind);
+        let room = rest.len() / stride;
+        rest.len().is_multiple_of(stride) && (room == number || room == number.saturating_add(1))
+    };
+    let two = request == MessageType::ASSIGNED_RESOURCES3
+        && !exactly(request)
+        && exactly(MessageType::ASSIGNED_RESOURCES2);
+    let kind = if two { MessageType::ASSIGNED_RESOURCES2 } else { request };
+    AssignedInterrupts::parse(kind, count, rest).map_err(|error| match error {
+        MessageError::TooShort { len, expected, .. } => {
+            MessageError::ReplyTooShort { request, len, expected }
+        }
+        other => other,
+    })
 }
 
 /// Writes BUS_RELATIONS2, or BUS_RELATIONS where `version` has no other, for `functions`; at most [`MAX_FUNCTIONS`].

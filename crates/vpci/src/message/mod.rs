@@ -14,8 +14,8 @@ mod structs;
 mod tests;
 
 pub use decode::{
-    Description, Descriptions, GuestMessage, HostMessage, MessageError, encode_relations,
-    requirements_of, status_of,
+    AssignedInterrupts, Description, Descriptions, GuestMessage, HostMessage, MessageError,
+    assigned_of, encode_relations, requirements_of, resources_of, status_of,
 };
 pub use structs::*;
 

@@ -19,6 +19,8 @@ pub const MSI2_SHORT: usize = 70;
 pub const MSI3_SHORT: usize = 74;
 /// Distance between elements of an array of [`Msi3`].
 pub const MSI3_STRIDE: usize = 80;
+/// Most interrupts in one ASSIGNED_RESOURCES.
+pub const MAX_ASSIGNED: usize = 494;
 /// [`Description2::flags`]: `numa_node` is valid.
 pub const FLAG_NUMA: u32 = 1;
 

@@ -1,14 +1,18 @@
 //! The real guest bus against the service, woken only by doorbells and deadlines.
 
 mod devices;
+mod rare;
 mod raw;
 mod scenarios;
+
+use std::time::Duration;
 
 use vmbus::platform::Platform;
 use vmbus::{Channel, SignalFlag};
 use vpci::bus::{Failure, Step};
 use vpci::message::{
-    D0Entry, EjectComplete, MSI3_SHORT, Msi1, Msi3, QueryVersion, RemappedMsi, WINDOW_SIZE,
+    D0Entry, EjectComplete, MSI3_SHORT, MessageError, Msi1, Msi3, QueryVersion, RemappedMsi,
+    Status, WINDOW_SIZE,
 };
 use vpci::{Event, FunctionId, PciBus, PciBusConfig};
 

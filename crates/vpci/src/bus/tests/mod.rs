@@ -5,6 +5,7 @@ extern crate std;
 mod faults;
 mod functions;
 mod requests;
+mod resources;
 mod start;
 
 use std::vec;
