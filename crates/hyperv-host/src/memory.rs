@@ -27,6 +27,70 @@ pub trait GuestMemory: Send + Sync {
     fn map(&self, frames: &[Pfn]) -> Result<PageList, UnknownFrame>;
 }
 
+/// Memory that lies somewhere: pieces that follow each other in the guest's address space, wherever they are mapped here.
+///
+/// What such memory is made of is the pieces' own business: the shared memory of another process, or that of a virtual
+/// machine.
+#[derive(Clone, Debug, Default)]
+pub struct Regions {
+    /// By the first frame of each.
+    pieces: BTreeMap<Pfn, SharedPages>,
+}
+
+/// Why a piece cannot be part of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegionError {
+    /// Its frames are unknown, or not neighbours in rising order.
+    #[error("the {pages} pages of a piece of guest memory have consecutive page frame numbers")]
+    Scattered {
+        /// Pages of the piece.
+        pages: usize,
+    },
+    /// A frame that is there already.
+    #[error("page frame {frame} is part of guest memory already")]
+    Overlap {
+        /// The first such frame.
+        frame: Pfn,
+    },
+}
+
+impl Regions {
+    /// No memory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a piece, whose frames say where it lies in the guest.
+    ///
+    /// # Errors
+    /// [`RegionError`]; nothing is added then.
+    pub fn insert(&mut self, piece: SharedPages) -> Result<(), RegionError> {
+        let frames = piece.frames();
+        let beside = |pair: &[Pfn]| matches!(pair, [a, b] if a.0.checked_add(1) == Some(b.0));
+        let Some(first) = frames.first().filter(|_| frames.windows(2).all(beside)) else {
+            return Err(RegionError::Scattered { pages: piece.pages() });
+        };
+        if let Some(frame) = frames.iter().find(|frame| self.page(**frame).is_some()) {
+            return Err(RegionError::Overlap { frame: *frame });
+        }
+        self.pieces.insert(*first, piece);
+        Ok(())
+    }
+
+    fn page(&self, frame: Pfn) -> Option<SharedPages> {
+        let (first, piece) = self.pieces.range(..=frame).next_back()?;
+        piece.slice(usize::try_from(frame.0 - first.0).ok()?, 1)
+    }
+}
+
+impl GuestMemory for Regions {
+    fn map(&self, frames: &[Pfn]) -> Result<PageList, UnknownFrame> {
+        let page = |frame: &Pfn| self.page(*frame).ok_or(UnknownFrame { frame: *frame });
+        Ok(PageList::new(frames.iter().map(page).collect::<Result<Vec<_>, _>>()?))
+    }
+}
+
 /// Simulated guest memory.
 ///
 /// It punishes guests that assume too much: the frames of one allocation come in random order, no two frames are
@@ -197,5 +261,35 @@ mod tests {
         let frame = ram.allocate(1).unwrap().frames()[0];
         assert_eq!(ram.map(&[frame]).unwrap_err(), UnknownFrame { frame }, "given back");
         assert_eq!(ram.map(&[Pfn(1)]).unwrap_err(), UnknownFrame { frame: Pfn(1) });
+    }
+
+    #[test]
+    fn regions_are_found_by_frame_and_do_not_overlap() {
+        let piece = |frames: &[u64]| {
+            SharedPages::from_heap(&frames.iter().map(|frame| Pfn(*frame)).collect::<Vec<_>>())
+        };
+        let mut regions = Regions::new();
+        let (low, high) = (piece(&[3, 4, 5]), piece(&[9]));
+        low.write(2 * 4096, b"five").unwrap();
+        high.write(0, b"nine").unwrap();
+        regions.insert(high).unwrap();
+        regions.insert(low).unwrap();
+        let mapped = regions.map(&[Pfn(9), Pfn(5), Pfn(9)]).unwrap();
+        let mut back = [0; 4];
+        for (at, expected) in [(0, b"nine"), (4096, b"five"), (8192, b"nine")] {
+            mapped.read(at, &mut back).unwrap();
+            assert_eq!(&back, expected);
+        }
+        for frame in [2, 6, 8, 10, u64::MAX] {
+            let frame = Pfn(frame);
+            assert_eq!(regions.map(&[Pfn(3), frame]).unwrap_err(), UnknownFrame { frame });
+        }
+        let overlap = RegionError::Overlap { frame: Pfn(9) };
+        assert_eq!(regions.insert(piece(&[8, 9])), Err(overlap));
+        for scattered in [&[20, 22][..], &[21, 20], &[u64::MAX, 0]] {
+            let error = RegionError::Scattered { pages: 2 };
+            assert_eq!(regions.insert(piece(scattered)), Err(error));
+        }
+        regions.insert(piece(&[6, 7, 8])).unwrap();
     }
 }

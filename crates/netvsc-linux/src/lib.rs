@@ -4,11 +4,14 @@
 //!
 //! - [`tap`]: the way to let the kernel's own network stack be the traffic of a NIC;
 //! - [`inventory`]: what a guest consists of, read from sysfs, proc, the udev database and the kernel log;
-//! - [`mapping`]: rings in which no packet wraps.
+//! - [`mapping`]: rings in which no packet wraps;
+//! - [`memfd`]: memory that a guest and a host in two processes share.
 
 pub mod inventory;
 #[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
 pub mod mapping;
+pub mod memfd;
 pub mod tap;
 
+pub use memfd::{MemfdError, SharedFile};
 pub use tap::{Tap, TapError, TapName, TapNameError};

@@ -1,4 +1,4 @@
-//! Rings mapped so that no packet wraps: the data twice, one right behind the other.
+//! Mappings: rings in which no packet wraps (the data twice, one right behind the other), and files that processes share.
 
 use std::os::fd::AsFd;
 use std::ptr::{self, NonNull};
@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use vmbus::Pfn;
 use vmbus::memory::{Backing, DoublyMapped, PAGE_SIZE, SharedPages};
 
 /// Maps the ring of a header page and `data_pages` pages of data (4,096 bytes each) that starts `offset` bytes into `file`:
@@ -31,6 +32,23 @@ pub fn map_ring(file: impl AsFd, offset: u64, data_pages: usize) -> Result<Doubl
     // process knows the address.
     let pages = unsafe { SharedPages::from_raw(base, len / PAGE_SIZE, &[], Arc::new(region)) };
     DoublyMapped::new(pages).ok_or(Errno::INVAL)
+}
+
+/// Maps the first `pages` pages (4,096 bytes each) of `file`, known to the peer as `frames`, which is empty or as long.
+///
+/// The file has to stay as long as it is, as for [`map_ring`].
+pub(crate) fn map_file(
+    file: impl AsFd,
+    pages: usize,
+    frames: &[Pfn],
+) -> Result<SharedPages, Errno> {
+    let len = pages.checked_mul(PAGE_SIZE).filter(|len| *len > 0).ok_or(Errno::INVAL)?;
+    let region = Region::reserve(len)?;
+    region.place(&file, 0, 0, len)?;
+    let base = region.base;
+    // SAFETY: `region` is mapped readable and writable in full, page aligned, and unmapped when it goes. Nothing else in this
+    // process knows the address; what other processes do to the memory is what `SharedPages` is made for.
+    Ok(unsafe { SharedPages::from_raw(base, pages, frames, Arc::new(region)) })
 }
 
 /// A piece of address space that is ours.

@@ -13,6 +13,7 @@ pub mod monitor;
 pub mod packet;
 pub mod platform;
 pub mod ring;
+pub mod synic;
 pub mod time;
 
 pub use bus::Bus;
