@@ -300,6 +300,7 @@ mod tests {
         assert_eq!(received, (4, 3 * 32 + 24));
     }
 
+    // HISTORY 68: the mask is the reader's own, and whoever clears it looks once more.
     #[test]
     fn arm_finds_what_came_while_masked() {
         let (mut guest, to_host, mut host, _) = pair();

@@ -109,6 +109,7 @@ impl BusServer {
         let state = if sound { self.policy.modify_connection_state } else { 2 };
         if let Some(link) = self.link.as_mut().filter(|_| state == 0) {
             link.monitor_pages = Some(pages).filter(|pages| pages.0 != 0);
+            self.map_monitor_page();
         }
         self.send(&ModifyConnectionResponse { state }, now);
         Ok(())

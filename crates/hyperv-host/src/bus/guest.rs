@@ -14,7 +14,7 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
 use super::device::{Device, HostGpadl, OpenRequest};
-use super::{After, BusEvent, BusServer, DeviceId, DeviceState, GuestError};
+use super::{After, BusEvent, BusServer, DeviceId, DeviceState, GuestError, RescindMoment};
 
 /// Where the first message of a connection of this version goes, and all others before 5.0.
 pub(super) fn connection_of(version: Version) -> ConnectionId {
@@ -73,6 +73,28 @@ impl BusServer {
         if connection != expected {
             return Err(GuestError::WrongConnection { kind, expected, got: connection });
         }
+        let device = named(&message).and_then(|channel| self.find(kind, channel).ok());
+        self.rescind_at(RescindMoment::Before(kind), device, now);
+        self.carry_out(message, data, now)?;
+        self.rescind_at(RescindMoment::After(kind), device, now);
+        Ok(())
+    }
+
+    /// Takes a device away if the policy says that this is the moment.
+    fn rescind_at(&mut self, moment: RescindMoment, device: Option<DeviceId>, now: Instant) {
+        if let Some(device) = device.filter(|_| self.policy.rescind == Some(moment)) {
+            self.policy.rescind = None;
+            self.rescind(device, now);
+        }
+    }
+
+    /// Does what a message asks for, on a connection where it may come.
+    fn carry_out(
+        &mut self,
+        message: Message<'_>,
+        data: &[u8],
+        now: Instant,
+    ) -> Result<(), GuestError> {
         match message {
             Message::InitiateContact(contact) => {
                 let named = features_of(contact).contains(Features::CLIENT_ID);
@@ -94,7 +116,7 @@ impl BusServer {
             Message::Resume(_) => self.unpause(now)?,
             Message::ModifyChannel(modify) => self.modify_requested(modify, now)?,
             Message::ReleaseChannel(release) => self.release_requested(release, now)?,
-            _ => return Err(GuestError::NotServed { kind }),
+            _ => return Err(GuestError::NotServed { kind: message.kind() }),
         }
         Ok(())
     }
@@ -319,6 +341,7 @@ impl BusServer {
         device.redirected = request.redirected;
         device.state = DeviceState::Open;
         self.events.push_back(BusEvent::Opened { device: id, channel: end });
+        self.watch(id);
         Ok(())
     }
 
@@ -346,14 +369,18 @@ impl BusServer {
         let kind = MessageType::MODIFY_CHANNEL;
         let channel = ChannelId(modify.channel.get());
         let result = self.find(kind, channel).and_then(|id| match self.state(id) {
-            Some(DeviceState::Open) | None => Ok(id),
+            // A rescinded channel has its answer, and the guest could not know.
+            Some(DeviceState::Open | DeviceState::Revoked) | None => Ok(id),
             Some(state) => Err(GuestError::WrongState { kind, channel, state }),
         });
+        let mut revoked = false;
         if let Some(device) = result.as_ref().ok().and_then(|id| self.devices.get_mut(id)) {
             device.target_vp = modify.target_vp.get();
+            revoked = device.state == DeviceState::Revoked;
         }
+        self.counters.ignored += u64::from(revoked);
         if self.link.is_some_and(|link| link.version >= Version::V5_3) {
-            let status = if result.is_ok() { 0 } else { STATUS_REFUSED };
+            let status = if result.is_ok() && !revoked { 0 } else { STATUS_REFUSED };
             let status = U32::new(status);
             self.send(&ModifyChannelResponse { channel: modify.channel, status }, now);
         }
@@ -384,6 +411,19 @@ impl BusServer {
         }
         Ok(())
     }
+}
+
+/// The channel that a message is about.
+fn named(message: &Message<'_>) -> Option<ChannelId> {
+    let channel = match message {
+        Message::OpenChannel(body) => body.channel,
+        Message::CloseChannel(body) => body.channel,
+        Message::GpadlHeader(body) => body.channel,
+        Message::GpadlTeardown(body) => body.channel,
+        Message::ModifyChannel(body) => body.channel,
+        _ => return None,
+    };
+    Some(ChannelId(channel.get()))
 }
 
 fn frames(ranges: &[Range]) -> Vec<Pfn> {

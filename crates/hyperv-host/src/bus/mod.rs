@@ -14,6 +14,7 @@ mod device;
 mod family;
 mod fault;
 mod guest;
+mod monitor;
 mod ring_fault;
 mod types;
 
@@ -35,6 +36,7 @@ use vmbus::message::{
     MAX_CHANNEL_ID, OfferChannel, OfferFlags, Payload, RescindOffer, STATUS_REFUSED,
     UnloadResponse, Version, VersionResponse,
 };
+use vmbus::monitor::MonitorPage;
 use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant};
 use zerocopy::little_endian::{U16, U32};
 
@@ -87,6 +89,10 @@ pub struct BusServer {
     /// Messages held back by a pause.
     paused: VecDeque<Payload>,
     client_id: Option<Guid>,
+    /// The monitor page from guest to host.
+    guest_page: Option<MonitorPage>,
+    /// When that was looked at last.
+    looked: Instant,
 }
 
 impl BusServer {
@@ -110,6 +116,8 @@ impl BusServer {
             ring_faults: BTreeMap::new(),
             paused: VecDeque::new(),
             client_id: None,
+            guest_page: None,
+            looked: Instant::ZERO,
         }
     }
 
@@ -464,6 +472,7 @@ impl BusServer {
         }
         let Some(after) = self.resetting.take() else { return };
         let connected = self.link.take().is_some();
+        self.guest_page = None;
         self.refused.clear();
         self.paused.clear();
         self.faults.made_up.clear();
@@ -520,6 +529,8 @@ impl BusServer {
                     monitor_pages: Some(pages).filter(|pages| pages.0 != 0),
                     paused: false,
                 });
+                self.looked = now;
+                self.map_monitor_page();
                 self.events.push_back(BusEvent::Connected { version });
             }
         }

@@ -72,6 +72,15 @@ pub enum IdPolicy {
     Lowest,
 }
 
+/// When a host takes a device away: at a message of the guest that names its channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RescindMoment {
+    /// Before the message is looked at.
+    Before(MessageType),
+    /// After it was answered.
+    After(MessageType),
+}
+
 /// How the host behaves.
 #[derive(Clone, Debug)]
 pub struct BusPolicy {
@@ -99,6 +108,10 @@ pub struct BusPolicy {
     pub server_monitor_pages: (u64, u64),
     /// Whether channels get numbers in the monitor pages of a guest that has some.
     pub monitor_ids: bool,
+    /// Within which time it looks after those, in units of 100 ns.
+    pub monitor_latency: u16,
+    /// Takes a device away once, at this moment of its life.
+    pub rescind: Option<RescindMoment>,
     /// Answer to other monitor pages: 0, or a refusal.
     pub modify_connection_state: u8,
     /// Takes a device's primary channel away before its sub-channels, which hosts should not do.
@@ -123,6 +136,9 @@ impl Default for BusPolicy {
             features: Features::all(),
             server_monitor_pages: (0, 0),
             monitor_ids: false,
+            // 100 us, as hosts have it.
+            monitor_latency: 1000,
+            rescind: None,
             modify_connection_state: 0,
             primary_first: false,
             post_failures: VecDeque::new(),

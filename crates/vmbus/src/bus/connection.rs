@@ -6,12 +6,13 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
 use super::{Bus, Error, Event, HostError, Wait};
-use crate::Instant;
 use crate::memory::{PAGE_SIZE, SharedPages};
 use crate::message::{
     Features, Message, MessageError, MessageType, ModifyConnection, Pause, Resume, Version,
     VersionFeatures, VersionMonitorPages,
 };
+use crate::monitor::{MonitorDoorbell, MonitorPage};
+use crate::{ChannelId, Instant};
 
 /// What the host accepted with a version.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +72,15 @@ impl Bus {
     #[must_use]
     pub fn host_monitor_pages(&self) -> Option<(u64, u64)> {
         self.host_monitor_pages
+    }
+
+    /// The doorbell of a channel that is signalled through the guest's monitor pages. None if it has no bit there, or one
+    /// that does not exist: then it is signalled by its connection, as all others are.
+    #[must_use]
+    pub fn monitor_doorbell(&self, channel: ChannelId) -> Option<MonitorDoorbell> {
+        let number = self.offer(channel)?.monitor?;
+        let to_host = self.monitor_pages.current.as_ref()?.slice(1, 1)?;
+        MonitorPage::new(to_host).ok()?.doorbell(number).ok()
     }
 
     /// Gives the host other monitor pages, or takes them away. Ends in [`Event::ConnectionModified`].

@@ -16,7 +16,9 @@ pub fn copy_in(words: &[AtomicU64], data: &[u8]) {
     {
         last.store(last_word(data).to_le(), Ordering::Relaxed);
     }
-    // SAFETY: both are valid for `data.len()` bytes; atomics may be written through a shared reference.
+    // SAFETY: `data` is a slice, so it is valid for reads of its length. The words are at least as many bytes by the check
+    // above, and atomics may be written through a shared reference. They do not overlap: nobody has a plain `&[u8]` of shared
+    // words.
     unsafe { bulk::store(data.as_ptr(), words.as_ptr().cast_mut().cast(), data.len()) };
 }
 
@@ -26,7 +28,8 @@ pub fn copy_out(words: &[AtomicU64], out: &mut [u8]) {
     if words.len() < words_for(out.len()) {
         return;
     }
-    // SAFETY: both are valid for `out.len()` bytes; `out` is ours alone.
+    // SAFETY: the words are valid for reads of `out.len()` bytes by the check above, and `out` for writes, since it is borrowed
+    // mutably; for the same reason they do not overlap.
     unsafe { bulk::load(words.as_ptr().cast(), out.as_mut_ptr(), out.len()) };
 }
 
@@ -59,7 +62,10 @@ pub(crate) fn full_barrier() {
     {
         // A place of its own: whatever else the locked operation hits is slow to be read afterwards.
         let mut spot = core::mem::MaybeUninit::<u32>::uninit();
-        // SAFETY: ORs zero into a variable of ours. The compiler may move no access to memory across.
+        // SAFETY: the instruction reads and writes four bytes of `spot`, which is as long, is aligned, lives to the end of this
+        // block and is never read by the program, so that it does not matter that it has no value yet. Flags are not
+        // claimed to be preserved, and `nostack` holds: nothing is pushed. Without `nomem` the compiler may move no
+        // access to memory across, which is what a barrier is for.
         unsafe {
             core::arch::asm!(
                 "lock or dword ptr [{spot}], 0",
@@ -100,7 +106,11 @@ pub(super) mod bulk {
         unsafe { copy(private, shared, len) }
     }
 
-    /// Two moves from the front and two from the back, which overlap where the length is no power of two.
+    /// A move at the front and one at the back, which overlap where the length is not twice the width. Both are loaded before
+    /// either is stored.
+    ///
+    /// To be used in an unsafe block: for a width `w` the caller has `w <= len <= 2 * w`, so that both moves lie within the
+    /// `len` bytes and every byte is moved, and the pointers are valid as for [`load`].
     macro_rules! ends {
         ($from:ident, $to:ident, $len:ident, $class:ident, $move:literal, $width:literal) => {
             asm!(
@@ -118,9 +128,16 @@ pub(super) mod bulk {
         };
     }
 
+    /// Copies `len` bytes, of which one side is shared.
+    ///
+    /// # Safety
+    /// `from` is valid for reads and `to` for writes of `len` bytes, and they do not overlap. No alignment is asked for.
     #[inline(always)]
     unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-        // SAFETY: every access lies within the `len` bytes, and only the registers named are changed.
+        // SAFETY: the pointers are valid for `len` bytes as the caller promises, and every branch stays within them: from 32 to
+        // 64 bytes the first 32 and the last 32 are moved, from 16 to 31 the first 16 and the last 16, at 8 exactly those; the
+        // functions called have the lengths that they ask for. All moves are unaligned ones. The assembly changes nothing
+        // but the registers that it names as outputs and the bytes at `to`; no instruction in it touches flags or stack.
         unsafe {
             if len >= 32 {
                 if len > 64 {
@@ -171,7 +188,9 @@ pub(super) mod bulk {
     /// As for [`load`]; `len` is not 0.
     #[inline(never)]
     unsafe fn short(from: *const u8, to: *mut u8, len: usize) {
-        // SAFETY: every access lies within the `len` bytes, and only the registers named are changed.
+        // SAFETY: from 8 to 15 bytes, the first 8 and the last 8 are moved. Below, byte `len - 1` is moved and `len` counted down
+        // until it is 0, so that every index is below the length; it is not 0 at first, as the caller promises. The loop
+        // changes `len`, `a` and flags, all of which it names or does not claim to preserve, and no stack.
         unsafe {
             if len >= 8 {
                 ends!(from, to, len, reg, "mov", "8");
@@ -198,7 +217,11 @@ pub(super) mod bulk {
     /// As for [`load`]; `len` is more than 64.
     #[inline(never)]
     unsafe fn long(from: *const u8, to: *mut u8, len: usize) {
-        // SAFETY: whole blocks of 64 first, then the last 64 bytes, which were loaded before anything was stored.
+        // SAFETY: the last 64 bytes are loaded first, which exist since `len` is more than 64. Then blocks of 64 are moved as long
+        // as `to` is below `last`, the place 64 bytes before the end: a block that starts below `last` ends below the end, so
+        // none leaves the `len` bytes; at least one is moved, and 0 < 64 < `len` makes that right. In the end the last 64 bytes
+        // are stored at `last`, over what the blocks left or wrote there with the same values. Registers that change are
+        // named as outputs; flags are not claimed to be preserved; nothing is pushed.
         unsafe {
             asm!(
                 "movups {a}, [{from} + {len} - 64]",
@@ -255,7 +278,10 @@ pub(super) mod bulk {
         unsafe extern "C" {
             fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8;
         }
-        // SAFETY: called as the System V ABI has it; whatever the callee may change is named.
+        // SAFETY: `memcpy` has the contract of this function, and takes its arguments in these registers by the System V ABI,
+        // which is what every x86-64 target but those excluded above uses. Without `nostack` the compiler leaves the stack
+        // aligned and below the red zone for the call; `clobber_abi` names all that a callee may change, and the argument
+        // registers are outputs. Memory may change, since `nomem` is not claimed.
         unsafe {
             asm!(
                 "call {memcpy}",
@@ -287,7 +313,9 @@ pub(super) mod bulk {
     #[inline(always)]
     pub(in super::super) unsafe fn load(shared: *const u8, private: *mut u8, len: usize) {
         let (head, body) = parts(shared, len);
-        // SAFETY: every offset is below `len`; the words of the shared side are aligned.
+        // SAFETY: `head + body <= len` by `parts`, so every offset is below `len`, for which the caller promises both sides.
+        // From `head` on the shared side is aligned to 8 bytes, as an atomic word must be; the private side is accessed
+        // without alignment. Shared bytes are reached by atomics only, and no word is wider than what is left.
         unsafe {
             let byte = |at: usize| {
                 private.add(at).write((*shared.add(at).cast::<AtomicU8>()).load(Ordering::Relaxed));
@@ -308,7 +336,9 @@ pub(super) mod bulk {
     #[inline(always)]
     pub(in super::super) unsafe fn store(private: *const u8, shared: *mut u8, len: usize) {
         let (head, body) = parts(shared, len);
-        // SAFETY: every offset is below `len`; the words of the shared side are aligned.
+        // SAFETY: `head + body <= len` by `parts`, so every offset is below `len`, for which the caller promises both sides.
+        // From `head` on the shared side is aligned to 8 bytes, as an atomic word must be; the private side is accessed
+        // without alignment. Shared bytes are reached by atomics only, and no word is wider than what is left.
         unsafe {
             let byte = |at: usize| {
                 (*shared.add(at).cast::<AtomicU8>())

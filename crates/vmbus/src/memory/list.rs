@@ -29,6 +29,12 @@ impl PageList {
         self.pages.len()
     }
 
+    /// One page.
+    #[must_use]
+    pub fn page(&self, at: usize) -> Option<&SharedPages> {
+        self.pages.get(at)
+    }
+
     /// The pages from `first`, `pages` of them; `None` if they are not all inside.
     #[must_use]
     pub fn slice(&self, first: usize, pages: usize) -> Option<Self> {

@@ -5,6 +5,7 @@ mod faults;
 mod isolated;
 mod life;
 mod newest;
+mod policy;
 mod ring_faults;
 mod strict;
 mod wire;
