@@ -75,9 +75,12 @@ impl Bus {
     }
 
     /// The doorbell of a channel that is signalled through the guest's monitor pages. None if it has no bit there, or one
-    /// that does not exist: then it is signalled by its connection, as all others are.
+    /// that does not exist, or if the pages are the host's: then it is signalled by its connection, as all others are.
     #[must_use]
     pub fn monitor_doorbell(&self, channel: ChannelId) -> Option<MonitorDoorbell> {
+        if self.host_monitor_pages.is_some() {
+            return None;
+        }
         let number = self.offer(channel)?.monitor?;
         let to_host = self.monitor_pages.current.as_ref()?.slice(1, 1)?;
         MonitorPage::new(to_host).ok()?.doorbell(number).ok()

@@ -542,3 +542,37 @@ fn offer_flags_that_need_a_feature_mean_nothing_without_it() {
         assert_eq!(bus.offer(ChannelId(7)).unwrap().flags.bits(), bits, "{features:?}");
     }
 }
+
+#[test]
+fn a_bit_rings_in_the_guests_own_page_and_in_no_other() {
+    let own = pages(2);
+    for (features, monitor, rings) in [
+        (Features::empty(), 3, true),
+        (Features::empty(), 128, false),
+        (Features::SERVER_MONITOR_PAGES, 3, false),
+    ] {
+        let mut bus = Bus::new(BusConfig {
+            versions: [Version::V6_0].to_vec(),
+            features,
+            monitor_pages: Some(own.clone()),
+            ..BusConfig::default()
+        });
+        bus.start(T0).unwrap();
+        // The features, and pages of the host behind them, which count only with their feature.
+        let yes =
+            Payload::new(&answer(1, 0, 4)).with(&features.bits().to_le_bytes()).with(&[0; 20]);
+        bus.handle_message(&yes, T0).unwrap();
+        tell(&mut bus, &OfferChannel { monitor, monitor_allocated: 1, ..offer(6) });
+        tell(&mut bus, &offer(7));
+        assert_eq!(bus.monitor_doorbell(ChannelId(6)).is_some(), rings, "{features:?} {monitor}");
+        assert!(
+            bus.monitor_doorbell(ChannelId(7)).is_none() && bus.monitor_doorbell(FIVE).is_none()
+        );
+        if let Some(bell) = bus.monitor_doorbell(ChannelId(6)) {
+            crate::Doorbell::ring(&bell);
+            let mut word = [0; 4];
+            crate::memory::SharedMemory::read(&own, 4096 + 8, &mut word).unwrap();
+            assert_eq!(word, [8, 0, 0, 0]);
+        }
+    }
+}
