@@ -3,18 +3,17 @@
 //! An [`Endpoint`] is a TCP/IP stack with two frame queues; whoever owns it moves frames between the queues and a NIC or
 //! the virtual switch. A [`Transfer`] sends a [`Source`] from one endpoint to the other.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use netvsc::MacAddress;
+use netvsc::stack::{Frames, FramesConfig};
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use sha2::{Digest, Sha256};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Address};
@@ -30,83 +29,6 @@ const SOCKET_BUFFER: usize = 256 * 1024;
 const SEND_QUEUE: usize = 64;
 /// Longest frame without VLAN tag and checksum, in bytes.
 pub const FRAME_SIZE: usize = 1514;
-
-/// Frames on their way into and out of a stack, in buffers that are used again.
-#[derive(Debug, Default)]
-struct Frames {
-    incoming: VecDeque<Vec<u8>>,
-    outgoing: VecDeque<Vec<u8>>,
-    spare: Vec<Vec<u8>>,
-}
-
-impl Frames {
-    fn buffer(&mut self) -> Vec<u8> {
-        let mut buffer = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(FRAME_SIZE));
-        buffer.clear();
-        buffer
-    }
-}
-
-/// A frame that the stack takes in; its buffer goes back to the spare ones.
-struct Incoming<'a> {
-    frame: Vec<u8>,
-    spare: &'a mut Vec<Vec<u8>>,
-}
-
-impl RxToken for Incoming<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        let result = f(&self.frame);
-        self.spare.push(self.frame);
-        result
-    }
-}
-
-/// Room for a frame that the stack sends.
-struct Outgoing<'a> {
-    buffer: Vec<u8>,
-    queue: &'a mut VecDeque<Vec<u8>>,
-}
-
-impl TxToken for Outgoing<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
-        self.buffer.resize(len, 0);
-        let result = f(&mut self.buffer);
-        self.queue.push_back(self.buffer);
-        result
-    }
-}
-
-impl Device for Frames {
-    type RxToken<'a> = Incoming<'a>;
-    type TxToken<'a> = Outgoing<'a>;
-
-    fn receive(&mut self, _: StackInstant) -> Option<(Incoming<'_>, Outgoing<'_>)> {
-        if self.outgoing.len() >= SEND_QUEUE {
-            return None;
-        }
-        let frame = self.incoming.pop_front()?;
-        let buffer = self.buffer();
-        Some((
-            Incoming { frame, spare: &mut self.spare },
-            Outgoing { buffer, queue: &mut self.outgoing },
-        ))
-    }
-
-    fn transmit(&mut self, _: StackInstant) -> Option<Outgoing<'_>> {
-        if self.outgoing.len() >= SEND_QUEUE {
-            return None;
-        }
-        let buffer = self.buffer();
-        Some(Outgoing { buffer, queue: &mut self.outgoing })
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME_SIZE;
-        capabilities
-    }
-}
 
 fn stack_error(error: impl std::fmt::Display) -> Error {
     Error::Run(format!("the TCP stack refuses: {error}"))
@@ -134,7 +56,9 @@ impl Endpoint {
     /// A stack at `address`/24 behind the Ethernet address `mac`. `seed` chooses its sequence numbers.
     #[must_use]
     pub fn new(mac: MacAddress, address: Ipv4Address, seed: u64, now: Instant) -> Self {
-        let mut frames = Frames::default();
+        // Nothing is dropped between the NIC and the stack: the account of frames is about what is between the NICs.
+        let (frame_size, send) = (FRAME_SIZE, SEND_QUEUE);
+        let mut frames = Frames::new(FramesConfig { mac, frame_size, send, receive: usize::MAX });
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac.0)));
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut frames, stack_time(now));
@@ -161,7 +85,7 @@ impl Endpoint {
     pub fn deadline(&mut self, now: Instant) -> Option<Instant> {
         let at = self.interface.poll_at(stack_time(now), &self.sockets)?;
         let at = Instant::from_nanos(u64::try_from(at.total_micros()).unwrap_or(0) * 1000);
-        if self.frames.outgoing.len() >= SEND_QUEUE {
+        if self.frames.is_full() {
             // Held up by its full queue; it is polled when that drains.
             return None;
         }
@@ -171,22 +95,18 @@ impl Endpoint {
 
     /// Hands a frame to the stack.
     pub fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
-        let mut buffer = self.frames.buffer();
-        fill(&mut buffer);
-        self.frames.incoming.push_back(buffer);
+        self.frames.push(fill);
     }
 
     /// The next frame that the stack sends, if any.
     #[must_use]
     pub fn front(&self) -> Option<&[u8]> {
-        self.frames.outgoing.front().map(Vec::as_slice)
+        self.frames.front()
     }
 
     /// Removes the frame that [`Endpoint::front`] showed.
     pub fn pop(&mut self) {
-        if let Some(buffer) = self.frames.outgoing.pop_front() {
-            self.frames.spare.push(buffer);
-        }
+        self.frames.pop();
     }
 }
 

@@ -65,7 +65,10 @@ fn name_of(value: &serde_json::Value) -> String {
 
 fn dependencies(package: &serde_json::Value) -> BTreeSet<String> {
     let all = package["dependencies"].as_array().expect("dependencies");
-    all.iter().filter(|d| d["kind"] != "dev").map(name_of).collect()
+    // What is optional is not there by default, and no default feature asks for it.
+    let optional = |dependency: &serde_json::Value| dependency["optional"] == true;
+    assert!(package["features"]["default"].is_null(), "no default features");
+    all.iter().filter(|d| d["kind"] != "dev" && !optional(d)).map(name_of).collect()
 }
 
 fn set<'a>(names: impl IntoIterator<Item = &'a &'a str>) -> BTreeSet<String> {

@@ -10,6 +10,8 @@ pub mod nvsp;
 pub mod pairing;
 pub mod port;
 pub mod rndis;
+#[cfg(any(feature = "smoltcp", feature = "embassy"))]
+pub mod stack;
 
 pub use adapter::Adapter;
 pub use mac::{MacAddress, MacAddressError};

@@ -1,0 +1,217 @@
+//! The queues between a stack and a card.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+#[cfg(feature = "embassy")]
+use core::task::Waker;
+
+use vmbus::Instant;
+
+use super::Card;
+use crate::MacAddress;
+use crate::adapter::{Frame, Refused, append};
+
+/// How large the queues are, and what the stack is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FramesConfig {
+    /// The card's address. Only embassy-net asks for it here.
+    pub mac: MacAddress,
+    /// Longest frame, in bytes, Ethernet header included.
+    pub frame_size: usize,
+    /// Frames that the stack may have waiting to go out.
+    pub send: usize,
+    /// Frames that may wait for the stack. Beyond that they are dropped, as by any card whose owner does not keep up.
+    pub receive: usize,
+}
+
+impl Default for FramesConfig {
+    /// Frames of 1,514 bytes, 64 out and 1,024 in, and no address.
+    fn default() -> Self {
+        Self { mac: MacAddress([0; 6]), frame_size: 1514, send: 64, receive: 1024 }
+    }
+}
+
+/// Frames on their way into and out of a stack, in buffers that are used again: once as many as are needed at a time have been
+/// made, nothing is allocated.
+#[derive(Debug)]
+pub struct Frames {
+    pub(super) config: FramesConfig,
+    incoming: VecDeque<Vec<u8>>,
+    outgoing: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    dropped: u64,
+    refused: u64,
+    pub(super) link_up: bool,
+    /// Of the task that runs the stack.
+    #[cfg(feature = "embassy")]
+    pub(super) waker: Option<Waker>,
+}
+
+impl Frames {
+    /// Empty queues, with the link up.
+    #[must_use]
+    pub fn new(config: FramesConfig) -> Self {
+        Self {
+            config,
+            incoming: VecDeque::new(),
+            outgoing: VecDeque::new(),
+            spare: Vec::new(),
+            dropped: 0,
+            refused: 0,
+            link_up: true,
+            #[cfg(feature = "embassy")]
+            waker: None,
+        }
+    }
+
+    fn buffer(&mut self) -> Vec<u8> {
+        let mut buffer =
+            self.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.config.frame_size));
+        buffer.clear();
+        buffer
+    }
+
+    /// Hands a received frame to the stack.
+    pub fn push_frame(&mut self, frame: &dyn Frame) {
+        self.push(|buffer| append(frame, buffer));
+    }
+
+    /// The same; `fill` appends the frame to an empty buffer.
+    pub fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
+        if self.incoming.len() >= self.config.receive {
+            self.dropped += 1;
+            return;
+        }
+        let mut buffer = self.buffer();
+        fill(&mut buffer);
+        self.incoming.push_back(buffer);
+        self.wake();
+    }
+
+    /// The next frame that the stack sends, if any.
+    #[must_use]
+    pub fn front(&self) -> Option<&[u8]> {
+        self.outgoing.front().map(Vec::as_slice)
+    }
+
+    /// Removes the frame that [`Frames::front`] showed.
+    pub fn pop(&mut self) {
+        if let Some(buffer) = self.outgoing.pop_front() {
+            self.spare.push(buffer);
+            self.wake();
+        }
+    }
+
+    /// Gives the card what the stack sends, as far as it has room. True if any frame went.
+    pub fn send(&mut self, card: &mut impl Card, now: Instant) -> bool {
+        let mut any = false;
+        while let Some(frame) = self.front() {
+            match card.transmit(frame, now) {
+                Ok(()) => {}
+                Err(Refused::Full) => break,
+                // A card that is not at work is a cable that is not plugged in.
+                Err(Refused::Never | Refused::NotReady) => self.refused += 1,
+            }
+            self.pop();
+            any = true;
+        }
+        if any {
+            card.flush();
+        }
+        any
+    }
+
+    /// Frames that wait for the stack.
+    #[must_use]
+    pub fn to_receive(&self) -> usize {
+        self.incoming.len()
+    }
+
+    /// Whether the stack can send nothing more until [`Frames::send`] or [`Frames::pop`].
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.outgoing.len() >= self.config.send
+    }
+
+    /// Received frames for which the stack had no room.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Frames of the stack that the card could not send: it was not at work, or they are too short or too long.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Tells the stack whether there is a link.
+    pub fn set_link(&mut self, up: bool) {
+        if self.link_up != up {
+            self.link_up = up;
+            self.wake();
+        }
+    }
+
+    #[cfg(feature = "embassy")]
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    #[cfg(not(feature = "embassy"))]
+    #[expect(clippy::unused_self, reason = "with embassy there is a task to wake")]
+    fn wake(&mut self) {}
+
+    /// The next frame for the stack, with room for an answer.
+    pub(super) fn take(&mut self) -> Option<(Received<'_>, Room<'_>)> {
+        if self.is_full() {
+            return None;
+        }
+        let frame = self.incoming.pop_front()?;
+        let buffer = self.buffer();
+        let Self { outgoing, spare, .. } = self;
+        Some((Received { frame, spare }, Room { buffer, queue: outgoing }))
+    }
+
+    /// Room for a frame of the stack.
+    pub(super) fn room(&mut self) -> Option<Room<'_>> {
+        if self.is_full() {
+            return None;
+        }
+        let buffer = self.buffer();
+        Some(Room { buffer, queue: &mut self.outgoing })
+    }
+}
+
+/// A frame that the stack takes in; its buffer goes back to the spare ones.
+#[derive(Debug)]
+pub struct Received<'a> {
+    frame: Vec<u8>,
+    spare: &'a mut Vec<Vec<u8>>,
+}
+
+impl Received<'_> {
+    pub(super) fn take<R>(mut self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        let result = f(&mut self.frame);
+        self.spare.push(self.frame);
+        result
+    }
+}
+
+/// Room for a frame that the stack sends.
+#[derive(Debug)]
+pub struct Room<'a> {
+    buffer: Vec<u8>,
+    queue: &'a mut VecDeque<Vec<u8>>,
+}
+
+impl Room<'_> {
+    pub(super) fn fill<R>(mut self, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.buffer.resize(len, 0);
+        let result = f(&mut self.buffer);
+        self.queue.push_back(self.buffer);
+        result
+    }
+}
