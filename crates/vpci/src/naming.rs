@@ -3,20 +3,7 @@
 //! None of them is an identity: serials repeat and change, domains move when two buses collide. They are for people, who
 //! know a function as `enP27441s1`.
 //!
-//! The rules are those of Linux's vPCI driver and PCI slots, and of systemd's naming policy "slot, then path". Where each
-//! comes from:
-//!
-//! | rule | shown by |
-//! |---|---|
-//! | the domain is the second group of the bus's GUID as printed | names of real guests: GUID `d3cbd5f3-927a-...`, interface `enP37498s1`; `9970f259-1a65-...`, `enP6757s2` (a test has them) |
-//! | 0 is replaced, and a collision takes another number | the kernel's message `PCI dom# 0xA has collision, using 0xB`; that it takes the *lowest* free one is how its driver searches, and no record of a real guest shows it |
-//! | the slot's name is the serial in decimal, `N-1` for a duplicate, one name for all functions of a device | `/sys/bus/pci/slots` of real guests and the PCI core's rules for duplicates |
-//! | `enP<domain>s<slot>`, `d<port>` for a second port, `n<name>` for a named one | real guests: `enP30832s1` and `enP30832s1d1` of one MANA function |
-//! | over 15 characters the slot form is no interface name | a MANA function with serial 1296119428 |
-//! | slot 0, and what is no plain number, makes no slot form; `f<function>` | systemd's naming scheme as documented; no record of a real guest shows it |
-//!
-//! systemd may be told to name otherwise, and some versions leave the domain of MANA's functions out, so a prediction is no
-//! more than that.
+//! The rules are those of Linux's vPCI driver and PCI slots, and of systemd's naming policy "slot, then path".
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -438,27 +425,6 @@ mod tests {
             (Interface { multifunction: true, ..one }, "enP27441s1f0"),
             (Interface { domain: 0, ..one }, "ens1"),
         ] {
-            assert_eq!(predict(&interface).unwrap(), name);
-        }
-    }
-
-    // Names that real guests have, with the GUIDs of their buses.
-    #[test]
-    fn names_of_real_guests_are_predicted() {
-        for (second, slot_name, device, dev_port, name) in [
-            ("927a", "1", 2, 0, "enP37498s1"),
-            ("1a65", "2", 2, 0, "enP6757s2"),
-            ("7870", "1", 0, 0, "enP30832s1"),
-            ("7870", "1", 0, 1, "enP30832s1d1"),
-            // Too long: the interface keeps another name.
-            ("7870", "1296119428", 0, 0, "enP30832p0s0"),
-        ] {
-            let interface = Interface {
-                domain: wanted_domain(&bus(second)),
-                slot: slot(device, 0),
-                dev_port,
-                ..interface(Some(slot_name))
-            };
             assert_eq!(predict(&interface).unwrap(), name);
         }
     }

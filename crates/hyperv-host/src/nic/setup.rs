@@ -4,6 +4,7 @@ use netvsc::nvsp::{
     Capabilities, ChannelType, DecodeError, GuestMessage, HostMessage, MessageType, ReceiveSection,
     Status, Version,
 };
+use netvsc::rndis;
 use vmbus::memory::{PageList, SharedMemory};
 use vmbus::packet::{GpaRanges, Packet};
 use vmbus::{GpadlId, Instant};
@@ -115,7 +116,7 @@ impl Setup {
         let since = match message {
             MessageType::SEND_NDIS_CONFIG => Version::V2,
             MessageType::SWITCH_DATA_PATH => Version::V4,
-            MessageType::SUB_CHANNEL => Version::V5,
+            MessageType::SUB_CHANNEL | MessageType::OID_QUERY_EX => Version::V5,
             _ => Version::V1,
         };
         if version < since {
@@ -230,6 +231,11 @@ impl NicService {
                 let policy = &mut self.config.policy;
                 self.association.switch_requested(path, transaction, policy, with.now);
                 return Ok(());
+            }
+            GuestMessage::OidQueryEx { .. } => {
+                let status = rndis::Status::NOT_SUPPORTED.0;
+                let answer = HostMessage::OidQueryExComplete { status, bytes: 0 };
+                return queue.answer(&link.setup, id, answer);
             }
             GuestMessage::SubChannels { operation, count } => {
                 return self.handle_sub_channels(link, queue, id, operation, count, with.now);

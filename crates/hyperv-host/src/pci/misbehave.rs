@@ -16,10 +16,6 @@ pub enum Misbehaviour {
     AnswerUnasked,
     /// The next answer lacks even its status.
     AnswerShort,
-    /// The next answer never comes.
-    AnswerNever,
-    /// The next answer is a refusal for no reason that the protocol knows.
-    AnswerRefused,
     /// The next interrupt has one vector less than was asked for.
     FewerVectors,
     /// A snapshot that says it lists more functions than it does.
@@ -44,12 +40,10 @@ pub enum Misbehaviour {
 
 impl Misbehaviour {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 13] = [
         Self::AnswerTwice,
         Self::AnswerUnasked,
         Self::AnswerShort,
-        Self::AnswerNever,
-        Self::AnswerRefused,
         Self::FewerVectors,
         Self::SnapshotCutShort,
         Self::SnapshotTooLarge,
@@ -69,11 +63,7 @@ impl PciService {
     pub fn misbehave(&mut self, kind: Misbehaviour, now: Instant) {
         let State::Connected(version) = self.state else { return };
         let message = match kind {
-            Misbehaviour::AnswerTwice
-            | Misbehaviour::AnswerShort
-            | Misbehaviour::AnswerNever
-            | Misbehaviour::AnswerRefused
-            | Misbehaviour::FewerVectors => {
+            Misbehaviour::AnswerTwice | Misbehaviour::AnswerShort | Misbehaviour::FewerVectors => {
                 self.armed.push(kind);
                 self.urgent = true;
                 return;

@@ -17,9 +17,6 @@ const MOST_VECTORS: u16 = 32;
 /// Where interrupts are written to: the local interrupt controller's address on x86.
 pub(super) const INTERRUPT_ADDRESS: u64 = 0xfee0_0000;
 
-/// A failure that no request of the protocol has.
-pub(super) const UNKNOWN_STATUS: Status = Status(0xdead_beef);
-
 /// Who waits for an answer.
 #[derive(Clone, Copy)]
 struct Asked {
@@ -368,14 +365,9 @@ impl PciService {
     /// Answers a request that wants it, as the policy has it.
     fn answer(&mut self, asked: Asked, payload: &[u8]) {
         let Some(id) = asked.id else { return };
-        if self.policy.unanswered.contains(&asked.kind)
-            || self.take_armed(Misbehaviour::AnswerNever)
-        {
+        if self.policy.unanswered.contains(&asked.kind) {
             return;
         }
-        let refusal = UNKNOWN_STATUS.0.to_le_bytes();
-        let refused = self.take_armed(Misbehaviour::AnswerRefused);
-        let payload = if refused { &refusal[..] } else { payload };
         let empty = self.policy.empty_answers.contains(&asked.kind)
             || self.take_armed(Misbehaviour::AnswerShort);
         let waiting = Waiting {

@@ -109,6 +109,12 @@ fn the_link_goes_down_and_up() {
     let mut world = ready();
     world.host(|service, _| service.set_link(false));
     world.host(|service, _| service.set_link(true));
+    // The guest tells of a change once in two seconds.
+    while let Some(at) = world.nic.poll_deadline() {
+        world.now = at;
+        world.poll_guest();
+        world.settle();
+    }
     assert_eq!(world.events, [NicEvent::Link { up: false }, NicEvent::Link { up: true }]);
 }
 

@@ -2,4 +2,6 @@
 
 mod life;
 mod misbehaviour;
+mod offloads;
+mod queues;
 mod world;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use hyperv_host::memory::{GuestMemory, GuestRam};
 use hyperv_host::nic::{GuestView, NicService, NicServiceConfig, NicServiceEvent};
 use hyperv_host::switch::{Offered, PortConfig, SwitchPort, WireConfig};
-use netvsc::nic::NicError;
+use netvsc::nic::{NicError, NicQueue};
 use netvsc::nvsp::Version;
 use netvsc::{MacAddress, Nic, NicConfig, NicEvent, Path, SharedBuffer};
 use vmbus::channel::{Channel, SignalFlag};
@@ -23,6 +23,9 @@ pub struct World {
     pub service: NicService,
     pub port: SwitchPort,
     pub nic: Nic,
+    /// Sub-channels, and what came on them.
+    pub queues: Vec<NicQueue>,
+    pub received_by_queue: Vec<(u16, Vec<u8>)>,
     pub to_host: SignalFlag,
     pub to_guest: SignalFlag,
     buffers: [(GpadlId, PageList); 2],
@@ -95,6 +98,8 @@ pub fn world_with(config: NicConfig, sizes: &Sizes, service_config: NicServiceCo
         service,
         port,
         nic,
+        queues: Vec::new(),
+        received_by_queue: Vec::new(),
         to_host,
         to_guest,
         buffers,
@@ -126,6 +131,32 @@ impl World {
         self.guest_error = None;
         self.ready = false;
         self.events.clear();
+    }
+
+    /// Opens a sub-channel on both sides.
+    pub fn add_queue(&mut self, number: u16, ring: usize) {
+        let rings = self.ram.allocate(2 * ring).unwrap();
+        let (up, down) = (rings.slice(0, ring).unwrap(), rings.slice(ring, ring).unwrap());
+        let map = |pages: &SharedPages| self.ram.map(pages.frames()).unwrap();
+        let host = Channel::from_parts(map(&down), map(&up), self.to_guest.clone()).unwrap();
+        let guest = Channel::from_parts(up, down, self.to_host.clone()).unwrap();
+        self.service.open_queue(number, host, &mut self.port);
+        self.queues.push(self.nic.add_queue(number, guest).unwrap());
+        self.poll_host();
+        self.settle();
+    }
+
+    fn poll_queues(&mut self) {
+        for queue in &mut self.queues {
+            let (number, received) = (queue.number(), &mut self.received_by_queue);
+            let polled = queue.poll(&mut |frame| {
+                let mut copy = vec![0; frame.len()];
+                assert_eq!(frame.copy_to(&mut copy), copy.len());
+                received.push((number, copy));
+            });
+            polled.unwrap();
+            assert!(!queue.has_more());
+        }
     }
 
     pub fn poll_host(&mut self) {
@@ -175,6 +206,7 @@ impl World {
             let guest = (self.to_guest.take() | due) && self.guest_error.is_none();
             if guest {
                 self.poll_guest();
+                self.poll_queues();
             }
             let before = self.at_peer.len();
             self.at_peer.extend(std::iter::from_fn(|| self.port.peer_receive(self.now)));

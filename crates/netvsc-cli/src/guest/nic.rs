@@ -258,6 +258,10 @@ impl<M: Machine> Guest<M> {
             }
             NicEvent::Failed(error) => self.fail(format!("nic{number}: {error}")),
             NicEvent::Link { .. }
+            | NicEvent::Set { .. }
+            | NicEvent::Reset { .. }
+            | NicEvent::QueuesGranted { .. }
+            | NicEvent::SendTable
             | NicEvent::SwitchCompleted { .. }
             | NicEvent::HostSwitched { .. }
             | NicEvent::Stopped => {}

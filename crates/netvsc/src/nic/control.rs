@@ -5,11 +5,14 @@ use alloc::vec::Vec;
 
 use vmbus::channel::Doorbell;
 
+use super::flaps::Flaps;
 use super::link::Sent;
 use super::stop::Stopping;
 use super::{Nic, NicError, NicEvent, Stage, Step};
 use crate::mac::MacAddress;
 use crate::nvsp;
+use crate::rndis::offload::OffloadCapabilities;
+use crate::rndis::scaling::ScalingCapabilities;
 use crate::rndis::{
     GuestMessage, HostMessage, InitializeComplete, MAJOR_VERSION, MAX_TRANSFER, Oid, PacketFilter,
     Status,
@@ -108,10 +111,28 @@ impl<D: Doorbell> Nic<D> {
         });
     }
 
-    fn query(&mut self, oid: Oid) {
+    fn query(&mut self, oid: Oid, info: &[u8]) {
         self.request(Step::Query(oid), |request_id| {
-            encode(&GuestMessage::Query { request_id, oid, info: &[] })
+            encode(&GuestMessage::Query { request_id, oid, info })
         });
+    }
+
+    /// Asks for an object to have this value.
+    pub(super) fn set(&mut self, oid: Oid, info: &[u8]) {
+        self.request(Step::Set(oid), |request_id| {
+            encode(&GuestMessage::Set { request_id, oid, info })
+        });
+    }
+
+    /// Asks the host whether it is still there.
+    pub(super) fn ask_alive(&mut self) {
+        self.request(Step::KeepAlive, |request_id| encode(&GuestMessage::KeepAlive { request_id }));
+    }
+
+    /// Asks the host to begin anew. Its answer names no request: only one is under way at a time.
+    pub(super) fn ask_reset(&mut self) {
+        self.control.push(&GuestMessage::Reset);
+        self.waits.begin(Step::Reset, self.now);
     }
 
     /// Says which frames are wanted.
@@ -137,9 +158,10 @@ impl<D: Doorbell> Nic<D> {
             }
             HostMessage::InitializeComplete(InitializeComplete { request_id, .. })
             | HostMessage::QueryComplete { request_id, .. }
+            | HostMessage::KeepAliveComplete { request_id, .. }
             | HostMessage::SetComplete { request_id, .. } => request_id,
-            HostMessage::KeepAliveComplete { .. } | HostMessage::ResetComplete { .. } => {
-                self.stats.bad.reply += 1;
+            HostMessage::ResetComplete { status, addressing_reset } => {
+                self.handle_reset(status, addressing_reset);
                 return Ok(());
             }
         };
@@ -159,7 +181,19 @@ impl<D: Doorbell> Nic<D> {
             (_, Step::Query(oid), HostMessage::QueryComplete { status, info, .. }) => {
                 self.learned(oid, status, info)
             }
+            (Stage::Ready, Step::Filter, HostMessage::SetComplete { status, .. }) => {
+                self.was_set(Oid::CURRENT_PACKET_FILTER, status);
+                Ok(())
+            }
             (_, Step::Filter, HostMessage::SetComplete { status, .. }) => self.filtered(status),
+            (_, Step::Set(oid), HostMessage::SetComplete { status, .. }) => {
+                self.was_set(oid, status);
+                Ok(())
+            }
+            (_, Step::KeepAlive, HostMessage::KeepAliveComplete { status, .. }) => {
+                self.stats.refused += u64::from(status != Status::SUCCESS);
+                Ok(())
+            }
             (_, step, _) => Err(NicError::WrongReply { step }),
         }
     }
@@ -175,28 +209,62 @@ impl<D: Doorbell> Nic<D> {
         self.transmit.share_messages(said.max_packets, said.max_transfer, said.alignment_factor);
         self.stage = Stage::Querying;
         for oid in QUESTIONS {
-            self.query(oid);
+            self.query(oid, &[]);
+        }
+        let version = self.version();
+        if self.config.offloads.any() {
+            let form = OffloadCapabilities::question(version);
+            self.query(Oid::OFFLOAD_HARDWARE_CAPABILITIES, &form);
+        }
+        if self.config.queues > 1 && version >= nvsp::Version::V5 {
+            self.query(Oid::RSS_CAPABILITIES, &[]);
         }
         Ok(())
     }
 
     fn learned(&mut self, oid: Oid, status: Status, info: &[u8]) -> Result<(), NicError> {
         if status != Status::SUCCESS {
+            self.stats.refused += 1;
             if oid == Oid::PERMANENT_ADDRESS {
                 return Err(NicError::RequestRefused { step: Step::Query(oid), status });
             }
-        } else if oid == Oid::PERMANENT_ADDRESS {
-            let mac = MacAddress(value(oid, info)?);
-            if !mac.is_unicast() {
-                return Err(NicError::Mac(mac));
-            }
-            self.info.mac = Some(mac);
         } else {
-            self.learned_number(oid, u32::from_le_bytes(value(oid, info)?))?;
+            self.learned_value(oid, info)?;
         }
-        if self.control.requests.is_empty() {
+        self.go_on();
+        Ok(())
+    }
+
+    /// Sets the packet filter, if everything before it is answered.
+    pub(super) fn go_on(&mut self) {
+        if self.stage == Stage::Querying && self.control.requests.is_empty() {
             self.stage = Stage::Filtering;
             self.set_filter(self.config.filter);
+        }
+    }
+
+    fn learned_value(&mut self, oid: Oid, info: &[u8]) -> Result<(), NicError> {
+        match oid {
+            Oid::PERMANENT_ADDRESS => {
+                let mac = MacAddress(value(oid, info)?);
+                if !mac.is_unicast() {
+                    return Err(NicError::Mac(mac));
+                }
+                self.info.mac = Some(mac);
+            }
+            // What cannot be read is not used.
+            Oid::OFFLOAD_HARDWARE_CAPABILITIES => match OffloadCapabilities::decode(info) {
+                Ok(offered) => self.choose_offloads(offered),
+                Err(error) => {
+                    tracing::debug!(%error, "offloads not used");
+                    self.stats.bad.value += 1;
+                }
+            },
+            Oid::RSS_CAPABILITIES => {
+                self.info.scaling = ScalingCapabilities::decode(info);
+                self.stats.bad.value += u64::from(self.info.scaling.is_none());
+            }
+            oid => self.learned_number(oid, u32::from_le_bytes(value(oid, info)?))?,
         }
         Ok(())
     }
@@ -220,6 +288,7 @@ impl<D: Doorbell> Nic<D> {
 
     fn filtered(&mut self, status: Status) -> Result<(), NicError> {
         if status != Status::SUCCESS {
+            self.stats.refused += 1;
             return Err(NicError::RequestRefused { step: Step::Filter, status });
         }
         let (Stage::Filtering, Some(mac), Some(version)) =
@@ -229,6 +298,7 @@ impl<D: Doorbell> Nic<D> {
         };
         self.stage = Stage::Ready;
         self.info.ready = true;
+        self.flaps = Flaps::new(self.info.link);
         let (mtu, link) = (self.info.mtu, self.info.link);
         self.events.push_back(NicEvent::Ready { mac, mtu, version, link });
         Ok(())
@@ -260,6 +330,14 @@ impl<D: Doorbell> Nic<D> {
         self.info.link = up;
         if self.info.ready {
             self.stats.link_changes += 1;
+            self.flaps.changed(up);
+            self.tell_link();
+        }
+    }
+
+    /// Tells the owner about the link, as fast as that is good for anybody.
+    pub(super) fn tell_link(&mut self) {
+        while let Some(up) = self.flaps.poll(self.now) {
             self.events.push_back(NicEvent::Link { up });
         }
     }

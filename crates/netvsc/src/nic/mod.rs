@@ -10,8 +10,13 @@
 //! | `link` | the channel, and what waits for room in it |
 //! | `start` | from INIT to the packet filter |
 //! | `control` | RNDIS requests, replies and indications |
-//! | `transmit` | frames into send sections |
+//! | `settings` | what can be changed at work, and what is left to the host |
+//! | `flaps` | the link, told with restraint |
+//! | `frame`, `offload` | a frame to be sent, and work on its headers |
+//! | `transmit` | frames into the send buffer |
+//! | `slots`, `pool` | how the send buffer is divided, also among queues |
 //! | `receive` | frames out of transfer pages |
+//! | `queue` | sub-channels |
 //! | `path` | associations and switches |
 //! | `stop` | the way down |
 //!
@@ -22,9 +27,16 @@
 //! answer during start-up, or a broken ring, ends the NIC with a [`NicError`].
 
 mod control;
+mod flaps;
+mod frame;
 mod link;
+mod offload;
 mod path;
+mod pool;
+mod queue;
 mod receive;
+mod settings;
+mod slots;
 mod start;
 mod stop;
 mod synthetic;
@@ -43,18 +55,24 @@ use vmbus::channel::{Channel, ChannelStats, Doorbell, SignalFlag};
 use vmbus::memory::SharedPages;
 use vmbus::packet::{Packet, PacketKind, TransferRanges};
 use vmbus::ring::ReceiveError;
+use vmbus::time::earliest;
 
 use crate::nvsp::{self, HostMessage, Status, Version};
 use crate::port::Path;
 use crate::rndis;
+use crate::rndis::offload::OffloadCapabilities;
 use control::Control;
+use flaps::Flaps;
 use link::{Link, Sent};
 use path::Switching;
 use receive::{Content, MOST_CONTROL, Receive};
 use transmit::Transmit;
 use waits::Waits;
 
+pub use frame::TxFrame;
+pub use queue::{NicQueue, QueueError};
 pub use receive::RxFrame;
+pub use settings::{NicOffloads, SettingError};
 pub use types::{
     BadInput, ConfigError, Lack, NicConfig, NicError, NicEvent, NicInfo, NicStats, SharedBuffer,
     Step, TransmitError,
@@ -115,9 +133,12 @@ pub struct Nic<D = SignalFlag> {
     receive: Receive,
     control: Control,
     switching: Switching,
+    flaps: Flaps,
     waits: Waits,
     events: VecDeque<NicEvent>,
     info: NicInfo,
+    /// Sub-channels that the host has granted.
+    granted: u16,
     stats: NicStats,
     /// Packets of the host are copied here.
     packet: Box<[u8]>,
@@ -156,6 +177,7 @@ impl<D: Doorbell> Nic<D> {
             receive: Receive::new(receive),
             control: Control::new(),
             switching: Switching::new(),
+            flaps: Flaps::new(true),
             waits: Waits::new(config.deadline),
             events: VecDeque::new(),
             info: NicInfo {
@@ -167,8 +189,13 @@ impl<D: Doorbell> Nic<D> {
                 association: None,
                 path: Path::Synthetic,
                 send_table: None,
+                offloads: OffloadCapabilities::default(),
+                large_send: 0,
+                scaling: None,
+                queues: 1,
                 ready: false,
             },
+            granted: 0,
             stats: NicStats::default(),
             packet: vec![0; RECEIVE_BUFFER].into(),
             message: vec![0; MOST_CONTROL].into(),
@@ -203,6 +230,7 @@ impl<D: Doorbell> Nic<D> {
             self.stats.overdue += 1;
             self.events.push_back(NicEvent::Overdue { step });
         }
+        self.tell_link();
         let outcome = self.work(sink);
         outcome.inspect_err(|error| self.fail(*error))
     }
@@ -314,6 +342,7 @@ impl<D: Doorbell> Nic<D> {
                     sink(frame);
                 }
                 Some(Content::Frame(_)) => self.stats.rx_early += 1,
+                Some(Content::Part) => {}
                 Some(Content::Control(len)) => {
                     if !self.handle_control(len)? {
                         status = Status::FAILURE;
@@ -321,6 +350,9 @@ impl<D: Doorbell> Nic<D> {
                 }
                 None => status = Status::FAILURE,
             }
+        }
+        if !self.receive.end_packet(&mut self.stats.bad) {
+            status = Status::FAILURE;
         }
         Ok(status)
     }
@@ -351,14 +383,7 @@ impl<D: Doorbell> Nic<D> {
                 self.handle_association(allocated, serial);
             }
             Ok(HostMessage::SwitchDataPath(path)) => self.handle_switch_notice(path),
-            Ok(HostMessage::IndirectionTable(table)) => {
-                // This NIC has one channel, so far.
-                if table.iter().all(|channel| *channel == 0) {
-                    self.info.send_table = Some(table);
-                } else {
-                    self.stats.bad.table += 1;
-                }
-            }
+            Ok(HostMessage::IndirectionTable(table)) => self.handle_table(table),
             Ok(message) => {
                 tracing::debug!(?message, "message of the host that nobody asked for");
                 self.stats.bad.unexpected += 1;
@@ -379,6 +404,10 @@ impl<D: Doorbell> Nic<D> {
         {
             self.awaited = None;
             self.waits.end(step);
+            if step == Step::SubChannels {
+                self.handle_granted(payload);
+                return Ok(());
+            }
             return self.handle_answer(step, payload);
         }
         if !self.handle_switch_completion(id) {
@@ -397,7 +426,7 @@ impl<D: Doorbell> Nic<D> {
                 Status::NONE
             }
         };
-        if slot == transmit::CONTROL_SLOT {
+        if slot == slots::CONTROL_SLOT {
             return self.control_sent(status);
         }
         self.stats.tx_completed += 1;
@@ -454,6 +483,22 @@ impl<D: Doorbell> Nic<D> {
         taken
     }
 
+    /// Takes a frame with work for the host: checksums, a segment to be cut, a tag, a hash. Otherwise like
+    /// [`Nic::transmit`].
+    ///
+    /// # Errors
+    /// [`TransmitError`]; the frame was then not taken.
+    pub fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), TransmitError> {
+        if self.stage != Stage::Ready {
+            return Err(TransmitError::NotReady);
+        }
+        let taken = self.transmit.transmit_with(&mut self.link, frame, &mut self.stats);
+        if let Err(TransmitError::Failed(error)) = taken {
+            self.fail(error);
+        }
+        taken
+    }
+
     /// Shows the host everything taken so far, with one doorbell at most. What finds no room in the ring goes out in a later
     /// [`Nic::poll`].
     pub fn flush(&mut self) {
@@ -480,7 +525,8 @@ impl<D: Doorbell> Nic<D> {
     /// When [`Nic::poll`] has to be called at the latest; a moment that has passed means at once.
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Instant> {
-        if self.more { Some(self.now) } else { self.waits.deadline() }
+        let flaps = self.flaps.deadline().filter(|_| self.stage == Stage::Ready);
+        if self.more { Some(self.now) } else { earliest(self.waits.deadline(), flaps) }
     }
 
     /// What is known of the NIC.

@@ -3,10 +3,14 @@
 //! The host writes into the receive buffer and names ranges of it. Each range is one RNDIS message. Its header is copied
 //! out once and checked; the frame stays where it is until whoever receives it copies it to where it belongs. When all
 //! ranges of a packet are done, one completion gives them back.
+//!
+//! A host that coalesces (RSC, version 6.1) sends one long segment as consecutive ranges of one packet. The places of its
+//! parts are noted until the last, and then it is one frame like any other.
 
+use alloc::vec::Vec;
 use core::ops::Range;
 
-use vmbus::memory::{SharedMemory, SharedPages};
+use vmbus::memory::{OutOfRange, SharedMemory, SharedPages};
 use vmbus::packet::TransferRange;
 
 use super::transmit::{ADDRESSES, VLAN_TYPE};
@@ -25,6 +29,31 @@ const LEAST_PIECE: u32 = 68;
 const MOST_INFO: usize = 256;
 /// Most bytes of a control message.
 pub(super) const MOST_CONTROL: usize = 16 * 1024;
+/// Most parts of a coalesced segment (PROTOCOL §9.5).
+const MOST_PARTS: usize = 562;
+
+/// A stretch of the receive buffer.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    start: usize,
+    len: usize,
+}
+
+/// Where the bytes of a frame are.
+#[derive(Clone, Copy, Debug)]
+enum Place<'a> {
+    Whole(Part),
+    Parts(&'a [Part]),
+}
+
+/// What the host says about a frame beside it. It may lie.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    tag: Option<VlanTag>,
+    checksum: ReceiveChecksum,
+    hash: Option<u32>,
+    part: Option<PartFlags>,
+}
 
 /// A received frame, still in memory that the host can write to.
 ///
@@ -33,55 +62,96 @@ pub(super) const MOST_CONTROL: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug)]
 pub struct RxFrame<'a> {
     pages: &'a SharedPages,
-    start: usize,
+    place: Place<'a>,
     len: usize,
-    tag: Option<VlanTag>,
-    checksum: ReceiveChecksum,
+    said: Said,
 }
 
 impl RxFrame<'_> {
-    /// Bytes of the frame, from destination address to the end of the data, its 802.1Q tag included.
+    /// Bytes of the frame, from destination address to the end of the data, its 802.1Q tag included. A coalesced segment is
+    /// longer than the MTU.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a frame has at least an Ethernet header")]
     pub fn len(&self) -> usize {
-        self.len + if self.tag.is_some() { VLAN_TAG } else { 0 }
+        self.len + if self.said.tag.is_some() { VLAN_TAG } else { 0 }
     }
 
     /// The tag, which the host hands over beside the frame; [`RxFrame::copy_to`] puts it where it belongs.
     #[must_use]
     pub fn vlan(&self) -> Option<VlanTag> {
-        self.tag
+        self.said.tag
     }
 
     /// What the host says about the frame's checksums. It may lie.
     #[must_use]
     pub fn checksum(&self) -> ReceiveChecksum {
-        self.checksum
+        self.said.checksum
+    }
+
+    /// The hash by which the host chose the queue, if it tells. It may lie.
+    #[must_use]
+    pub fn hash(&self) -> Option<u32> {
+        self.said.hash
+    }
+
+    /// Of how many parts the host put the frame together: 1 unless it was coalesced.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        match self.place {
+            Place::Whole(_) => 1,
+            Place::Parts(parts) => parts.len(),
+        }
     }
 
     /// Copies the frame, or as much of it as fits, and returns how much that is.
     pub fn copy_to(&self, out: &mut [u8]) -> usize {
         let count = out.len().min(self.len());
         let out = out.get_mut(..count).unwrap_or_default();
-        let copied = match (self.tag, out.split_at_mut_checked(ADDRESSES + VLAN_TAG)) {
-            (None, _) => self.pages.read(self.start, out),
+        let copied = match (self.said.tag, out.split_at_mut_checked(ADDRESSES + VLAN_TAG)) {
+            (None, _) => self.read(0, out),
             (Some(tag), Some((head, rest))) => {
                 let (addresses, place) = head.split_at_mut(ADDRESSES);
                 let [kind, value] = [VLAN_TYPE, tag.0.to_be_bytes()];
                 for (byte, tag) in place.iter_mut().zip(kind.into_iter().chain(value)) {
                     *byte = tag;
                 }
-                let first = self.pages.read(self.start, addresses);
-                first.and_then(|()| self.pages.read(self.start + ADDRESSES, rest))
+                self.read(0, addresses).and_then(|()| self.read(ADDRESSES, rest))
             }
             // Not even the tag fits.
             (Some(_), None) => {
                 let count = count.min(ADDRESSES);
-                let copied = self.pages.read(self.start, out.get_mut(..count).unwrap_or_default());
+                let copied = self.read(0, out.get_mut(..count).unwrap_or_default());
                 return copied.map_or(0, |()| count);
             }
         };
         copied.map_or(0, |()| count)
+    }
+
+    /// Copies the bytes from `offset` on, as they lie in the buffer.
+    #[inline]
+    fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
+        match self.place {
+            Place::Whole(part) => self.pages.read(part.start + offset, out),
+            Place::Parts(parts) => self.read_parts(parts, offset, out),
+        }
+    }
+
+    fn read_parts(
+        &self,
+        parts: &[Part],
+        mut offset: usize,
+        mut out: &mut [u8],
+    ) -> Result<(), OutOfRange> {
+        for part in parts {
+            let Some(len) = part.len.checked_sub(offset) else {
+                offset -= part.len;
+                continue;
+            };
+            let (now, later) = out.split_at_mut(len.min(out.len()));
+            self.pages.read(part.start + offset, now)?;
+            (out, offset) = (later, 0);
+        }
+        Ok(())
     }
 }
 
@@ -89,7 +159,15 @@ impl RxFrame<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Content<'a> {
     Frame(RxFrame<'a>),
+    /// A part of a segment that is not complete yet.
+    Part,
     /// A control message of so many bytes, copied to where the caller said.
+    Control(usize),
+}
+
+/// The same before parts are put together.
+enum Look {
+    Frame(Part, Said),
     Control(usize),
 }
 
@@ -102,11 +180,57 @@ pub(super) struct Receive {
     piece: usize,
     /// Bytes of all pieces.
     limit: usize,
+    segment: Segment,
+}
+
+/// A coalesced segment of which not all parts have come.
+#[derive(Debug, Default)]
+struct Segment {
+    parts: Vec<Part>,
+    len: usize,
+    /// What was said with the first part.
+    said: Said,
+    state: Gathering,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Gathering {
+    /// No part has come.
+    #[default]
+    Nothing,
+    /// Parts have come and more are due.
+    Parts,
+    /// One of its parts was bad: the others are dropped too.
+    Broken,
 }
 
 impl Receive {
     pub(super) fn new(buffer: SharedBuffer) -> Self {
-        Self { buffer, given: false, piece: 0, limit: 0 }
+        Self { buffer, given: false, piece: 0, limit: 0, segment: Segment::default() }
+    }
+
+    /// The same buffer for another channel.
+    pub(super) fn sibling(&self) -> Self {
+        Self {
+            buffer: self.buffer.clone(),
+            given: self.given,
+            piece: self.piece,
+            limit: self.limit,
+            segment: Segment::default(),
+        }
+    }
+
+    /// The host may coalesce.
+    pub(super) fn gather(&mut self) {
+        self.segment.parts.reserve_exact(MOST_PARTS);
+    }
+
+    /// A packet ends. False if it ended in the middle of a segment, which is dropped.
+    #[inline]
+    pub(super) fn end_packet(&mut self, bad: &mut BadInput) -> bool {
+        let state = core::mem::take(&mut self.segment.state);
+        bad.coalesced += u64::from(state == Gathering::Parts);
+        state == Gathering::Nothing
     }
 
     /// The host divided the buffer.
@@ -161,11 +285,80 @@ impl Receive {
     /// What lies in a range; `None` if it is nothing of use, which is counted. A control message is copied to `scratch`.
     #[inline]
     pub(super) fn content(
-        &self,
+        &mut self,
         range: TransferRange,
         scratch: &mut [u8],
         bad: &mut BadInput,
     ) -> Option<Content<'_>> {
+        let (part, said) = match self.look(range, scratch, bad) {
+            Some(Look::Frame(part, said)) => (part, said),
+            Some(Look::Control(len)) => return Some(Content::Control(len)),
+            None => {
+                // If it was a part of a segment, that lacks something now.
+                if self.segment.state == Gathering::Parts {
+                    self.segment.state = Gathering::Broken;
+                }
+                return None;
+            }
+        };
+        if let Some(flags) = said.part {
+            return self.collect(part, said, flags, bad);
+        }
+        if self.segment.state == Gathering::Parts {
+            // Something else in the middle of a segment: that is over, this is good.
+            bad.coalesced += 1;
+            self.segment.state = Gathering::Broken;
+        }
+        if part.len < ETHERNET_HEADER {
+            bad.runt += 1;
+            return None;
+        }
+        let pages = &self.buffer.pages;
+        Some(Content::Frame(RxFrame { pages, place: Place::Whole(part), len: part.len, said }))
+    }
+
+    /// One part of a coalesced segment; the whole with the last one.
+    fn collect(
+        &mut self,
+        part: Part,
+        said: Said,
+        flags: PartFlags,
+        bad: &mut BadInput,
+    ) -> Option<Content<'_>> {
+        let segment = &mut self.segment;
+        if flags.contains(PartFlags::FIRST) {
+            bad.coalesced += u64::from(segment.state == Gathering::Parts);
+            segment.parts.clear();
+            (segment.len, segment.said, segment.state) = (0, said, Gathering::Parts);
+        }
+        if segment.state != Gathering::Parts
+            || segment.parts.len() == segment.parts.capacity().min(MOST_PARTS)
+        {
+            // Told once per segment; nothing was gathered if the host was never asked for this.
+            bad.coalesced += u64::from(segment.state != Gathering::Broken);
+            segment.state = Gathering::Broken;
+            return None;
+        }
+        segment.parts.push(part);
+        segment.len += part.len;
+        if !flags.contains(PartFlags::LAST) {
+            return Some(Content::Part);
+        }
+        segment.state = Gathering::Nothing;
+        if segment.parts.first().is_none_or(|first| first.len < ETHERNET_HEADER) {
+            bad.runt += 1;
+            return None;
+        }
+        Some(Content::Frame(RxFrame {
+            pages: &self.buffer.pages,
+            place: Place::Parts(&segment.parts),
+            len: segment.len,
+            said: segment.said,
+        }))
+    }
+
+    #[inline]
+    fn look(&self, range: TransferRange, scratch: &mut [u8], bad: &mut BadInput) -> Option<Look> {
         let (start, len) = (range.byte_offset as usize, range.byte_count as usize);
         if len > self.piece || start.checked_add(len).is_none_or(|end| end > self.limit) {
             bad.range += 1;
@@ -179,19 +372,13 @@ impl Receive {
         }
         let kind = head.first_chunk().map(|kind| MessageType(u32::from_le_bytes(*kind)));
         if kind == Some(MessageType::PACKET) {
-            return self.frame(start, len, head, bad).map(Content::Frame);
+            return self.frame(start, len, head, bad);
         }
         self.control(start, scratch.get_mut(..len), bad)
     }
 
     #[inline]
-    fn frame(
-        &self,
-        start: usize,
-        len: usize,
-        head: &[u8],
-        bad: &mut BadInput,
-    ) -> Option<RxFrame<'_>> {
+    fn frame(&self, start: usize, len: usize, head: &[u8], bad: &mut BadInput) -> Option<Look> {
         let layout = match Layout::decode(head, len) {
             Ok(layout) => layout,
             Err(error) => {
@@ -200,21 +387,12 @@ impl Receive {
                 return None;
             }
         };
-        if layout.data.len() < ETHERNET_HEADER {
-            bad.runt += 1;
-            return None;
-        }
-        let mut frame = RxFrame {
-            pages: &self.buffer.pages,
-            start: start + layout.data.start,
-            len: layout.data.len(),
-            tag: None,
-            checksum: ReceiveChecksum::empty(),
-        };
+        let mut said = Said::default();
         if !layout.ppi.is_empty() {
-            self.read_info(start, layout.ppi, &mut frame, bad)?;
+            self.read_info(start, layout.ppi, &mut said, bad)?;
         }
-        Some(frame)
+        let part = Part { start: start + layout.data.start, len: layout.data.len() };
+        Some(Look::Frame(part, said))
     }
 
     /// Adds what the host says about the frame. `None` if the frame is to be dropped.
@@ -223,7 +401,7 @@ impl Receive {
         &self,
         start: usize,
         ppi: Range<usize>,
-        frame: &mut RxFrame<'_>,
+        said: &mut Said,
         bad: &mut BadInput,
     ) -> Option<()> {
         let mut info = [0; MOST_INFO];
@@ -242,19 +420,18 @@ impl Receive {
                 return None;
             };
             match entry.kind {
-                PpiType::VLAN => frame.tag = entry.word().map(VlanTag::from_ppi),
+                PpiType::VLAN => said.tag = entry.word().map(VlanTag::from_ppi),
                 PpiType::CHECKSUM => {
-                    frame.checksum =
+                    said.checksum =
                         ReceiveChecksum::from_bits_retain(entry.word().unwrap_or_default());
                 }
+                PpiType::HASH => said.hash = entry.word(),
                 PpiType::PACKET_ID => {
-                    // The only part is a whole segment; everything else needs parts to be put together.
+                    // The only part is a whole segment, and a frame like any other.
                     let only = PartFlags::FIRST | PartFlags::LAST;
                     let part = entry.part().unwrap_or_default();
-                    if part.contains(PartFlags::SUB_ALLOCATED) && !part.contains(only) {
-                        bad.coalesced += 1;
-                        return None;
-                    }
+                    let of_many = part.contains(PartFlags::SUB_ALLOCATED) && !part.contains(only);
+                    said.part = of_many.then_some(part);
                 }
                 _ => {}
             }
@@ -267,7 +444,7 @@ impl Receive {
         start: usize,
         scratch: Option<&mut [u8]>,
         bad: &mut BadInput,
-    ) -> Option<Content<'_>> {
+    ) -> Option<Look> {
         let Some(message) = scratch else {
             bad.control += 1;
             return None;
@@ -276,6 +453,6 @@ impl Receive {
             bad.range += 1;
             return None;
         }
-        Some(Content::Control(message.len()))
+        Some(Look::Control(message.len()))
     }
 }

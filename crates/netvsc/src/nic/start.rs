@@ -75,10 +75,14 @@ impl<D: Doorbell> Nic<D> {
         if version >= Version::V2 {
             // Linux says so only from version 5 on.
             let vf = self.config.wants_vf() && version >= Version::V5;
-            let sriov = if vf { Capabilities::SRIOV } else { Capabilities::empty() };
+            let mut capabilities = Capabilities::IEEE8021Q;
+            capabilities.set(Capabilities::SRIOV, vf);
+            // Without it hosts do not tell of another link speed.
+            capabilities.set(Capabilities::TEAMING, version >= Version::V5);
+            capabilities.set(Capabilities::RSC, self.config.coalesces(version));
             let config = GuestMessage::NdisConfig {
                 mtu: self.config.mtu + ETHERNET_HEADER as u32,
-                capabilities: Capabilities::IEEE8021Q | sriov,
+                capabilities,
             };
             self.link.tell(config.encode(version));
         }

@@ -37,7 +37,12 @@ impl<D: Doorbell> Synthetic for Nic<D> {
             NicEvent::SwitchCompleted { path } => Some(Sign::SwitchCompleted(path)),
             NicEvent::HostSwitched { path } => Some(Sign::HostSwitched(path)),
             NicEvent::Disassociated { .. } => Some(Sign::Disassociated),
-            NicEvent::Link { .. } | NicEvent::Overdue { .. } => None,
+            NicEvent::Link { .. }
+            | NicEvent::Set { .. }
+            | NicEvent::Reset { .. }
+            | NicEvent::QueuesGranted { .. }
+            | NicEvent::SendTable
+            | NicEvent::Overdue { .. } => None,
         }
     }
 
@@ -50,7 +55,10 @@ impl<D: Doorbell> Synthetic for Nic<D> {
             TransmitError::Full(_) => Refused::Full,
             // A NIC that failed may be replaced or started anew, and the frame go out then.
             TransmitError::NotReady | TransmitError::Failed(_) => Refused::NotReady,
-            TransmitError::TooShort(_) | TransmitError::TooLong { .. } => Refused::Never,
+            TransmitError::TooShort(_)
+            | TransmitError::TooLong { .. }
+            | TransmitError::LargeSend { .. }
+            | TransmitError::Headers { .. } => Refused::Never,
         })
     }
 

@@ -1,39 +1,35 @@
-//! Frames and control messages on their way out: slots of the send buffer.
+//! Frames and control messages on their way out, through slots of the send buffer.
 //!
-//! A slot is as many sections as the longest frame takes: one, unless the MTU is large. What fits into one section is sent
-//! by its number; a longer frame lies over several sections and is sent by its page frames. Slot 0 is kept for control
-//! messages, so that they get through whatever the frames do. A transaction id is the slot's number plus one, with the
-//! slot's generation above it, so that a completion which comes twice is recognised.
-
-use alloc::vec::Vec;
+//! What fits into one section is sent by its number; a longer frame lies over several sections and is sent by its page
+//! frames. Small frames share a message.
 
 use vmbus::channel::Doorbell;
 use vmbus::memory::{PAGE_SIZE, SharedMemory};
 use vmbus::packet::{GpaRange, Outgoing};
 
+use super::frame::{Split, TxFrame, inner_tag};
 use super::link::{Link, Sent};
+use super::offload::{self, Patches};
+use super::slots::{CONTROL_SLOT, Slots};
 use super::types::{
     ETHERNET_HEADER, Lack, NicError, NicStats, SharedBuffer, TransmitError, VLAN_TAG,
 };
 use crate::nvsp::{ChannelType, SectionUse, Version, rndis_packet};
-use crate::rndis::packet::{PACKET_HEADER, PpiType, VlanTag, WORD_PPI, write_header};
+use crate::rndis::offload::OffloadCapabilities;
+use crate::rndis::packet::{
+    LargeSend, PACKET_HEADER, PpiType, TransmitChecksum, VlanTag, WORD_PPI, write_header,
+};
 
 /// Bytes of the two addresses in front of a tag.
 pub(super) const ADDRESSES: usize = 12;
 /// Ethernet type of an 802.1Q tag.
 pub(super) const VLAN_TYPE: [u8; 2] = [0x81, 0x00];
+/// Most entries of per-packet information for one frame.
+const MOST_INFO: usize = 4;
 /// Most bytes in front of a frame.
-const HEADERS: usize = PACKET_HEADER + WORD_PPI;
-/// The slot of control messages.
-pub(super) const CONTROL_SLOT: u32 = 0;
+const HEADERS: usize = PACKET_HEADER + MOST_INFO * WORD_PPI;
 /// Largest alignment that is honoured: beyond a page, one frame per message.
 const MOST_ALIGNMENT: u32 = 12;
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
-    generation: u32,
-    in_flight: bool,
-}
 
 /// A message that more frames may join.
 #[derive(Clone, Copy, Debug)]
@@ -47,19 +43,42 @@ struct Open {
     frames: u32,
 }
 
+/// Entries of per-packet information.
+#[derive(Clone, Copy, Debug)]
+struct Info {
+    entries: [(PpiType, u32); MOST_INFO],
+    count: usize,
+}
+
+impl Info {
+    const NONE: Self = Self { entries: [(PpiType::CHECKSUM, 0); MOST_INFO], count: 0 };
+
+    fn add(&mut self, kind: PpiType, word: u32) {
+        if let Some(entry) = self.entries.get_mut(self.count) {
+            *entry = (kind, word);
+            self.count += 1;
+        }
+    }
+
+    #[inline]
+    fn entries(&self) -> &[(PpiType, u32)] {
+        self.entries.get(..self.count).unwrap_or_default()
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Transmit {
     pub(super) buffer: SharedBuffer,
     /// Whether the host has been given the buffer.
     pub(super) given: bool,
-    section: usize,
-    sections_per_slot: usize,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    slots: Slots,
     open: Option<Open>,
     message_size: usize,
     /// Longest frame, without tag.
     most: usize,
+    /// Longest segment that the host cuts, without tag; 0 for none.
+    most_large: usize,
+    offloads: OffloadCapabilities,
     alignment: usize,
     frames_per_message: u32,
     bytes_per_message: usize,
@@ -70,17 +89,26 @@ impl Transmit {
         Self {
             buffer,
             given: false,
-            section: 0,
-            sections_per_slot: 1,
-            slots: Vec::new(),
-            free: Vec::new(),
+            slots: Slots::none(),
             open: None,
             message_size: Version::V1.message_size(),
             most: 0,
+            most_large: 0,
+            offloads: OffloadCapabilities::default(),
             alignment: 1,
             frames_per_message: 1,
             bytes_per_message: 0,
         }
+    }
+
+    /// The same buffer for another channel; `None` if it has no slots left.
+    pub(super) fn sibling(&self) -> Option<Self> {
+        Some(Self {
+            buffer: self.buffer.clone(),
+            slots: self.slots.sibling()?,
+            open: None,
+            ..*self
+        })
     }
 
     /// The host divided the buffer into sections of this size.
@@ -91,21 +119,11 @@ impl Transmit {
         version: Version,
     ) -> Result<(), NicError> {
         let frame = mtu as usize + ETHERNET_HEADER;
-        let (section, buffer) = (section_size as usize, self.buffer.pages.size());
-        let error = NicError::Sections { buffer, section: section_size, frame };
-        if section == 0 {
-            return Err(error);
-        }
-        let sections_per_slot = (frame + HEADERS).div_ceil(section);
-        if sections_per_slot > 1 && self.buffer.pages.frames().is_empty() {
-            return Err(error);
-        }
-        let slots = buffer / section / sections_per_slot;
-        let slots = u32::try_from(slots).ok().filter(|slots| *slots >= 2).ok_or(error)?;
-        self.section = section;
-        self.sections_per_slot = sections_per_slot;
-        self.slots.resize(slots as usize, Slot::default());
-        self.free.extend((CONTROL_SLOT + 1..slots).rev());
+        let pages = &self.buffer.pages;
+        let (section, buffer) = (section_size as usize, pages.size());
+        let scattered = !pages.frames().is_empty();
+        let divided = self.slots.divide(buffer, section, frame + HEADERS, scattered);
+        divided.ok_or(NicError::Sections { buffer, section: section_size, frame })?;
         self.message_size = version.message_size();
         self.most = frame;
         Ok(())
@@ -125,24 +143,38 @@ impl Transmit {
         self.most = self.most.min(mtu as usize + ETHERNET_HEADER);
     }
 
+    /// What the host does to frames, as far as that is wanted.
+    pub(super) fn offload(&mut self, offloads: OffloadCapabilities) {
+        self.offloads = offloads;
+        let wanted = offloads.ipv4.large_send.max(offloads.ipv6.large_send) as usize;
+        if wanted > 0 && !self.buffer.pages.frames().is_empty() {
+            self.slots.make_long(wanted + HEADERS);
+            let room = self.slots.long_size().min(self.bytes_per_message);
+            self.most_large = wanted.min(room.saturating_sub(HEADERS));
+        }
+    }
+
+    /// Longest segment that the host cuts, in bytes with all headers; 0 for none.
+    pub(super) fn most_large(&self) -> usize {
+        self.most_large
+    }
+
     /// Whether a frame would find a slot.
     pub(super) fn has_slot(&self) -> bool {
-        self.open.is_some() || !self.free.is_empty()
+        self.open.is_some() || self.slots.has_free()
     }
 
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.open.is_none() && self.slots.iter().all(|slot| !slot.in_flight)
+        self.open.is_none() && self.slots.is_idle()
     }
 
-    /// Bytes of a slot.
-    fn slot_size(&self) -> usize {
-        self.section * self.sections_per_slot
-    }
-
-    /// Byte offset of a slot.
-    fn start_of(&self, slot: u32) -> usize {
-        slot as usize * self.slot_size()
+    /// Leaves all slots that are free to the other queues.
+    pub(super) fn give_up(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.slots.put_back(open.slot);
+        }
+        self.slots.give_up();
     }
 
     /// Puts a control message into its slot and into the ring. The slot has to be free.
@@ -151,18 +183,18 @@ impl Transmit {
         link: &mut Link<D>,
         message: &[u8],
     ) -> Result<Sent, NicError> {
-        self.write(self.start_of(CONTROL_SLOT), message)?;
+        self.write(self.slots.start_of(CONTROL_SLOT), message)?;
         self.send(link, CONTROL_SLOT, message.len(), ChannelType::CONTROL)
     }
 
     /// Most bytes of a control message.
     pub(super) fn control_size(&self) -> usize {
-        self.section
+        self.slots.section()
     }
 
     /// Whether a control message is under way.
     pub(super) fn control_busy(&self) -> bool {
-        self.slots.first().is_some_and(|slot| slot.in_flight)
+        self.slots.control_busy()
     }
 
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), NicError> {
@@ -178,18 +210,15 @@ impl Transmit {
         bytes: usize,
         channel_type: ChannelType,
     ) -> Result<Sent, NicError> {
-        let start = self.start_of(slot);
-        let Some(state) = self.slots.get_mut(slot as usize) else { return Ok(Sent::Yes) };
-        // 31 bits, so that no id looks like one of a protocol message.
-        let generation = state.generation.wrapping_add(1) & (u32::MAX >> 1);
-        let transaction_id = u64::from(generation) << 32 | (u64::from(slot) + 1);
-        let sent = if bytes <= self.section {
-            let index = slot * self.sections_per_slot as u32;
+        let transaction_id = self.slots.next_id(slot);
+        let sent = if bytes <= self.slots.section() {
+            let index = self.slots.section_of(slot);
             let section = Some(SectionUse { index, bytes: bytes as u32 });
             let message = rndis_packet(channel_type, section);
             let payload = message.get(..self.message_size).unwrap_or(&message);
             link.stage(&Outgoing::InBand { transaction_id, completion: true, payload })?
         } else {
+            let start = self.slots.start_of(slot);
             let message = rndis_packet(channel_type, None);
             let payload = message.get(..self.message_size).unwrap_or(&message);
             let pages = start / PAGE_SIZE..(start + bytes).div_ceil(PAGE_SIZE);
@@ -201,7 +230,7 @@ impl Transmit {
             link.stage(&Outgoing::GpaDirect { transaction_id, ranges: &ranges, payload })?
         };
         if sent == Sent::Yes {
-            *state = Slot { generation, in_flight: true };
+            self.slots.sent(slot, transaction_id);
         }
         Ok(sent)
     }
@@ -209,16 +238,7 @@ impl Transmit {
     /// The host completed `transaction_id`. The slot, if it is one that was under way.
     #[inline]
     pub(super) fn completed(&mut self, transaction_id: u64) -> Option<u32> {
-        let slot = (transaction_id as u32).checked_sub(1)?;
-        let state = self.slots.get_mut(slot as usize)?;
-        if !state.in_flight || transaction_id >> 32 != u64::from(state.generation) {
-            return None;
-        }
-        state.in_flight = false;
-        if slot != CONTROL_SLOT {
-            self.free.push(slot);
-        }
-        Some(slot)
+        self.slots.completed(transaction_id)
     }
 
     /// Puts the open message into the ring, if there is one.
@@ -247,73 +267,188 @@ impl Transmit {
         if frame.len() < ETHERNET_HEADER {
             return Err(TransmitError::TooShort(frame.len()));
         }
-        let tag = tag_of(frame);
+        let mut info = Info::NONE;
+        let tag = inner_tag(frame);
         let data_len = frame.len() - if tag.is_some() { VLAN_TAG } else { 0 };
-        if data_len > self.most {
-            let most = self.most + if tag.is_some() { VLAN_TAG } else { 0 };
-            return Err(TransmitError::TooLong { len: frame.len(), most });
+        self.check_length(frame.len(), data_len, tag)?;
+        if let Some(tag) = tag {
+            info.add(PpiType::VLAN, tag.to_ppi());
         }
         loop {
-            if self.join(frame, data_len, tag)? {
+            if let Some(at) = self.join(&info, data_len)? {
+                match frame.split_at_checked(ADDRESSES) {
+                    Some((addresses, rest)) if tag.is_some() => {
+                        self.write(at, addresses)?;
+                        self.write(at + ADDRESSES, rest.get(VLAN_TAG..).unwrap_or_default())?;
+                    }
+                    _ => self.write(at, frame)?,
+                }
                 stats.tx_frames += 1;
                 stats.tx_bytes += frame.len() as u64;
                 return Ok(());
             }
-            if let Sent::NoRoom(need) = self.close(link, stats)? {
-                if link.channel.request_space(need).map_err(NicError::from)? {
-                    continue;
-                }
-                stats.tx_ring_full += 1;
-                return Err(TransmitError::Full(Lack::Ring));
-            }
-            let Some(slot) = self.free.pop() else {
-                link.channel.commit().map_err(NicError::from)?;
-                stats.tx_sections_full += 1;
-                return Err(TransmitError::Full(Lack::Section));
-            };
-            self.open = Some(Open { slot, used: 0, last: 0, last_len: 0, frames: 0 });
+            self.open_slot(link, stats, false)?;
         }
     }
 
-    /// Appends a frame to the open message. False if there is none, or it has no room.
-    #[inline]
-    fn join(
+    /// The same with work for the host.
+    pub(super) fn transmit_with<D: Doorbell>(
         &mut self,
-        frame: &[u8],
+        link: &mut Link<D>,
+        frame: &TxFrame<'_>,
+        stats: &mut NicStats,
+    ) -> Result<(), TransmitError> {
+        let split = frame.split()?;
+        let data_len = split.len();
+        let large = frame.large_send.map(|send| moved_send(send, split.cut));
+        match large {
+            Some(send) => self.check_large(data_len, send)?,
+            None => self.check_length(frame.len(), data_len, split.tag)?,
+        }
+        let (info, patches) = self.requests(&split, frame, large, stats)?;
+        loop {
+            if let Some(at) = self.join(&info, data_len)? {
+                self.write_pieces(at, &split, &patches)?;
+                stats.tx_frames += 1;
+                stats.tx_bytes += frame.len() as u64;
+                stats.tx_large += u64::from(large.is_some());
+                if large.is_some() {
+                    // Nothing joins it: its slot is needed for another of its kind.
+                    self.bound_large();
+                }
+                return Ok(());
+            }
+            self.open_slot(link, stats, large.is_some())?;
+        }
+    }
+
+    fn check_length(
+        &self,
+        len: usize,
         data_len: usize,
         tag: Option<VlanTag>,
-    ) -> Result<bool, NicError> {
-        let Some(open) = self.open else { return Ok(false) };
+    ) -> Result<(), TransmitError> {
+        if data_len <= self.most {
+            return Ok(());
+        }
+        Err(TransmitError::TooLong {
+            len,
+            most: self.most + if tag.is_some() { VLAN_TAG } else { 0 },
+        })
+    }
+
+    fn check_large(&self, len: usize, send: LargeSend) -> Result<(), TransmitError> {
+        let offered = if send.ipv6 { self.offloads.ipv6 } else { self.offloads.ipv4 };
+        let most = self.most_large.min(offered.large_send as usize);
+        if send.segment == 0 || len > most {
+            return Err(TransmitError::LargeSend { len, segment: send.segment, most });
+        }
+        Ok(())
+    }
+
+    /// What the host is asked to do, and what is done here.
+    fn requests(
+        &self,
+        split: &Split<'_>,
+        frame: &TxFrame<'_>,
+        large: Option<LargeSend>,
+        stats: &mut NicStats,
+    ) -> Result<(Info, Patches), TransmitError> {
+        let (mut info, mut patches) = (Info::NONE, Patches::default());
+        if let Some(tag) = split.tag {
+            info.add(PpiType::VLAN, tag.to_ppi());
+        }
+        let checksum = moved_checksum(frame.checksum, split.cut);
+        if let Some(send) = large {
+            patches = offload::prepare_large_send(split, send)?;
+            info.add(PpiType::LARGE_SEND, send.to_ppi());
+        } else if offload::asks(checksum) {
+            if offload::offers(&self.offloads, checksum) {
+                info.add(PpiType::CHECKSUM, checksum.bits());
+            } else {
+                patches = offload::compute(split, checksum)?;
+                stats.tx_checksums += 1;
+            }
+        }
+        if let Some(hash) = frame.hash {
+            info.add(PpiType::HASH, hash);
+        }
+        Ok((info, patches))
+    }
+
+    fn write_pieces(
+        &self,
+        start: usize,
+        split: &Split<'_>,
+        patches: &Patches,
+    ) -> Result<(), NicError> {
+        let mut at = start;
+        for piece in split.pieces() {
+            self.write(at, piece)?;
+            at += piece.len();
+        }
+        for (place, bytes) in patches.iter() {
+            self.write(start + place, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the open message and opens the next in a free slot.
+    fn open_slot<D: Doorbell>(
+        &mut self,
+        link: &mut Link<D>,
+        stats: &mut NicStats,
+        long: bool,
+    ) -> Result<(), TransmitError> {
+        while let Sent::NoRoom(need) = self.close(link, stats)? {
+            if !link.channel.request_space(need).map_err(NicError::from)? {
+                stats.tx_ring_full += 1;
+                return Err(TransmitError::Full(Lack::Ring));
+            }
+        }
+        let slot = if long { self.slots.take_long() } else { self.slots.take() };
+        let Some(slot) = slot else {
+            link.channel.commit().map_err(NicError::from)?;
+            stats.tx_sections_full += 1;
+            return Err(TransmitError::Full(Lack::Section));
+        };
+        self.open = Some(Open { slot, used: 0, last: 0, last_len: 0, frames: 0 });
+        Ok(())
+    }
+
+    /// The open message takes no more frames.
+    fn bound_large(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.frames = self.frames_per_message;
+        }
+    }
+
+    /// Makes room for a frame in the open message and writes its header. Where the frame goes, or `None` if there is no
+    /// message, or it has no room.
+    #[inline]
+    fn join(&mut self, info: &Info, data_len: usize) -> Result<Option<usize>, NicError> {
+        let Some(open) = self.open else { return Ok(None) };
         let start = open.used.next_multiple_of(self.alignment);
-        let vlan = tag.map(|tag| (PpiType::VLAN, tag.to_ppi()));
-        let ppis = vlan.as_slice();
-        let header_len = PACKET_HEADER + ppis.len() * WORD_PPI;
+        let entries = info.entries();
+        let header_len = PACKET_HEADER + entries.len() * WORD_PPI;
         let used = start + header_len + data_len;
         if open.frames > 0
             && (open.frames >= self.frames_per_message
-                || used > self.slot_size().min(self.bytes_per_message))
+                || used > self.slots.size().min(self.bytes_per_message))
         {
-            return Ok(false);
+            return Ok(None);
         }
-        let base = self.start_of(open.slot);
+        let base = self.slots.start_of(open.slot);
         if start > open.used {
             // The next message starts where the last says it ends.
             let length = (open.last_len + start - open.used) as u32;
             self.write(base + open.last + 4, &length.to_le_bytes())?;
         }
         let mut header = [0; HEADERS];
-        let Some(written) = write_header(&mut header, ppis, header_len, data_len) else {
-            return Ok(false);
+        let Some(written) = write_header(&mut header, entries, header_len, data_len) else {
+            return Ok(None);
         };
         self.write(base + start, header.get(..written).unwrap_or_default())?;
-        let at = base + start + header_len;
-        match frame.split_at_checked(ADDRESSES) {
-            Some((addresses, rest)) if tag.is_some() => {
-                self.write(at, addresses)?;
-                self.write(at + ADDRESSES, rest.get(VLAN_TAG..).unwrap_or_default())?;
-            }
-            _ => self.write(at, frame)?,
-        }
         self.open = Some(Open {
             used,
             last: start,
@@ -321,14 +456,19 @@ impl Transmit {
             frames: open.frames + 1,
             ..open
         });
-        Ok(true)
+        Ok(Some(base + start + header_len))
     }
 }
 
-/// The tag of a frame that has one and something behind it: it goes beside the frame.
-#[inline]
-fn tag_of(frame: &[u8]) -> Option<VlanTag> {
-    let [a, b, c, d] = *frame.get(ADDRESSES..)?.first_chunk::<VLAN_TAG>()?;
-    let whole = frame.len() >= ETHERNET_HEADER + VLAN_TAG;
-    (whole && [a, b] == VLAN_TYPE).then(|| VlanTag(u16::from_be_bytes([c, d])))
+/// Where things are once a tag has been taken out of the bytes.
+fn moved(layer4: usize, cut: bool) -> u16 {
+    layer4.saturating_sub(if cut { VLAN_TAG } else { 0 }) as u16
+}
+
+fn moved_checksum(request: TransmitChecksum, cut: bool) -> TransmitChecksum {
+    request.at(moved(request.layer4(), cut))
+}
+
+fn moved_send(send: LargeSend, cut: bool) -> LargeSend {
+    LargeSend { layer4: moved(usize::from(send.layer4), cut), ..send }
 }

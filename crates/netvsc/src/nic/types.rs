@@ -8,9 +8,12 @@ use vmbus::memory::SharedPages;
 use vmbus::ring::RingError;
 use vmbus::{GpadlId, Serial};
 
+use super::settings::NicOffloads;
 use crate::mac::MacAddress;
 use crate::nvsp::{self, TABLE_ENTRIES, Version};
 use crate::port::Path;
+use crate::rndis::offload::OffloadCapabilities;
+use crate::rndis::scaling::ScalingCapabilities;
 use crate::rndis::{self, Oid, PacketFilter};
 
 /// Bytes of an Ethernet header.
@@ -19,6 +22,9 @@ pub(super) const ETHERNET_HEADER: usize = 14;
 pub(super) const VLAN_TAG: usize = 4;
 /// Smallest and largest MTU: what IPv4 needs, what a GPADL's worth of sections takes.
 const MTUS: core::ops::RangeInclusive<u32> = 68..=65_000;
+
+/// Fewest and most channels of a NIC.
+const QUEUES: core::ops::RangeInclusive<u16> = 1..=64;
 
 /// Memory that the host has been told about: by the bus, or by whoever set up the channel.
 #[derive(Clone, Debug)]
@@ -43,19 +49,27 @@ pub struct NicConfig {
     pub isolated: bool,
     /// Which frames to receive.
     pub filter: PacketFilter,
+    /// Work that is left to the host, as far as it offers it.
+    pub offloads: NicOffloads,
+    /// Channels that may be used, the primary one included, 1 to 64. More than one are asked for by
+    /// [`Nic::request_queues`](super::Nic::request_queues).
+    pub queues: u16,
     /// How long the host may take for each answer before that is reported.
     pub deadline: Duration,
 }
 
 impl Default for NicConfig {
-    /// Versions 6.1 and 5.0, an MTU of 1,500, virtual functions welcome, ten seconds for each answer.
+    /// Every version, an MTU of 1,500, virtual functions welcome, checksums left to the host, one channel, ten seconds for
+    /// each answer.
     fn default() -> Self {
         Self {
-            versions: [Version::V6_1, Version::V5].into(),
+            versions: Version::ALL.into(),
             mtu: 1500,
             sriov: true,
             isolated: false,
             filter: PacketFilter::DIRECTED | PacketFilter::ALL_MULTICAST | PacketFilter::BROADCAST,
+            offloads: NicOffloads::default(),
+            queues: 1,
             deadline: Duration::from_secs(10),
         }
     }
@@ -70,12 +84,20 @@ impl NicConfig {
         if !MTUS.contains(&self.mtu) {
             return Err(ConfigError::Mtu(self.mtu));
         }
+        if !QUEUES.contains(&self.queues) {
+            return Err(ConfigError::Queues(self.queues));
+        }
         Ok(())
     }
 
     /// Whether this guest may speak `version`.
     pub(super) fn allows(&self, version: Version) -> bool {
         !self.isolated || version >= Version::V6_1
+    }
+
+    /// Whether the host may put received segments together.
+    pub(super) fn coalesces(&self, version: Version) -> bool {
+        self.offloads.coalescing && version >= Version::V6_1
     }
 
     /// Whether an association means something.
@@ -99,6 +121,9 @@ pub enum ConfigError {
     /// An MTU that cannot be.
     #[error("MTU of {0}: expected {least} to {most}", least = MTUS.start(), most = MTUS.end())]
     Mtu(u32),
+    /// A number of channels that cannot be.
+    #[error("{0} channels: expected {least} to {most}", least = QUEUES.start(), most = QUEUES.end())]
+    Queues(u16),
     /// No send buffer: this NIC sends from nothing else.
     #[error("no send buffer: expected one, since messages and frames are sent from its sections")]
     NoSendBuffer,
@@ -122,6 +147,14 @@ pub enum Step {
     Query(Oid),
     /// RNDIS SET of the packet filter.
     Filter,
+    /// RNDIS SET of this object.
+    Set(Oid),
+    /// RNDIS KEEPALIVE.
+    KeepAlive,
+    /// RNDIS RESET.
+    Reset,
+    /// SUB_CHANNEL.
+    SubChannels,
     /// SWITCH_DATA_PATH to this path.
     Switch(Path),
     /// RNDIS HALT: the completion of its transport.
@@ -139,6 +172,10 @@ impl fmt::Display for Step {
             Self::Initialize => f.write_str("RNDIS INITIALIZE"),
             Self::Query(oid) => write!(f, "RNDIS QUERY of {oid}"),
             Self::Filter => f.write_str("RNDIS SET of the packet filter"),
+            Self::Set(oid) => write!(f, "RNDIS SET of {oid}"),
+            Self::KeepAlive => f.write_str("RNDIS KEEPALIVE"),
+            Self::Reset => f.write_str("RNDIS RESET"),
+            Self::SubChannels => f.write_str("SUB_CHANNEL"),
             Self::Switch(path) => write!(f, "SWITCH_DATA_PATH to {path}"),
             Self::Halt => f.write_str("RNDIS HALT"),
             Self::Drain => f.write_str("what was sent"),
@@ -298,7 +335,8 @@ pub enum NicEvent {
         /// The number of the last one.
         serial: Serial,
     },
-    /// The link went up or down, after [`NicEvent::Ready`].
+    /// The link went up or down, after [`NicEvent::Ready`]. Told once in two seconds at most; a bounce in between is told as
+    /// one.
     Link {
         /// Whether it is up.
         up: bool,
@@ -314,6 +352,26 @@ pub enum NicEvent {
         /// The path.
         path: Path,
     },
+    /// The host has dealt with something that was to be set.
+    Set {
+        /// The object.
+        oid: Oid,
+        /// Success, or why it is as before.
+        status: rndis::Status,
+    },
+    /// The host has reset its side of RNDIS, or not.
+    Reset {
+        /// Success, or why not.
+        status: rndis::Status,
+    },
+    /// The host will offer so many sub-channels, one after the other, none if it refused.
+    /// [`Nic::add_queue`](super::Nic::add_queue) takes each when it is open.
+    QueuesGranted {
+        /// How many.
+        count: u16,
+    },
+    /// The host has sent the table by which frames are to be spread over the channels: [`NicInfo::send_table`].
+    SendTable,
     /// The host has not answered in time. Its answer is still understood when it comes.
     Overdue {
         /// What it has not answered.
@@ -342,10 +400,31 @@ pub struct NicInfo {
     pub association: Option<Serial>,
     /// The path as the host last confirmed or announced it.
     pub path: Path,
-    /// Which channel for which transmit hash, if the host told.
+    /// Which channel for which transmit hash, if the host told; see [`NicInfo::send_queue`].
     pub send_table: Option<[u32; TABLE_ENTRIES]>,
+    /// Work that is left to the host.
+    pub offloads: OffloadCapabilities,
+    /// Longest segment that the host cuts, in bytes with all headers but a tag; 0 for none.
+    pub large_send: u32,
+    /// What the host can do of receive side scaling, if more than one channel is configured and it told.
+    pub scaling: Option<ScalingCapabilities>,
+    /// Channels in use, the primary one included.
+    pub queues: u16,
     /// Whether start-up is finished and nothing has ended it.
     pub ready: bool,
+}
+
+impl NicInfo {
+    /// The channel that a frame of a flow with this hash belongs on: as the host's table says, or evenly as long as there is
+    /// none. All frames of a flow on one channel keep their order.
+    #[must_use]
+    pub fn send_queue(&self, hash: u32) -> u16 {
+        let entry =
+            self.send_table.and_then(|table| table.get(hash as usize % TABLE_ENTRIES).copied());
+        let queue = entry.and_then(|entry| u16::try_from(entry).ok());
+        let even = u16::try_from(hash % u32::from(self.queues.max(1))).unwrap_or(0);
+        queue.filter(|queue| *queue < self.queues).unwrap_or(even)
+    }
 }
 
 /// Why a frame was not taken.
@@ -368,6 +447,28 @@ pub enum TransmitError {
         len: usize,
         /// Most that is taken.
         most: usize,
+    },
+    /// Not a segment that the host cuts.
+    #[error(
+        "large send of {len} bytes in pieces of {segment}: expected at most {most} bytes (0: the host cuts none) and \
+         pieces of at least 1"
+    )]
+    LargeSend {
+        /// Bytes of the frame.
+        len: usize,
+        /// Bytes of payload per piece.
+        segment: u32,
+        /// Most bytes of a frame that the host cuts.
+        most: usize,
+    },
+    /// Headers that are not what the request says.
+    #[error(
+        "work for the host on a TCP or UDP header at byte {layer4}: expected it there, in the first piece, behind an IP \
+         header of the version that the request names"
+    )]
+    Headers {
+        /// Where the header should start.
+        layer4: usize,
     },
     /// The ring is broken. The next [`Nic::poll`](super::Nic::poll) says so too.
     #[error(transparent)]
@@ -417,7 +518,7 @@ pub struct BadInput {
     pub header: u64,
     /// Frames whose per-packet information contradicts itself or is too long.
     pub info: u64,
-    /// Parts of coalesced segments, which this NIC does not ask for.
+    /// Coalesced segments that lack a part, or that nobody asked for.
     pub coalesced: u64,
     /// Frames without a whole Ethernet header.
     pub runt: u64,
@@ -425,6 +526,8 @@ pub struct BadInput {
     pub control: u64,
     /// RNDIS replies that nobody waits for.
     pub reply: u64,
+    /// Values of objects that cannot be read, and are done without.
+    pub value: u64,
     /// Indirection tables that name channels which there are not.
     pub table: u64,
     /// Switches to paths that there are not.
@@ -451,6 +554,7 @@ impl BadInput {
             self.runt,
             self.control,
             self.reply,
+            self.value,
             self.table,
             self.path,
         ]
@@ -466,6 +570,10 @@ pub struct NicStats {
     pub tx_frames: u64,
     /// Their bytes.
     pub tx_bytes: u64,
+    /// Of them, segments that the host cut.
+    pub tx_large: u64,
+    /// Of them, those whose checksums were computed here, since the host does not.
+    pub tx_checksums: u64,
     /// Messages they were sent in; several frames share one.
     pub tx_messages: u64,
     /// Messages that the host completed.
@@ -496,6 +604,8 @@ pub struct NicStats {
     pub host_switches: u64,
     /// Changes of the link after start-up.
     pub link_changes: u64,
+    /// Requests of RNDIS and NVSP that the host refused.
+    pub refused: u64,
     /// Answers that did not come in time.
     pub overdue: u64,
     /// What could not be used.

@@ -37,6 +37,11 @@ impl Waits {
         self.list.retain(|wait| wait.step != step);
     }
 
+    /// Whether it is waited for.
+    pub(super) fn has(&self, step: Step) -> bool {
+        self.list.iter().any(|wait| wait.step == step)
+    }
+
     /// Nobody waits for anything any more.
     pub(super) fn clear(&mut self) {
         self.list.clear();

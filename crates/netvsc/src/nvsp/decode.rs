@@ -128,6 +128,10 @@ impl GuestMessage {
                 Self::RndisPacketComplete { status: rndis_status(payload, kind)? }
             }
             MessageType::SWITCH_DATA_PATH => Self::SwitchDataPath(switch(payload, kind)?),
+            MessageType::OID_QUERY_EX => {
+                let (message, _) = fields::<structs::OidQueryEx>(payload, kind)?;
+                Self::OidQueryEx { header: message.header.get(), oid: message.oid.get() }
+            }
             MessageType::SUB_CHANNEL => {
                 let (message, _) = fields::<structs::SubChannel>(payload, kind)?;
                 Self::SubChannels {
@@ -180,6 +184,11 @@ impl HostMessage {
                 Self::VfAssociation { allocated, serial: Serial(message.serial.get()) }
             }
             MessageType::SWITCH_DATA_PATH => Self::SwitchDataPath(switch(payload, kind)?),
+            MessageType::OID_QUERY_EX_COMPLETE => {
+                let (message, _) = fields::<structs::OidQueryExComplete>(payload, kind)?;
+                let (status, bytes) = (message.status.get(), message.bytes.get());
+                Self::OidQueryExComplete { status, bytes }
+            }
             MessageType::SUB_CHANNEL => {
                 let (message, _) = fields::<structs::SubChannel>(payload, kind)?;
                 Self::SubChannels {

@@ -160,6 +160,11 @@ impl GuestMessage {
             Self::RndisPacket(packet) => encode_rndis(packet, size),
             Self::RndisPacketComplete { status } => Encoded::new(&rndis_complete(status), 0),
             Self::SwitchDataPath(path) => encode_switch(path.0, size),
+            Self::OidQueryEx { header, oid } => {
+                let kind = MessageType::OID_QUERY_EX.0.into();
+                let message = structs::OidQueryEx { kind, header: header.into(), oid: oid.into() };
+                Encoded::new(&message, size)
+            }
             Self::SubChannels { operation, count } => encode_sub_channel(operation.0, count, size),
         }
     }
@@ -221,6 +226,11 @@ impl HostMessage {
                 size,
             ),
             Self::SwitchDataPath(path) => encode_switch(path.0, size),
+            Self::OidQueryExComplete { status, bytes } => {
+                let kind = MessageType::OID_QUERY_EX_COMPLETE.0.into();
+                let (status, bytes) = (status.into(), bytes.into());
+                Encoded::new(&structs::OidQueryExComplete { kind, status, bytes }, size)
+            }
             Self::SubChannels { status, count } => encode_sub_channel(status.0, count, size),
             Self::IndirectionTable(table) => {
                 let mut encoded = Encoded::new(

@@ -40,6 +40,9 @@ open_enum! {
 }
 
 impl Version {
+    /// Every version that is known here, newest first.
+    pub const ALL: [Self; 6] = [Self::V6_1, Self::V6, Self::V5, Self::V4, Self::V2, Self::V1];
+
     /// Bytes of a message that carries no more than its version makes it.
     #[must_use]
     pub const fn message_size(self) -> usize {
@@ -84,6 +87,10 @@ open_enum! {
         SEND_VF_ASSOCIATION = 128,
         /// Both: frames go this way.
         SWITCH_DATA_PATH = 129,
+        /// Guest: what is the value of this object? No guest asks this way; RNDIS has its own.
+        OID_QUERY_EX = 131,
+        /// Host: the value.
+        OID_QUERY_EX_COMPLETE = 132,
         /// Both: more channels.
         SUB_CHANNEL = 133,
         /// Host: which channel for which transmit hash.
@@ -275,6 +282,13 @@ pub enum GuestMessage {
     },
     /// SWITCH_DATA_PATH. Answered by an empty completion that says nothing about success.
     SwitchDataPath(DataPath),
+    /// OID_QUERY_EX. Answered by [`HostMessage::OidQueryExComplete`].
+    OidQueryEx {
+        /// The NDIS object header of the question: type, revision, and size in the upper half.
+        header: u32,
+        /// The object.
+        oid: u32,
+    },
     /// SUB_CHANNEL. Answered by [`HostMessage::SubChannels`].
     SubChannels {
         /// What to do.
@@ -328,6 +342,13 @@ pub enum HostMessage {
     },
     /// SWITCH_DATA_PATH: the path is this one now, whatever the guest believed.
     SwitchDataPath(DataPath),
+    /// OID_QUERY_EX_COMPLETE. Known hosts refuse.
+    OidQueryExComplete {
+        /// An NDIS status, as in RNDIS.
+        status: u32,
+        /// Bytes of the value.
+        bytes: u32,
+    },
     /// SUB_CHANNEL, the reply.
     SubChannels {
         /// Success, or none are granted.

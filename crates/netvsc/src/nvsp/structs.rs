@@ -171,6 +171,30 @@ wire! {
 }
 
 wire! {
+    /// OID_QUERY_EX.
+    OidQueryEx [12] {
+        /// 0: message type.
+        kind: U32,
+        /// 4: NDIS object header.
+        header: U32,
+        /// 8: the object.
+        oid: U32,
+    }
+}
+
+wire! {
+    /// OID_QUERY_EX_COMPLETE.
+    OidQueryExComplete [12] {
+        /// 0: message type.
+        kind: U32,
+        /// 4: NDIS status.
+        status: U32,
+        /// 8: bytes of the value.
+        bytes: U32,
+    }
+}
+
+wire! {
     /// SWITCH_DATA_PATH.
     SwitchDataPath [8] {
         /// 0: message type.

@@ -161,6 +161,143 @@ fn a_table_outside_its_message_or_of_another_size_is_refused() {
     }
 }
 
+/// Bytes, zeros behind them up to `size`.
+fn padded(text: &str, size: usize) -> Vec<u8> {
+    let mut bytes = hex(text);
+    bytes.resize(size.max(bytes.len()), 0);
+    bytes
+}
+
+/// Every message of a guest with its bytes (PROTOCOL §7.2), the padding left out.
+fn guest_bytes() -> Vec<(GuestMessage, &'static str)> {
+    let section = Some(SectionUse { index: 5, bytes: 300 });
+    let capabilities = Capabilities::SRIOV | Capabilities::IEEE8021Q | Capabilities::RSC;
+    let packet =
+        |channel_type, section| GuestMessage::RndisPacket(RndisPacket { channel_type, section });
+    vec![
+        (
+            GuestMessage::Init { min: Version::V2, max: Version::V2 },
+            "01 00 00 00 02 00 03 00 02 00 03 00",
+        ),
+        (GuestMessage::NdisVersion { major: 6, minor: 30 }, "64 00 00 00 06 00 00 00 1e 00 00 00"),
+        (
+            GuestMessage::NdisConfig { mtu: 1514, capabilities },
+            "7d 00 00 00 ea 05 00 00 00 00 00 00 8c 00 00 00 00 00 00 00",
+        ),
+        (
+            GuestMessage::ReceiveBuffer { gpadl: GpadlId(0xe1e10), id: 0xcafe },
+            "65 00 00 00 10 1e 0e 00 fe ca",
+        ),
+        (GuestMessage::RevokeReceiveBuffer { id: 0xcafe }, "67 00 00 00 fe ca"),
+        (
+            GuestMessage::SendBuffer { gpadl: GpadlId(0xe1e11), id: 1 },
+            "68 00 00 00 11 1e 0e 00 01 00",
+        ),
+        (GuestMessage::RevokeSendBuffer { id: 1 }, "6a 00 00 00 01 00"),
+        (packet(ChannelType::DATA, section), "6b 00 00 00 00 00 00 00 05 00 00 00 2c 01 00 00"),
+        (packet(ChannelType::CONTROL, None), "6b 00 00 00 01 00 00 00 ff ff ff ff 00 00 00 00"),
+        (GuestMessage::RndisPacketComplete { status: Status::SUCCESS }, "6c 00 00 00 01 00 00 00"),
+        (GuestMessage::SwitchDataPath(DataPath::VF), "81 00 00 00 01 00 00 00"),
+        (
+            GuestMessage::OidQueryEx { header: 0x0028_0180, oid: 0x0001_0106 },
+            "83 00 00 00 80 01 28 00 06 01 01 00",
+        ),
+        (
+            GuestMessage::SubChannels { operation: SubChannelOperation::ALLOCATE, count: 7 },
+            "85 00 00 00 01 00 00 00 07 00 00 00",
+        ),
+    ]
+}
+
+/// Every message of a host with its bytes (PROTOCOL §7.2), the padding left out.
+fn host_bytes() -> Vec<(HostMessage, &'static str)> {
+    let first = Some(ReceiveSection {
+        offset: 0,
+        sub_alloc_size: 1806,
+        num_sub_allocs: 9289,
+        end_offset: 16_775_934,
+    });
+    let status = Status::SUCCESS;
+    let packet = RndisPacket { channel_type: ChannelType::DATA, section: None };
+    vec![
+        (
+            HostMessage::InitComplete { version: u32::MAX, max_mdl_chain: 34, status },
+            "02 00 00 00 ff ff ff ff 22 00 00 00 01 00 00 00",
+        ),
+        (
+            HostMessage::ReceiveBufferComplete { status, sections: 1, first },
+            "66 00 00 00 01 00 00 00 01 00 00 00 00 00 00 00 0e 07 00 00 49 24 00 00 fe fa ff 00",
+        ),
+        (
+            HostMessage::SendBufferComplete { status, section_size: 6144 },
+            "69 00 00 00 01 00 00 00 00 18 00 00",
+        ),
+        (HostMessage::RndisPacket(packet), "6b 00 00 00 00 00 00 00 ff ff ff ff 00 00 00 00"),
+        (HostMessage::RndisPacketComplete { status: Status::FAILURE }, "6c 00 00 00 02 00 00 00"),
+        (
+            HostMessage::VfAssociation { allocated: false, serial: Serial(0x102) },
+            "80 00 00 00 00 00 00 00 02 01 00 00",
+        ),
+        (HostMessage::SwitchDataPath(DataPath::SYNTHETIC), "81 00 00 00 00 00 00 00"),
+        (
+            HostMessage::OidQueryExComplete { status: 0xc000_00bb, bytes: 0 },
+            "84 00 00 00 bb 00 00 c0 00 00 00 00",
+        ),
+        (HostMessage::SubChannels { status, count: 7 }, "85 00 00 00 01 00 00 00 07 00 00 00"),
+        (
+            HostMessage::IndirectionTable(table()),
+            "86 00 00 00 10 00 00 00 0c 00 00 00
+             00 00 00 00 01 00 00 00 02 00 00 00 00 00 00 00 01 00 00 00 02 00 00 00 00 00 00 00 01 00 00 00
+             02 00 00 00 00 00 00 00 01 00 00 00 02 00 00 00 00 00 00 00 01 00 00 00 02 00 00 00 00 00 00 00",
+        ),
+    ]
+}
+
+#[test]
+fn every_message_of_a_guest_has_the_bytes_of_the_protocol_in_every_version() {
+    for version in [Version::V1, Version::V2, Version::V4, Version::V5, Version::V6, Version::V6_1]
+    {
+        for (message, text) in guest_bytes() {
+            // Answers to transfer pages are never padded.
+            let answer = matches!(message, GuestMessage::RndisPacketComplete { .. });
+            let bytes = padded(text, if answer { 0 } else { version.message_size() });
+            assert_eq!(&*message.encode(version), &bytes[..], "{message:?} in {version}");
+            assert_eq!(GuestMessage::decode(&bytes), Ok(message));
+            let fields = hex(text);
+            assert_eq!(GuestMessage::decode(&fields), Ok(message), "without padding");
+            assert!(GuestMessage::decode(&fields[..fields.len() - 1]).is_err(), "{message:?} cut");
+        }
+    }
+}
+
+#[test]
+fn every_message_of_a_host_has_the_bytes_of_the_protocol_in_every_version() {
+    for version in [Version::V1, Version::V2, Version::V4, Version::V5, Version::V6, Version::V6_1]
+    {
+        for (message, text) in host_bytes() {
+            let bytes = padded(text, version.message_size());
+            assert_eq!(&*message.encode(version), &bytes[..], "{message:?} in {version}");
+            assert_eq!(HostMessage::decode(&bytes, version), Ok(message));
+            let fields = hex(text);
+            assert_eq!(HostMessage::decode(&fields, version), Ok(message), "without padding");
+            // The bytes of a section are of no meaning where none is named.
+            let needed = fields.len() - 1;
+            assert!(HostMessage::decode(&fields[..needed], version).is_err(), "{message:?} cut");
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_deprecated_or_never_used_are_refused_on_both_sides() {
+    for kind in (109..=124).chain([126, 127, 130, 135, 136]) {
+        let mut message = [0; 40];
+        message[0] = kind;
+        let error = DecodeError::Unexpected(MessageType(u32::from(kind)));
+        assert_eq!(GuestMessage::decode(&message), Err(error));
+        assert_eq!(HostMessage::decode(&message, Version::V6_1), Err(error));
+    }
+}
+
 #[test]
 fn errors_say_what_was_expected() {
     let text = format!("{}", DecodeError::TableOffset { offset: 99, len: 76 });
@@ -203,6 +340,7 @@ fn any_guest() -> impl Strategy<Value = GuestMessage> {
         any_rndis().prop_map(GuestMessage::RndisPacket),
         any::<u32>().prop_map(|s| GuestMessage::RndisPacketComplete { status: Status(s) }),
         any::<u32>().prop_map(|path| GuestMessage::SwitchDataPath(DataPath(path))),
+        words.prop_map(|(header, oid)| GuestMessage::OidQueryEx { header, oid }),
         words.prop_map(|(operation, count)| GuestMessage::SubChannels {
             operation: SubChannelOperation(operation),
             count
@@ -241,6 +379,7 @@ fn any_host() -> impl Strategy<Value = HostMessage> {
             serial: Serial(serial)
         }),
         any::<u32>().prop_map(|path| HostMessage::SwitchDataPath(DataPath(path))),
+        words.prop_map(|(status, bytes)| HostMessage::OidQueryExComplete { status, bytes }),
         words
             .prop_map(|(status, count)| HostMessage::SubChannels { status: Status(status), count }),
         any::<[u32; TABLE_ENTRIES]>().prop_map(HostMessage::IndirectionTable),

@@ -7,8 +7,10 @@
 //! in [`structs`].
 
 mod control;
+pub mod offload;
 pub mod oid;
 pub mod packet;
+pub mod scaling;
 pub mod structs;
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ open_enum! {
     pub struct PpiType(u32) {
         /// Checksums: [`TransmitChecksum`] or [`ReceiveChecksum`].
         CHECKSUM = 0,
-        /// Large send.
+        /// A segment to be cut: [`LargeSend`].
         LARGE_SEND = 2,
         /// 802.1Q: [`VlanTag`].
         VLAN = 6,
@@ -87,6 +87,61 @@ bitflags::bitflags! {
         const LAST = 4;
         /// Bits that are not known here.
         const _ = !0;
+    }
+}
+
+/// Bits of an offset or a segment size in a request.
+const OFFSET_BITS: u32 = 0x3ff;
+const SEGMENT_BITS: u32 = 0xf_ffff;
+/// A large send is LSOv2: the host computes checksums and lengths by itself.
+const LARGE_SEND_V2: u32 = 1 << 30;
+const LARGE_SEND_IPV6: u32 = 1 << 31;
+
+impl TransmitChecksum {
+    /// The same, with the TCP or UDP header starting at this byte of the frame, at most 1,023.
+    #[must_use]
+    pub const fn at(self, layer4: u16) -> Self {
+        let flags = self.bits() & 0xffff;
+        Self::from_bits_retain(flags | (layer4 as u32 & OFFSET_BITS) << 16)
+    }
+
+    /// Where the TCP or UDP header starts.
+    #[must_use]
+    pub const fn layer4(self) -> usize {
+        (self.bits() >> 16 & OFFSET_BITS) as usize
+    }
+}
+
+/// A TCP segment that the host shall cut (LSOv2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LargeSend {
+    /// Most bytes of payload in each piece (MSS), 1 to 1,048,575.
+    pub segment: u32,
+    /// Where the TCP header starts in the frame, at most 1,023.
+    pub layer4: u16,
+    /// Over IPv6, otherwise over IPv4.
+    pub ipv6: bool,
+}
+
+impl LargeSend {
+    /// As it stands in per-packet information.
+    #[must_use]
+    pub const fn to_ppi(self) -> u32 {
+        let ipv6 = if self.ipv6 { LARGE_SEND_IPV6 } else { 0 };
+        self.segment & SEGMENT_BITS
+            | (self.layer4 as u32 & OFFSET_BITS) << 20
+            | LARGE_SEND_V2
+            | ipv6
+    }
+
+    /// From per-packet information.
+    #[must_use]
+    pub const fn from_ppi(word: u32) -> Self {
+        Self {
+            segment: word & SEGMENT_BITS,
+            layer4: (word >> 20 & OFFSET_BITS) as u16,
+            ipv6: word & LARGE_SEND_IPV6 != 0,
+        }
     }
 }
 

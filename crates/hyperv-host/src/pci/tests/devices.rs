@@ -271,3 +271,35 @@ fn interrupts_are_granted_in_the_form_of_every_version() {
         assert_eq!(world.host.interrupts(), 0, "nothing is left behind");
     }
 }
+
+// Each kind of misbehaviour, before and after the function is up: the bus lives, and what was wrong is counted.
+#[test]
+fn no_misbehaviour_of_the_host_costs_the_guest_its_bus() {
+    for kind in Misbehaviour::ALL {
+        let mut world = World::new(PciPolicy::default(), &[function(0, 1)]);
+        world.run();
+        let id = world.only().id;
+        world.guest_events.clear();
+        world.host.misbehave(kind, world.now);
+        let wish = InterruptWish {
+            vector: 1,
+            vectors: 2,
+            delivery: Delivery::LowestPriority,
+            processors: &[0],
+        };
+        world.guest.create_interrupt(id, &wish, world.now).unwrap();
+        world.run();
+        assert_eq!(world.host.misbehaved(kind), 1, "{kind:?}");
+        let stats = world.guest.stats();
+        let failed = |event: &Event| matches!(event, Event::RequestFailed { .. });
+        let noticed = stats.bad_packets == 1
+            || stats.snapshots_superseded == 9
+            || stats.ejects_ignored == 1
+            || world.guest_events.iter().any(failed);
+        assert!(noticed, "{kind:?}: {stats:?} {:?}", world.guest_events);
+        assert_eq!(world.only().id, id, "{kind:?}");
+        assert!(world.guest.set_power(id, PowerState::D0, world.now).is_ok());
+        world.run();
+        assert!(!world.guest_events.iter().any(|event| matches!(event, Event::Overdue { .. })));
+    }
+}

@@ -1,7 +1,6 @@
 //! The real guest bus against the service, woken only by doorbells and deadlines.
 
 mod devices;
-mod misbehaviour;
 mod rare;
 mod raw;
 mod scenarios;

@@ -25,7 +25,7 @@ fn start_up_follows_the_order_of_the_protocol() {
     rig.settle();
     let said = &rig.said;
     assert!(matches!(said[0], GuestMessage::Init { max: Version::V6_1, .. }));
-    let capabilities = Capabilities::SRIOV | Capabilities::IEEE8021Q;
+    let capabilities = Capabilities::SRIOV | Capabilities::IEEE8021Q | Capabilities::TEAMING;
     assert_eq!(said[1], GuestMessage::NdisConfig { mtu: 1514, capabilities });
     assert_eq!(said[2], GuestMessage::NdisVersion { major: 6, minor: 30 });
     assert_eq!(said[3], GuestMessage::ReceiveBuffer { gpadl: GpadlId(0xe1e10), id: 0xcafe });
@@ -40,18 +40,21 @@ fn start_up_follows_the_order_of_the_protocol() {
             (rndis::MessageType::QUERY, Some(Oid::MAXIMUM_FRAME_SIZE)),
             (rndis::MessageType::QUERY, Some(Oid::MEDIA_CONNECT_STATUS)),
             (rndis::MessageType::QUERY, Some(Oid::LINK_SPEED)),
+            (rndis::MessageType::QUERY, Some(Oid::OFFLOAD_HARDWARE_CAPABILITIES)),
             (rndis::MessageType::SET, Some(Oid::CURRENT_PACKET_FILTER)),
         ]
     );
-    assert_eq!(rig.asked[5].2, 13u32.to_le_bytes());
+    assert_eq!(rig.asked[5].2, [0xa7, 3, 156, 0], "the form that is known");
+    assert_eq!(rig.asked[6].2, 13u32.to_le_bytes());
     assert_eq!(
         rig.events(),
         [NicEvent::Ready { mac: MAC, mtu: 1500, version: Version::V6_1, link: true }]
     );
     let info = rig.nic.info();
     assert_eq!((info.speed, info.ready, info.path), (Some(10_000_000_000), true, Path::Synthetic));
-    assert_eq!(rig.completions.len(), 6, "each reply once");
-    assert_eq!(rig.nic.stats().bad.total(), 0);
+    assert_eq!(rig.completions.len(), 7, "each reply once");
+    let stats = rig.nic.stats();
+    assert_eq!((stats.bad.total(), stats.refused), (0, 1), "this host has no offloads");
     assert_eq!(rig.nic.poll_deadline(), None);
 }
 
@@ -88,10 +91,12 @@ fn the_first_version_has_no_configuration() {
 fn a_host_that_takes_no_version_is_reported() {
     let mut rig = rig();
     rig.versions.clear();
+    for _ in 1..Version::ALL.len() {
+        rig.serve();
+        rig.poll();
+    }
     rig.serve();
-    rig.poll();
-    rig.serve();
-    let error = NicError::VersionsRefused { last: Version::V5, status: Status::NONE };
+    let error = NicError::VersionsRefused { last: Version::V1, status: Status::NONE };
     assert_eq!(rig.try_poll(), Err(error));
     assert_eq!(rig.events(), [NicEvent::Failed(error)]);
     assert_eq!(rig.try_poll(), Err(error), "and remains so");
@@ -103,12 +108,10 @@ fn a_host_that_takes_no_version_is_reported() {
 fn an_isolated_guest_wants_no_virtual_function_and_no_old_version() {
     let mut rig = rig_of(config(NicConfig { isolated: true, ..NicConfig::default() }));
     rig.settle();
-    assert!(
-        rig.said.contains(&GuestMessage::NdisConfig {
-            mtu: 1514,
-            capabilities: Capabilities::IEEE8021Q
-        })
-    );
+    assert!(rig.said.contains(&GuestMessage::NdisConfig {
+        mtu: 1514,
+        capabilities: Capabilities::IEEE8021Q | Capabilities::TEAMING
+    }));
     rig.events();
     rig.associate(true, 7);
     rig.settle();
@@ -161,6 +164,7 @@ fn anything_between_two_replies_is_understood() {
         rig.events(),
         [
             NicEvent::Associated { serial: Serial(3) },
+            NicEvent::SendTable,
             NicEvent::Ready { mac: MAC, mtu: 1500, version: Version::V6_1, link: false }
         ]
     );

@@ -1,0 +1,106 @@
+//! A frame to be sent, with what the host shall do to it.
+
+use super::transmit::{ADDRESSES, VLAN_TYPE};
+use super::types::{ETHERNET_HEADER, TransmitError, VLAN_TAG};
+use crate::rndis::packet::{LargeSend, TransmitChecksum, VlanTag};
+
+/// A frame to be sent: its bytes in one piece or several, and what the host shall do to it.
+///
+/// [`Nic::transmit`](super::Nic::transmit) sends plain bytes; this is for those who leave work to the host.
+#[derive(Clone, Copy, Debug)]
+pub struct TxFrame<'a> {
+    /// The bytes, in order. The first piece holds all headers, up to the data of TCP or UDP, if anything below asks the
+    /// host for work on them.
+    pub pieces: &'a [&'a [u8]],
+    /// A tag to be put in. The bytes then hold none.
+    pub vlan: Option<VlanTag>,
+    /// Checksums to be computed: which, over which IP version, and [where the TCP or UDP header
+    /// starts](TransmitChecksum::at). The field of a TCP or UDP checksum holds the sum of the pseudo-header. What the host
+    /// does not offer is computed here.
+    pub checksum: TransmitChecksum,
+    /// A TCP segment longer than the MTU that the host shall cut. The host computes all its checksums. Only up to
+    /// [`NicInfo::large_send`](super::NicInfo::large_send) bytes.
+    pub large_send: Option<LargeSend>,
+    /// The hash of the flow, for the host.
+    pub hash: Option<u32>,
+}
+
+impl<'a> TxFrame<'a> {
+    /// A frame that goes as it is.
+    #[must_use]
+    pub const fn plain(pieces: &'a [&'a [u8]]) -> Self {
+        Self {
+            pieces,
+            vlan: None,
+            checksum: TransmitChecksum::empty(),
+            large_send: None,
+            hash: None,
+        }
+    }
+
+    /// Bytes of all pieces.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "what is empty is no frame")]
+    pub fn len(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.len()).sum()
+    }
+
+    /// The pieces without the tag, if there is one among the bytes: addresses, the rest of the first piece, the other pieces.
+    pub(super) fn split(&self) -> Result<Split<'a>, TransmitError> {
+        let (first, rest): (&[u8], &[&[u8]]) = match self.pieces.split_first() {
+            Some((first, rest)) => (first, rest),
+            None => (&[], &[]),
+        };
+        let Some((addresses, behind)) = first.split_at_checked(ADDRESSES) else {
+            return Err(TransmitError::TooShort(self.len()));
+        };
+        if behind.len() < ETHERNET_HEADER - ADDRESSES {
+            return Err(TransmitError::TooShort(self.len()));
+        }
+        let (tag, first) = match (self.vlan, inner_tag(first)) {
+            (None, Some(tag)) => (Some(tag), behind.get(VLAN_TAG..).unwrap_or_default()),
+            (tag, _) => (tag, behind),
+        };
+        Ok(Split { addresses, first, rest, tag, cut: self.vlan.is_none() && tag.is_some() })
+    }
+}
+
+/// A frame as it goes into the send buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Split<'a> {
+    addresses: &'a [u8],
+    first: &'a [u8],
+    rest: &'a [&'a [u8]],
+    pub(super) tag: Option<VlanTag>,
+    /// A tag was taken out of the bytes, so that everything behind it has moved.
+    pub(super) cut: bool,
+}
+
+impl<'a> Split<'a> {
+    pub(super) fn len(&self) -> usize {
+        self.pieces().map(<[u8]>::len).sum()
+    }
+
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &'a [u8]> + Clone {
+        let rest = self.rest.iter().copied();
+        [self.addresses, self.first].into_iter().chain(rest)
+    }
+
+    /// `N` bytes at an offset, if they are in the first piece.
+    pub(super) fn at<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.first.get(offset.checked_sub(ADDRESSES)?..)?.first_chunk().copied()
+    }
+
+    /// The bytes from `from` to `to`, if they are in the first piece.
+    pub(super) fn range(&self, from: usize, to: usize) -> Option<&'a [u8]> {
+        self.first.get(from.checked_sub(ADDRESSES)?..to.checked_sub(ADDRESSES)?)
+    }
+}
+
+/// The tag of a frame that has one and something behind it: it goes beside the frame.
+#[inline]
+pub(super) fn inner_tag(frame: &[u8]) -> Option<VlanTag> {
+    let [a, b, c, d] = *frame.get(ADDRESSES..)?.first_chunk::<VLAN_TAG>()?;
+    let whole = frame.len() >= ETHERNET_HEADER + VLAN_TAG;
+    (whole && [a, b] == VLAN_TYPE).then(|| VlanTag(u16::from_be_bytes([c, d])))
+}

@@ -1,0 +1,203 @@
+//! What a frame needs before the host can work on it, or instead of that: headers as NDIS wants them for large sends, and
+//! checksums that the host does not offer (PROTOCOL §9.2).
+
+use super::frame::Split;
+use super::types::TransmitError;
+use crate::rndis::offload::{ChecksumSet, OffloadCapabilities};
+use crate::rndis::packet::{LargeSend, TransmitChecksum};
+
+/// Bytes of an Ethernet header without tag.
+const ETHERNET: usize = 14;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Places of checksum fields in their headers.
+const TCP_FIELD: usize = 16;
+const UDP_FIELD: usize = 6;
+const IPV4_FIELD: usize = 10;
+
+/// Bytes to be written over those of a frame: at most three fields.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Patches {
+    fields: [(usize, [u8; 2]); 3],
+    count: usize,
+}
+
+impl Patches {
+    fn add(&mut self, at: usize, value: u16) {
+        if let Some(field) = self.fields.get_mut(self.count) {
+            *field = (at, value.to_be_bytes());
+            self.count += 1;
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, [u8; 2])> {
+        self.fields.into_iter().take(self.count)
+    }
+}
+
+/// Adds the words of `bytes` to a sum; `odd`: the first byte is the lower half of a word.
+fn add(mut sum: u32, bytes: &[u8], odd: bool) -> u32 {
+    let (head, rest) = bytes.split_at(usize::from(odd && !bytes.is_empty()));
+    for byte in head {
+        sum += u32::from(*byte);
+    }
+    let (words, last) = rest.as_chunks();
+    for word in words {
+        sum += u32::from(u16::from_be_bytes(*word));
+        // Keeps the carry, and 32 bits from overflowing.
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    for byte in last {
+        sum += u32::from(*byte) << 8;
+    }
+    (sum & 0xffff) + (sum >> 16)
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// IP header and layer 4 as a request describes them, checked against the bytes.
+#[derive(Clone, Copy, Debug)]
+struct Headers<'a> {
+    /// Source and destination address.
+    addresses: &'a [u8],
+    ipv6: bool,
+    layer4: usize,
+}
+
+fn headers<'a>(
+    frame: &Split<'a>,
+    ipv6: bool,
+    layer4: usize,
+    protocol: u8,
+) -> Result<Headers<'a>, TransmitError> {
+    let wrong = TransmitError::Headers { layer4 };
+    let least = if protocol == TCP { 20 } else { 8 };
+    // All of the layer 4 header is in the first piece.
+    frame.range(layer4, layer4 + least).ok_or(wrong)?;
+    let addresses = if ipv6 {
+        let version = frame.at::<1>(ETHERNET).is_some_and(|[first]| first >> 4 == 6);
+        let fits = version && layer4 >= ETHERNET + 40;
+        frame.range(ETHERNET + 8, ETHERNET + 40).filter(|_| fits)
+    } else {
+        let header = frame.at::<1>(ETHERNET).filter(|[first]| first >> 4 == 4);
+        let fits = header.is_some_and(|[first]| usize::from(first & 15) * 4 + ETHERNET == layer4)
+            && layer4 >= ETHERNET + 20
+            && frame.at(ETHERNET + 9) == Some([protocol]);
+        frame.range(ETHERNET + 12, ETHERNET + 20).filter(|_| fits)
+    };
+    Ok(Headers { addresses: addresses.ok_or(wrong)?, ipv6, layer4 })
+}
+
+/// What a large send has to look like: no lengths, and a pseudo-header without one.
+pub(super) fn prepare_large_send(
+    frame: &Split<'_>,
+    send: LargeSend,
+) -> Result<Patches, TransmitError> {
+    let headers = headers(frame, send.ipv6, usize::from(send.layer4), TCP)?;
+    let sum = add(add(0, headers.addresses, false), &[0, TCP], false);
+    let mut patches = Patches::default();
+    if headers.ipv6 {
+        patches.add(ETHERNET + 4, 0);
+    } else {
+        patches.add(ETHERNET + 2, 0);
+        patches.add(ETHERNET + IPV4_FIELD, 0);
+    }
+    patches.add(headers.layer4 + TCP_FIELD, fold(sum));
+    Ok(patches)
+}
+
+/// Whether the host computes all that is asked for.
+pub(super) fn offers(offloads: &OffloadCapabilities, request: TransmitChecksum) -> bool {
+    let ipv6 = request.contains(TransmitChecksum::IPV6);
+    let offered = if ipv6 { offloads.ipv6.transmit } else { offloads.ipv4.transmit };
+    [
+        (TransmitChecksum::TCP, ChecksumSet::TCP),
+        (TransmitChecksum::UDP, ChecksumSet::UDP),
+        (TransmitChecksum::IP_HEADER, ChecksumSet::IP_HEADER),
+    ]
+    .into_iter()
+    .all(|(wanted, has)| !request.contains(wanted) || offered.contains(has))
+}
+
+/// Whether anything is asked for at all.
+pub(super) fn asks(request: TransmitChecksum) -> bool {
+    let kinds = TransmitChecksum::TCP | TransmitChecksum::UDP | TransmitChecksum::IP_HEADER;
+    request.intersects(kinds)
+}
+
+/// Computes what is asked for.
+pub(super) fn compute(
+    frame: &Split<'_>,
+    request: TransmitChecksum,
+) -> Result<Patches, TransmitError> {
+    let mut patches = Patches::default();
+    let layer4 = request.layer4();
+    if request.contains(TransmitChecksum::IP_HEADER) {
+        let len = frame.at::<1>(ETHERNET).map_or(0, |[first]| usize::from(first & 15) * 4);
+        let header = frame.range(ETHERNET, ETHERNET + len).filter(|header| header.len() >= 20);
+        let header = header.ok_or(TransmitError::Headers { layer4 })?;
+        let (before, behind) = header.split_at(IPV4_FIELD);
+        let sum = add(add(0, before, false), behind.get(2..).unwrap_or_default(), false);
+        patches.add(ETHERNET + IPV4_FIELD, !fold(sum));
+    }
+    let (protocol, field) = if request.contains(TransmitChecksum::TCP) {
+        (TCP, TCP_FIELD)
+    } else if request.contains(TransmitChecksum::UDP) {
+        (UDP, UDP_FIELD)
+    } else {
+        return Ok(patches);
+    };
+    headers(frame, request.contains(TransmitChecksum::IPV6), layer4, protocol)?;
+    // The field holds the sum of the pseudo-header, so that it is simply part of what is added up. Padding is not.
+    let end = packet_end(frame, request.contains(TransmitChecksum::IPV6));
+    let (mut sum, mut at, mut odd) = (0, 0, false);
+    for piece in frame.pieces() {
+        let from = layer4.saturating_sub(at).min(piece.len());
+        let to = end.saturating_sub(at).min(piece.len()).max(from);
+        let bytes = piece.get(from..to).unwrap_or_default();
+        sum = add(sum, bytes, odd);
+        odd ^= bytes.len() % 2 == 1;
+        at += piece.len();
+    }
+    let sum = !fold(sum);
+    // A UDP checksum of zero would say that there is none.
+    let sum = if protocol == UDP && sum == 0 { 0xffff } else { sum };
+    patches.add(layer4 + field, sum);
+    Ok(patches)
+}
+
+/// Where the IP packet ends; what follows is padding.
+fn packet_end(frame: &Split<'_>, ipv6: bool) -> usize {
+    let len = if ipv6 {
+        frame.at(ETHERNET + 4).map(|len| usize::from(u16::from_be_bytes(len)) + 40)
+    } else {
+        frame.at(ETHERNET + 2).map(|len| usize::from(u16::from_be_bytes(len)))
+    };
+    len.map_or(usize::MAX, |len| ETHERNET + len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_do_not_depend_on_where_the_bytes_are_cut() {
+        let bytes: [u8; 61] = core::array::from_fn(|at| (at * 37 + 11) as u8);
+        let whole = fold(add(0, &bytes, false));
+        for cut in 0..bytes.len() {
+            let (a, b) = bytes.split_at(cut);
+            assert_eq!(fold(add(add(0, a, false), b, cut % 2 == 1)), whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn carries_are_kept() {
+        assert_eq!(fold(add(0, &[0xff; 40_000], false)), 0xffff);
+        assert_eq!(fold(add(0, &[0xff, 0xff, 0, 1], false)), 1);
+    }
+}
