@@ -39,6 +39,8 @@ Examples:
       send this file over every NIC and compare its digest
   netvsc run --size 1GiB
       send 1 GiB of generated data per NIC
+  netvsc run --pcap run.pcapng
+      every frame in a file for Wireshark, each NIC, path and direction an interface
   netvsc run --vf shared --disks 1
       one function with a port for every NIC, and a disk that has its serial number
   sudo netvsc run --tap nv0 --peer-tap nv1 --churn 2s
@@ -132,6 +134,14 @@ pub struct RunArgs {
         long_help = "Print one JSON object per line for every event. The last line has \"event\":\"summary\" with the totals"
     )]
     pub json: bool,
+
+    /// Write every frame to this file, as pcapng
+    #[arg(
+        long,
+        value_name = "FILE",
+        long_help = "Write every frame of the NICs to this file in the pcapng format, which Wireshark and tshark read. Each NIC, path and direction is an interface: nic0-vf-out. A file that is there is replaced"
+    )]
+    pub pcap: Option<PathBuf>,
 
     /// How the NICs get their VFs
     #[arg(
@@ -242,6 +252,14 @@ impl RunArgs {
                 format!("--tap and --peer-tap are both `{tap}`; give two different names");
             return Err((ErrorKind::ValueValidation, message));
         }
+        // By any name: it would be emptied before it is read.
+        if let (Some(transfer), Some(pcap)) = (&self.transfer, &self.pcap)
+            && let (Ok(from), Ok(to)) = (transfer.canonicalize(), pcap.canonicalize())
+            && from == to
+        {
+            let message = "--transfer and --pcap are the same file; give two different ones";
+            return Err((ErrorKind::ValueValidation, message.to_owned()));
+        }
         if self.duration.is_some_and(|span| span.0.is_zero()) {
             let message =
                 "--duration is 0; give a time such as 30s, or leave it out to run until Ctrl-C";
@@ -290,6 +308,7 @@ mod tests {
         assert_eq!(transfer.transfer, Some("a.bin".into()));
         assert_eq!((transfer.seed, transfer.json, transfer.host), (7, true, HostChoice::Embedded));
         assert_eq!(run("--size 1GiB").unwrap().size, ByteSize(1 << 30));
+        assert_eq!(run("--pcap a.pcapng").unwrap().pcap, Some("a.pcapng".into()));
         let devices = run("--vf shared --disks 2").unwrap();
         assert_eq!((devices.vf, devices.disks), (VfLayout::Shared, 2));
         let tap = run("--tap nv0 --peer-tap nv1 --churn 300ms --duration 5s").unwrap();

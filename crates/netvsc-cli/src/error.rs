@@ -36,6 +36,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The frames cannot be written to a file.
+    #[error("cannot write `{}`: {source}; give --pcap a file that you can write", path.display())]
+    Capture {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// A TAP could not be opened or used.
     #[error(transparent)]
     Tap(#[from] TapError),

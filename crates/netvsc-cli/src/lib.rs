@@ -1,6 +1,7 @@
 //! The program `netvsc`, as a library.
 
 pub mod args;
+pub mod capture;
 pub mod embedded;
 pub mod error;
 pub mod event;

@@ -10,7 +10,9 @@
 mod counters;
 mod event;
 mod replay;
+mod tap;
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -23,6 +25,7 @@ use crate::port::{Path, PortError, PortLink, VfPort};
 pub use self::counters::AdapterCounters;
 pub use self::event::AdapterEvent;
 pub use self::replay::Replay;
+pub use self::tap::{Direction, Tap};
 
 /// A received frame, wherever it lies.
 pub trait Frame {
@@ -172,6 +175,7 @@ pub struct Adapter<N: Synthetic, P> {
     unflushed: bool,
     events: VecDeque<AdapterEvent<N::Event, P>>,
     counters: AdapterCounters,
+    tap: Option<Box<dyn Tap>>,
 }
 
 impl<N: Synthetic, P: VfPort> Adapter<N, P> {
@@ -189,6 +193,20 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             unflushed: false,
             events: VecDeque::new(),
             counters: AdapterCounters::default(),
+            tap: None,
+        }
+    }
+
+    /// Has every frame shown to `tap`, or to none.
+    pub fn set_tap(&mut self, tap: Option<Box<dyn Tap>>) {
+        self.tap = tap;
+    }
+
+    /// Shows the tap a frame that a path took.
+    #[inline]
+    fn show(tap: &mut Option<Box<dyn Tap>>, path: Path, now: Instant, frame: &[u8]) {
+        if let Some(tap) = tap {
+            tap.frame(path, Direction::Out, now, &frame);
         }
     }
 
@@ -298,7 +316,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         let result = match self.failover.outlet() {
             Outlet::Draining => Err(Refused::Full),
             Outlet::Path(Path::Vf) => self.transmit_vf(frame, now),
-            Outlet::Path(Path::Synthetic) => self.transmit_synthetic(frame),
+            Outlet::Path(Path::Synthetic) => self.transmit_synthetic(frame, now),
         };
         match result {
             Ok(()) => {
@@ -328,13 +346,14 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             }
         }
         // What an earlier VF left behind goes first, on the path that is safe.
-        self.resend();
+        self.resend(now);
         if self.backlog > 0 {
             return Err(Refused::Full);
         }
-        let Some(port) = &mut self.port else { return self.transmit_synthetic(frame) };
+        let Some(port) = &mut self.port else { return self.transmit_synthetic(frame, now) };
         match port.transmit(frame) {
             Ok(()) => {
+                Self::show(&mut self.tap, Path::Vf, now, frame);
                 self.replay.push(frame);
                 self.expected = self.expected.saturating_add(1);
                 self.unflushed = true;
@@ -350,21 +369,22 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             }
             Err(PortError::Gone) => {
                 self.port_gone(now);
-                self.transmit_synthetic(frame)
+                self.transmit_synthetic(frame, now)
             }
             Err(PortError::Length { .. }) => {
                 self.counters.too_long_for_vf += 1;
-                self.transmit_synthetic(frame)
+                self.transmit_synthetic(frame, now)
             }
         }
     }
 
-    fn transmit_synthetic(&mut self, frame: &[u8]) -> Result<(), Refused> {
-        self.resend();
+    fn transmit_synthetic(&mut self, frame: &[u8], now: Instant) -> Result<(), Refused> {
+        self.resend(now);
         if self.backlog > 0 {
             return Err(Refused::Full);
         }
         self.nic.transmit(frame)?;
+        Self::show(&mut self.tap, Path::Synthetic, now, frame);
         self.counters.frames_synthetic += 1;
         Ok(())
     }
@@ -389,15 +409,21 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         now: Instant,
         sink: &mut dyn FnMut(Path, &dyn Frame),
     ) -> Result<(), N::Error> {
-        let counters = &mut self.counters;
+        let Self { counters, tap, .. } = self;
         let polled = self.nic.poll(now, &mut |frame| {
             counters.frames_received += 1;
+            if let Some(tap) = tap {
+                tap.frame(Path::Synthetic, Direction::In, now, frame);
+            }
             sink(Path::Synthetic, frame);
         });
         if let Some(port) = &mut self.port {
             port.receive(&mut |frame| {
                 counters.frames_received += 1;
                 counters.frames_received_vf += 1;
+                if let Some(tap) = tap {
+                    tap.frame(Path::Vf, Direction::In, now, &frame);
+                }
                 sink(Path::Vf, &frame);
             });
         }
@@ -413,7 +439,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         self.act(now);
         self.failover.handle_deadline(now);
         self.act(now);
-        self.resend();
+        self.resend(now);
         self.nic.flush();
         polled
     }
@@ -499,7 +525,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     }
 
     /// Sends what has to go out again, as far as there is room. Without a channel it waits for the next one.
-    fn resend(&mut self) {
+    fn resend(&mut self, now: Instant) {
         while self.backlog > 0 && self.failover.is_open() {
             let Some(frame) = self.replay.front() else {
                 self.backlog = 0;
@@ -507,6 +533,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             };
             match self.nic.transmit(frame) {
                 Ok(()) => {
+                    Self::show(&mut self.tap, Path::Synthetic, now, frame);
                     self.counters.frames_synthetic += 1;
                     self.counters.frames_resent += 1;
                 }

@@ -20,6 +20,7 @@ use vmbus::time::earliest;
 use vmbus::{Channel, ChannelId, ConnectionId, Doorbell, Guid, Instant};
 use vpci::bus::Function;
 
+use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::{PairLine, What};
 use crate::report::NicView;
@@ -76,6 +77,7 @@ pub struct Guest<M: Machine> {
     owners: BTreeMap<ChannelId, (Owner, ConnectionId)>,
     pairing: Pairing,
     events: VecDeque<What>,
+    capture: Option<Capture>,
 }
 
 impl<M: Machine> std::fmt::Debug for Guest<M> {
@@ -96,7 +98,13 @@ impl<M: Machine> Guest<M> {
             owners: BTreeMap::new(),
             pairing: Pairing::new(PairingConfig::default()),
             events: VecDeque::new(),
+            capture: None,
         }
+    }
+
+    /// Has the frames of all NICs that start from now on written to a file.
+    pub fn capture_into(&mut self, capture: Capture) {
+        self.capture = Some(capture);
     }
 
     /// Makes contact with the host.

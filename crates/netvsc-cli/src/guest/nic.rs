@@ -153,7 +153,9 @@ impl<M: Machine> Guest<M> {
                     match Nic::new(link, receive, Some(send), NicConfig::default(), now) {
                         Ok(started) => {
                             nic.rung = true;
-                            Stage::Running(Box::new(Adapter::new(started, adapter_config())))
+                            let mut adapter = Adapter::new(started, adapter_config());
+                            adapter.set_tap(self.capture.as_ref().map(|file| file.tap(number)));
+                            Stage::Running(Box::new(adapter))
                         }
                         Err(error) => {
                             self.fail(format!("nic{number}: {error}"));

@@ -23,6 +23,7 @@ use super::plan::Plan;
 use super::stage::Stage;
 use super::{NICS, host_event};
 use crate::args::RunArgs;
+use crate::capture::Capture;
 use crate::error::Error;
 use crate::guest::Sending;
 use crate::report::Report;
@@ -135,9 +136,16 @@ struct Session {
 ///
 /// # Errors
 /// If a TAP cannot be had or breaks, or frames were lost.
-pub(super) fn run(args: &RunArgs, tap: &TapName) -> Result<ExitCode, Error> {
+pub(super) fn run(
+    args: &RunArgs,
+    tap: &TapName,
+    capture: Option<&Capture>,
+) -> Result<ExitCode, Error> {
     let stop = stop_signal()?;
     let mut session = Session::new(args, tap)?;
+    if let Some(capture) = capture {
+        session.stage.world.guest.capture_into(capture.clone());
+    }
     let mut report = Report::choose(args.json);
     session.stage.tell(Instant::ZERO, host_event(args));
     session.serve(args, &stop, &mut report)?;

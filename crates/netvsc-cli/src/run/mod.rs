@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Instant as Clock;
 
 use crate::args::{HostChoice, RunArgs};
+use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::What;
 use crate::report::Report;
@@ -31,10 +32,14 @@ const VMBUS_DEVICES: &str = "/sys/bus/vmbus/devices";
 /// # Errors
 /// What stood in the way, or why the run was not good.
 pub fn run(args: &RunArgs) -> Result<ExitCode, Error> {
-    match &args.tap {
-        Some(tap) => kernel::run(args, tap),
-        None => transfer(args),
-    }
+    let capture = args.pcap.as_deref().map(Capture::create).transpose()?;
+    let done = match &args.tap {
+        Some(tap) => kernel::run(args, tap, capture.as_ref()),
+        None => transfer(args, capture.as_ref()),
+    };
+    // What was captured is worth having above all when the run was not good.
+    let written = capture.map_or(Ok(()), |capture| capture.finish());
+    done.and_then(|status| written.map(|()| status))
 }
 
 /// Why the embedded host is used.
@@ -53,7 +58,7 @@ fn host_event(args: &RunArgs) -> What {
     What::Host { host: "embedded", reason: host_reason(args.host), seed: args.seed }
 }
 
-fn transfer(args: &RunArgs) -> Result<ExitCode, Error> {
+fn transfer(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode, Error> {
     let started = Clock::now();
     let plan = Plan::new(args.seed, NICS, false).with_devices(args.vf, args.disks);
     let sources = plan.nics.iter().map(|nic| match &args.transfer {
@@ -64,6 +69,9 @@ fn transfer(args: &RunArgs) -> Result<ExitCode, Error> {
     let sources = sources.collect::<Result<Vec<_>, _>>()?;
     let mut report = Report::choose(args.json);
     let mut simulation = Simulation::new(plan, sources)?;
+    if let Some(capture) = capture {
+        simulation.capture_into(capture.clone());
+    }
     simulation.tell(host_event(args));
     let outcome = simulation.run(&mut report)?;
     let summary = outcome.summary(started.elapsed());

@@ -12,6 +12,7 @@ use vmbus::time::earliest;
 use super::account::{Account, Facts};
 use super::plan::Plan;
 use super::stage::Stage;
+use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::{Summary, What};
 use crate::guest::Sending;
@@ -82,6 +83,11 @@ impl Simulation {
             if plan.shared && nic > 0 { Script::quiet(script.serial()) } else { script }
         })?;
         Ok(Self { stage, lanes, now, next_view: now })
+    }
+
+    /// Has every frame written to a file.
+    pub fn capture_into(&mut self, capture: Capture) {
+        self.stage.world.guest.capture_into(capture);
     }
 
     /// Adds an event of the caller's to the stream.

@@ -1,0 +1,33 @@
+//! Looking at the frames of an adapter, path by path.
+
+use core::fmt;
+
+use vmbus::Instant;
+
+use super::Frame;
+use crate::port::Path;
+
+/// Which way a frame goes, as the guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// From the host or its network.
+    In,
+    /// To it.
+    Out,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::In => "in",
+            Self::Out => "out",
+        })
+    }
+}
+
+/// Sees every frame of an adapter as it goes over a path: what either path took, also when it is sent again, and what came.
+/// An adapter without one spends a comparison per frame on it.
+pub trait Tap: fmt::Debug + Send {
+    /// A frame.
+    fn frame(&mut self, path: Path, direction: Direction, now: Instant, frame: &dyn Frame);
+}
