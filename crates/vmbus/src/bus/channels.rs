@@ -169,6 +169,7 @@ impl Bus {
         slot.releasing = true;
         self.disarm(Wait::Retarget { channel });
         self.take_back_all(channel, now);
+        self.abandon_overdue(channel);
         self.finish_release(channel);
         Ok(())
     }

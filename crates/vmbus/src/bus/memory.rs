@@ -89,6 +89,16 @@ impl Bus {
         }
     }
 
+    /// The same for memory with which the host was late before the release: nobody would say so again.
+    pub(super) fn abandon_overdue(&mut self, channel: ChannelId) {
+        for gpadl in self.gpadls_of(channel) {
+            let late = |wait: Wait| self.waits.get(&wait) == Some(&None);
+            if late(Wait::Share { channel, gpadl }) || late(Wait::Unshare { channel, gpadl }) {
+                self.abandon_if_released(channel, gpadl);
+            }
+        }
+    }
+
     /// Queues the messages that tell the host of memory; `private`: it need not be able to read it.
     pub(super) fn describe(
         &mut self,

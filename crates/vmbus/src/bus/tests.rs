@@ -429,6 +429,23 @@ fn a_host_that_keeps_memory_does_not_keep_the_id() {
 }
 
 #[test]
+fn memory_that_was_late_before_the_release_does_not_keep_the_id() {
+    for (told, then) in [(false, "its making"), (true, "its return")] {
+        let mut bus = connected(Version::V5_3);
+        let gpadl = bus.share(FIVE, &pages(1), T0).unwrap();
+        if told {
+            tell(&mut bus, &created(gpadl, 0));
+            bus.unshare(gpadl, T0).unwrap();
+        }
+        bus.handle_deadline(late());
+        events(&mut bus);
+        bus.release(FIVE, late()).unwrap();
+        assert_eq!(events(&mut bus), [Event::Released { channel: FIVE }], "late with {then}");
+        assert_eq!((bus.poll_deadline(), bus.shared_pages()), (None, 1));
+    }
+}
+
+#[test]
 fn unload_ends_everything_and_a_new_contact_may_follow() {
     let (mut bus, _) = open(Version::V5_3);
     let gpadl = bus.share(FIVE, &pages(2), T0).unwrap();
