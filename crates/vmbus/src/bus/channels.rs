@@ -236,8 +236,8 @@ impl Bus {
             self.stats.bad_offers += 1;
             return Err(HostError::ChannelIdOutOfRange { channel });
         }
-        if !self.channels.contains_key(&channel) {
-            self.check_family(&offer)?;
+        if !self.channels.contains_key(&channel) && !self.check_family(&offer)? {
+            return Ok(());
         }
         match self.channels.get_mut(&channel) {
             None => {

@@ -41,31 +41,39 @@ impl Bus {
         found.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Whether a sub-channel can be offered now. If not, its id goes back: nobody will ever use it.
-    pub(super) fn check_family(&mut self, offer: &Offer) -> Result<(), HostError> {
+    /// Whether an offer can be taken. A sub-channel's needs its open primary channel; its id goes back where that is not so,
+    /// since nobody will ever use it. No mistake of the host if its offer crossed the close of the primary channel.
+    pub(super) fn check_family(&mut self, offer: &Offer) -> Result<bool, HostError> {
         let Offer { channel, sub_channel, instance, .. } = *offer;
         if sub_channel == 0 {
-            return Ok(());
+            return Ok(true);
         }
-        let open = |id: &ChannelId| self.channel_state(*id) == Some(ChannelState::Open);
-        let error = match self.primary(instance).filter(open) {
-            None => HostError::NoPrimary { channel, sub_channel, instance },
-            Some(primary) => {
+        let primary = self.primary(instance);
+        let error = match primary.and_then(|id| Some((id, self.channel_state(id)?))) {
+            Some((primary, ChannelState::Open)) => {
                 let number = |id: &ChannelId| self.offer(*id).map(|offer| offer.sub_channel);
                 let held = self.sub_channels(primary).into_iter();
                 match held.filter(|id| number(id) == Some(sub_channel)).min() {
-                    None => return Ok(()),
+                    None => return Ok(true),
                     Some(held) => {
-                        HostError::SubChannelHeld { channel, sub_channel, instance, held }
+                        Some(HostError::SubChannelHeld { channel, sub_channel, instance, held })
                     }
                 }
             }
+            Some((_, ChannelState::Closing)) => None,
+            _ => Some(HostError::NoPrimary { channel, sub_channel, instance }),
         };
-        self.stats.bad_offers += 1;
-        if !self.channels.contains_key(&channel) {
-            self.post(&ReleaseChannel { channel: U32::new(channel.0) });
+        self.post(&ReleaseChannel { channel: U32::new(channel.0) });
+        match error {
+            Some(error) => {
+                self.stats.bad_offers += 1;
+                Err(error)
+            }
+            None => {
+                self.stats.late += 1;
+                Ok(false)
+            }
         }
-        Err(error)
     }
 
     /// Begins to close the sub-channels of a primary channel; `true` if there is something to wait for.

@@ -517,7 +517,7 @@ pub enum ChannelState {
 pub struct BusStats {
     /// Messages received.
     pub received: u64,
-    /// Answers that nobody waits for: late, or given twice.
+    /// Answers that nobody waits for, late or given twice, and sub-channels offered as their primary channel closes.
     pub late: u64,
     /// Rescinds of channels that are gone or rescinded already.
     pub repeated_rescinds: u64,

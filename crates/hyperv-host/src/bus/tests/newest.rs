@@ -273,6 +273,23 @@ fn sub_channels_belong_to_their_primary_and_close_before_it() {
 }
 
 #[test]
+fn sub_channels_offered_as_their_primary_closes_are_nobodys_mistake() {
+    let (mut world, device) = family(BusPolicy::default());
+    let primary = world.bus.primary(Guid::from_u128(1)).unwrap();
+    let offers = world.guest_log.iter().filter(|event| matches!(event, Event::Offered(_))).count();
+    world.bus.close(primary, world.now).unwrap();
+    assert_eq!(world.host.offer_sub_channels(device, 2, world.now).len(), 2);
+    // Offers that are not wrong pass the world's own checks.
+    world.run();
+    let after = world.guest_log.iter().filter(|event| matches!(event, Event::Offered(_))).count();
+    assert_eq!((after, world.bus.stats().bad_offers), (offers, 0), "nobody hears of them");
+    assert_eq!(world.host.counters().guest_errors, 0);
+    assert_eq!(world.released(), 4, "all four ids came back");
+    world.drivers.clear();
+    world.assert_clean();
+}
+
+#[test]
 fn sub_channels_may_go_before_or_after_their_primary() {
     for primary_first in [false, true] {
         let (mut world, device) = family(BusPolicy { primary_first, ..BusPolicy::default() });
