@@ -4,8 +4,13 @@
 //! one panic; `tests/corpus.rs` runs all of them over the inputs in `corpus/`, on any compiler. What each asserts stands in
 //! docs/FUZZING.md.
 
+mod bus;
 mod messages;
+mod nic;
+mod nvsp;
 mod packets;
+mod ring;
+mod rndis;
 mod script;
 mod vpci_guest;
 
@@ -22,9 +27,19 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "vmbus_messages", run: vmbus_messages },
     Target { name: "vmbus_packets", run: vmbus_packets },
+    Target { name: "vmbus_ring", run: vmbus_ring },
+    Target { name: "vmbus_guest", run: vmbus_guest },
     Target { name: "vpci_guest", run: vpci_guest },
+    Target { name: "nvsp", run: nvsp },
+    Target { name: "rndis", run: rndis },
+    Target { name: "nic_guest", run: nic_guest },
 ];
 
+pub use bus::vmbus_guest;
 pub use messages::vmbus_messages;
+pub use nic::nic_guest;
+pub use nvsp::nvsp;
 pub use packets::vmbus_packets;
+pub use ring::vmbus_ring;
+pub use rndis::rndis;
 pub use vpci_guest::vpci_guest;

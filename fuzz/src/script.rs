@@ -39,4 +39,21 @@ impl<'a> Script<'a> {
     pub(crate) fn byte(&mut self) -> u8 {
         self.array::<1>()[0]
     }
+
+    pub(crate) fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    pub(crate) fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.array())
+    }
+
+    pub(crate) fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+
+    /// One of the first `choices` numbers.
+    pub(crate) fn below(&mut self, choices: u8) -> u8 {
+        self.byte() % choices
+    }
 }

@@ -1,0 +1,4 @@
+//! See [`netvsc_fuzz::vmbus_ring`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| netvsc_fuzz::vmbus_ring(input));
