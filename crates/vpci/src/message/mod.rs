@@ -9,14 +9,16 @@
 #[cfg(test)]
 mod bytes_tests;
 mod decode;
+mod reply;
 mod structs;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{
     AssignedInterrupts, Description, Descriptions, GuestMessage, HostMessage, MessageError,
-    assigned_of, encode_relations, requirements_of, resources_of, status_of,
+    encode_relations,
 };
+pub use reply::{assigned_of, requirements_of, resources_of, status_of};
 pub use structs::*;
 
 use vmbus::open_enum;
