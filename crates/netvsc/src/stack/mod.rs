@@ -1,7 +1,7 @@
 //! IP stacks on a card: feature `smoltcp` makes a [`Device`] a smoltcp `phy::Device`, feature `embassy` an embassy-net driver.
 //!
 //! [`Frames`] are the two queues between a stack and a card. A [`Device`] owns them and the card, an
-//! [`Adapter`] or a bare [`Nic`](crate::Nic); its owner polls it when the host rang, when its deadline has come, and after the
+//! [`Adapter`](crate::Adapter) or a bare [`Nic`](crate::Nic); its owner polls it when the host rang, when its deadline has come, and after the
 //! stack. A shell that keeps its cards elsewhere takes [`Frames`] alone and carries the frames itself.
 //!
 //! What a stack is told of checksums and segmentation is what holds on both paths, since a frame does not know which one it will take.
