@@ -2,6 +2,7 @@
 
 mod life;
 mod misbehaviour;
+mod no_allocation;
 mod offloads;
 mod queues;
 mod world;

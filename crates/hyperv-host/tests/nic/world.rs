@@ -82,7 +82,7 @@ pub fn world(config: NicConfig, sizes: &Sizes, versions: &[Version]) -> World {
 }
 
 pub fn world_with(config: NicConfig, sizes: &Sizes, service_config: NicServiceConfig) -> World {
-    let ram = GuestRam::new(7, 2048);
+    let ram = GuestRam::new(7, 4096);
     let mut service = NicService::new(service_config);
     let mut port = SwitchPort::new(PortConfig {
         to_peer: WireConfig::instant(),
