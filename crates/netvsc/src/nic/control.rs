@@ -299,6 +299,7 @@ impl<D: Doorbell> Nic<D> {
         self.stage = Stage::Ready;
         self.info.ready = true;
         self.flaps = Flaps::new(self.info.link);
+        self.restore_address();
         let (mtu, link) = (self.info.mtu, self.info.link);
         self.events.push_back(NicEvent::Ready { mac, mtu, version, link });
         Ok(())

@@ -19,6 +19,7 @@
 //! | `queue` | sub-channels |
 //! | `path` | associations and switches |
 //! | `stop` | the way down |
+//! | `restart` | the same NIC on another channel |
 //!
 //! Its owner calls [`Nic::poll`] when the host's doorbell rang, when [`Nic::poll_deadline`] has come, and after any other
 //! call but [`Nic::transmit`] and [`Nic::flush`]; then takes the events.
@@ -35,6 +36,7 @@ mod path;
 mod pool;
 mod queue;
 mod receive;
+mod restart;
 mod settings;
 mod slots;
 mod start;
@@ -57,10 +59,9 @@ use vmbus::packet::{Packet, PacketKind, TransferRanges};
 use vmbus::ring::ReceiveError;
 use vmbus::time::earliest;
 
+use crate::mac::MacAddress;
 use crate::nvsp::{self, HostMessage, Status, Version};
-use crate::port::Path;
 use crate::rndis;
-use crate::rndis::offload::OffloadCapabilities;
 use control::Control;
 use flaps::Flaps;
 use link::{Link, Sent};
@@ -72,6 +73,7 @@ use waits::Waits;
 pub use frame::TxFrame;
 pub use queue::{NicQueue, QueueError};
 pub use receive::RxFrame;
+pub use restart::Remains;
 pub use settings::{NicOffloads, SettingError};
 pub use types::{
     BadInput, ConfigError, Lack, NicConfig, NicError, NicEvent, NicInfo, NicStats, SharedBuffer,
@@ -137,6 +139,8 @@ pub struct Nic<D = SignalFlag> {
     waits: Waits,
     events: VecDeque<NicEvent>,
     info: NicInfo,
+    /// The address that the host was asked for.
+    wanted_address: Option<MacAddress>,
     /// Sub-channels that the host has granted.
     granted: u16,
     stats: NicStats,
@@ -180,21 +184,8 @@ impl<D: Doorbell> Nic<D> {
             flaps: Flaps::new(true),
             waits: Waits::new(config.deadline),
             events: VecDeque::new(),
-            info: NicInfo {
-                version: None,
-                mac: None,
-                mtu: config.mtu,
-                link: true,
-                speed: None,
-                association: None,
-                path: Path::Synthetic,
-                send_table: None,
-                offloads: OffloadCapabilities::default(),
-                large_send: 0,
-                scaling: None,
-                queues: 1,
-                ready: false,
-            },
+            info: restart::blank(&config),
+            wanted_address: None,
             granted: 0,
             stats: NicStats::default(),
             packet: vec![0; RECEIVE_BUFFER].into(),
@@ -545,6 +536,13 @@ impl<D: Doorbell> Nic<D> {
     #[must_use]
     pub fn channel_stats(&self) -> ChannelStats {
         self.link.channel.stats()
+    }
+
+    /// Goes on with the way down without what the host owes: what was sent and not completed counts as lost, and the buffers
+    /// are revoked. Of use after [`NicEvent::Overdue`]; begins the way down if nobody has.
+    pub fn abandon(&mut self, now: Instant) {
+        self.shutdown(now);
+        self.skip_to_revoke();
     }
 
     /// Takes the NIC apart. Unless it was [`NicEvent::Stopped`], the host may still use the buffers: keep them until it has

@@ -1,26 +1,17 @@
 //! What can be changed while the NIC is at work, and what is left to the host.
 
-use alloc::vec::Vec;
-use core::fmt::Write;
-
 use vmbus::Instant;
 use vmbus::channel::Doorbell;
 
 use super::{Nic, NicConfig, NicEvent, Stage, Step};
 use crate::mac::MacAddress;
 use crate::nvsp::Version;
+use crate::rndis::object::Parameter;
 use crate::rndis::offload::{
     ChecksumSet, Direction, IpOffloads, OffloadCapabilities, OffloadParameters,
 };
 use crate::rndis::scaling::Scaling;
 use crate::rndis::{Oid, PacketFilter, Status};
-
-/// The parameter that is the address, by the name that hosts know.
-const ADDRESS_PARAMETER: &str = "NetworkAddress";
-/// Type of a parameter: a string.
-const STRING: u32 = 2;
-/// Bytes of the fixed part of a parameter.
-const PARAMETER: u32 = 20;
 
 /// Which work is left to the host, as far as the host offers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +110,12 @@ impl<D: Doorbell> Nic<D> {
     /// The host has dealt with a SET.
     pub(super) fn was_set(&mut self, oid: Oid, status: Status) {
         self.stats.refused += u64::from(status != Status::SUCCESS);
+        if oid == Oid::CONFIG_PARAMETER {
+            let wanted = self.wanted_address.take();
+            if status == Status::SUCCESS {
+                self.config.address = wanted;
+            }
+        }
         if self.stage != Stage::Querying {
             self.events.push_back(NicEvent::Set { oid, status });
             return;
@@ -178,7 +175,8 @@ impl<D: Doorbell> Nic<D> {
     }
 
     /// Gives the NIC another address. [`NicEvent::Set`] of [`Oid::CONFIG_PARAMETER`] follows; the host refuses unless its
-    /// administrator allows it. The permanent address, by which a VF is found, stays.
+    /// administrator allows it. What it agreed to is asked for again when the NIC is started anew. The permanent address, by
+    /// which a VF is found, stays.
     ///
     /// # Errors
     /// [`SettingError`] if it cannot be set now, or is not an address of a single station.
@@ -187,9 +185,24 @@ impl<D: Doorbell> Nic<D> {
             return Err(SettingError::Mac(mac));
         }
         self.begin_setting(Step::Set(Oid::CONFIG_PARAMETER), now)?;
-        self.set(Oid::CONFIG_PARAMETER, &address_parameter(mac));
+        self.ask_address(mac);
         self.show();
         Ok(())
+    }
+
+    /// Asks for an address.
+    pub(super) fn ask_address(&mut self, mac: MacAddress) {
+        self.wanted_address = Some(mac);
+        self.set(Oid::CONFIG_PARAMETER, &Parameter::address(mac).encode());
+    }
+
+    /// Asks once more for the address that was set, if one was and it is not being asked for already.
+    pub(super) fn restore_address(&mut self) {
+        if let Some(mac) = self.config.address
+            && !self.waits.has(Step::Set(Oid::CONFIG_PARAMETER))
+        {
+            self.ask_address(mac);
+        }
     }
 
     /// Asks the host whether it is still there; [`NicEvent::Overdue`] if it does not answer.
@@ -227,6 +240,7 @@ impl<D: Doorbell> Nic<D> {
             return;
         }
         if status == Status::SUCCESS && addressing_reset {
+            self.restore_address();
             self.set_filter(self.config.filter);
         }
         self.events.push_back(NicEvent::Reset { status });
@@ -250,39 +264,5 @@ impl<D: Doorbell> Nic<D> {
         if let Err(error) = self.pump() {
             self.fail(error);
         }
-    }
-}
-
-/// The value that sets the address: name and value as UTF-16 strings, their places counted from the start.
-fn address_parameter(mac: MacAddress) -> Vec<u8> {
-    let mut digits = alloc::string::String::new();
-    for byte in mac.0 {
-        // Writing to a string does not fail.
-        let _ = write!(digits, "{byte:02X}");
-    }
-    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
-    let (name, value) = (utf16(ADDRESS_PARAMETER), utf16(&digits));
-    let (name_len, value_len) = (name.len() as u32, value.len() as u32);
-    let mut bytes = Vec::new();
-    for word in [PARAMETER, name_len, STRING, PARAMETER + name_len, value_len] {
-        bytes.extend_from_slice(&word.to_le_bytes());
-    }
-    bytes.extend_from_slice(&name);
-    bytes.extend_from_slice(&value);
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_a_parameter_of_two_strings() {
-        let bytes = address_parameter(MacAddress([0, 0x15, 0x5d, 0xa, 0xb, 0xc]));
-        let words: Vec<_> = bytes.as_chunks().0.iter().map(|w| u32::from_le_bytes(*w)).collect();
-        assert_eq!(words[..5], [20, 28, 2, 48, 24]);
-        assert_eq!(&bytes[20..24], b"N\0e\0");
-        assert_eq!(&bytes[68..72], b"0\0C\0");
-        assert_eq!(bytes.len(), 72);
     }
 }

@@ -98,6 +98,24 @@ impl<D: Doorbell> Nic<D> {
         }
     }
 
+    /// Revokes the buffers, whatever the host has not completed.
+    pub(super) fn skip_to_revoke(&mut self) {
+        if !matches!(self.stage, Stage::Stopping(_)) {
+            return;
+        }
+        if self.stage != Stage::Stopping(Stopping::Revoking) {
+            self.waits.clear();
+            self.flushing = false;
+            self.revoke();
+            self.stage = Stage::Stopping(Stopping::Revoking);
+        }
+        if let Err(error) = self.pump() {
+            self.fail(error);
+            return;
+        }
+        self.finish_stop();
+    }
+
     fn revoke(&mut self) {
         let version = self.version();
         if self.receive.given {

@@ -20,8 +20,8 @@ use crate::rndis::{self, Oid, PacketFilter};
 pub(super) const ETHERNET_HEADER: usize = 14;
 /// Bytes of an 802.1Q tag in a frame.
 pub(super) const VLAN_TAG: usize = 4;
-/// Smallest and largest MTU: what IPv4 needs, what a GPADL's worth of sections takes.
-const MTUS: core::ops::RangeInclusive<u32> = 68..=65_000;
+/// Smallest and largest MTU: what IPv4 needs, and the most that any host gives.
+const MTUS: core::ops::RangeInclusive<u32> = 68..=9216;
 
 /// Fewest and most channels of a NIC.
 const QUEUES: core::ops::RangeInclusive<u16> = 1..=64;
@@ -56,6 +56,8 @@ pub struct NicConfig {
     pub queues: u16,
     /// How long the host may take for each answer before that is reported.
     pub deadline: Duration,
+    /// The address to ask for as soon as the NIC is ready, instead of the permanent one.
+    pub address: Option<MacAddress>,
 }
 
 impl Default for NicConfig {
@@ -71,6 +73,7 @@ impl Default for NicConfig {
             offloads: NicOffloads::default(),
             queues: 1,
             deadline: Duration::from_secs(10),
+            address: None,
         }
     }
 }
@@ -81,8 +84,9 @@ impl NicConfig {
         if !self.versions.iter().any(|version| self.allows(*version)) {
             return Err(ConfigError::NoVersion { isolated: self.isolated });
         }
-        if !MTUS.contains(&self.mtu) {
-            return Err(ConfigError::Mtu(self.mtu));
+        check_mtu(self.mtu)?;
+        if let Some(mac) = self.address.filter(|mac| !mac.is_unicast()) {
+            return Err(ConfigError::Address(mac));
         }
         if !QUEUES.contains(&self.queues) {
             return Err(ConfigError::Queues(self.queues));
@@ -106,6 +110,11 @@ impl NicConfig {
     }
 }
 
+/// Whether any host gives this MTU.
+pub(super) fn check_mtu(mtu: u32) -> Result<(), ConfigError> {
+    if MTUS.contains(&mtu) { Ok(()) } else { Err(ConfigError::Mtu(mtu)) }
+}
+
 /// Why a NIC was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -124,6 +133,12 @@ pub enum ConfigError {
     /// A number of channels that cannot be.
     #[error("{0} channels: expected {least} to {most}", least = QUEUES.start(), most = QUEUES.end())]
     Queues(u16),
+    /// An address that no station can have.
+    #[error("MAC address {0}: expected one of a single station")]
+    Address(MacAddress),
+    /// The NIC is at work: it can be started anew when it was stopped or has failed.
+    #[error("the NIC is at work: expected one that was stopped or has failed")]
+    AtWork,
     /// No send buffer: this NIC sends from nothing else.
     #[error("no send buffer: expected one, since messages and frames are sent from its sections")]
     NoSendBuffer,
@@ -606,6 +621,8 @@ pub struct NicStats {
     pub link_changes: u64,
     /// Requests of RNDIS and NVSP that the host refused.
     pub refused: u64,
+    /// Times that the NIC was started anew.
+    pub restarts: u64,
     /// Answers that did not come in time.
     pub overdue: u64,
     /// What could not be used.

@@ -7,6 +7,7 @@
 //! in [`structs`].
 
 mod control;
+pub mod object;
 pub mod offload;
 pub mod oid;
 pub mod packet;

@@ -12,7 +12,7 @@ use vmbus::packet::{Outgoing, PacketKind, TransferRange};
 use vmbus::{GpadlId, Instant, Pfn, Serial};
 
 use crate::mac::MacAddress;
-use crate::nic::{Nic, NicConfig, NicEvent, SharedBuffer};
+use crate::nic::{ConfigError, Nic, NicConfig, NicEvent, Remains, SharedBuffer};
 use crate::nvsp::{
     ChannelType, GuestMessage, HostMessage, ReceiveSection, RndisPacket, Status, Version,
 };
@@ -215,6 +215,17 @@ impl Rig {
     pub fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
         self.poll();
+    }
+
+    /// The guest's NIC begins anew on another channel, with the same buffers.
+    pub fn restart(&mut self) -> Result<Remains<SignalFlag>, ConfigError> {
+        let (up, down) = (pages(200, 5), pages(300, 5));
+        let guest = Channel::from_parts(up.clone(), down.clone(), self.to_host.clone()).unwrap();
+        self.host = Channel::from_parts(down.clone(), up.clone(), self.to_guest.clone()).unwrap();
+        (self.up, self.down, self.version) = (up, down, None);
+        let receive = SharedBuffer { gpadl: GpadlId(0xe1e10), pages: self.receive.clone() };
+        let send = SharedBuffer { gpadl: GpadlId(0xe1e11), pages: self.send.clone() };
+        self.nic.restart(guest, receive, Some(send), self.now)
     }
 
     pub fn version(&self) -> Version {

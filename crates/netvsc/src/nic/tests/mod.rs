@@ -4,6 +4,7 @@ mod data;
 mod faults;
 mod host;
 mod path;
+mod restart;
 mod start;
 mod stop;
 mod wakeups;

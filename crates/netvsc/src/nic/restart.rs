@@ -1,0 +1,112 @@
+//! The same NIC on another channel: after a change of the MTU, after a pause of the whole guest, after a host that came back.
+//!
+//! What its owner set stays: filter, address, MTU, the configured offloads and queues, and the counts. What the host said does
+//! not: a version, a division of the buffers, granted queues and an association hold as long as their channel. A host repeats the association of a virtual function that is
+//! still there, so that the function need not leave (PROTOCOL §8.2).
+
+use vmbus::Instant;
+use vmbus::channel::{Channel, Doorbell};
+use vmbus::memory::SharedPages;
+
+use super::control::Control;
+use super::flaps::Flaps;
+use super::link::Link;
+use super::path::Switching;
+use super::receive::Receive;
+use super::transmit::Transmit;
+use super::types::check_mtu;
+use super::{ConfigError, Nic, NicConfig, NicInfo, SharedBuffer, Stage};
+use crate::port::Path;
+use crate::rndis::offload::OffloadCapabilities;
+
+/// What is known before a host said anything.
+pub(super) fn blank(config: &NicConfig) -> NicInfo {
+    NicInfo {
+        version: None,
+        mac: None,
+        mtu: config.mtu,
+        link: true,
+        speed: None,
+        association: None,
+        path: Path::Synthetic,
+        send_table: None,
+        offloads: OffloadCapabilities::default(),
+        large_send: 0,
+        scaling: None,
+        queues: 1,
+        ready: false,
+    }
+}
+
+/// What a NIC that was started anew leaves behind: its last channel and buffers. Unless it was stopped in order, the host
+/// may still use the buffers: keep them until it has let go of their lists.
+#[derive(Debug)]
+pub struct Remains<D> {
+    /// The channel.
+    pub channel: Channel<SharedPages, D>,
+    /// The receive buffer.
+    pub receive: SharedBuffer,
+    /// The send buffer.
+    pub send: Option<SharedBuffer>,
+}
+
+impl<D: Doorbell> Nic<D> {
+    /// Sets the largest packet. Hosts learn of it at the beginning only: it holds from the next [`Nic::restart`] on.
+    ///
+    /// # Errors
+    /// [`ConfigError::Mtu`] if it is outside of what any host gives.
+    pub fn set_mtu(&mut self, mtu: u32) -> Result<(), ConfigError> {
+        check_mtu(mtu)?;
+        self.config.mtu = mtu;
+        Ok(())
+    }
+
+    /// The configuration as it is now, run-time changes included.
+    #[must_use]
+    pub fn config(&self) -> &NicConfig {
+        &self.config
+    }
+
+    /// Starts a NIC that was stopped or has failed on a channel that has just been opened, with what its owner has set since
+    /// it was made. Everything else is as with [`Nic::new`]; [`NicEvent::Ready`](super::NicEvent::Ready) follows. Queues are
+    /// asked for and scaling is set anew: the sub-channels went with the channel, and their
+    /// [`NicQueue`](super::NicQueue)s are of no more use.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the NIC is at work, there is no send buffer, or the channel does not work. After the last the NIC
+    /// has failed and can be started anew once more.
+    pub fn restart(
+        &mut self,
+        channel: Channel<SharedPages, D>,
+        receive: SharedBuffer,
+        send: Option<SharedBuffer>,
+        now: Instant,
+    ) -> Result<Remains<D>, ConfigError> {
+        if !matches!(self.stage, Stage::Stopped | Stage::Failed(_)) {
+            return Err(ConfigError::AtWork);
+        }
+        let send = send.ok_or(ConfigError::NoSendBuffer)?;
+        let link = core::mem::replace(&mut self.link, Link::new(channel));
+        let receive = core::mem::replace(&mut self.receive, Receive::new(receive));
+        let transmit = core::mem::replace(&mut self.transmit, Transmit::new(send));
+        self.control = Control::new();
+        self.switching = Switching::new();
+        self.flaps = Flaps::new(true);
+        self.granted = 0;
+        self.waits.clear();
+        self.awaited = None;
+        self.more = false;
+        self.flushing = false;
+        self.info = blank(&self.config);
+        self.now = now.max(self.now);
+        self.stats.restarts += 1;
+        self.stage = Stage::Negotiating(0);
+        let begun = self.negotiate(0, None).and_then(|()| self.pump());
+        if let Err(error) = begun {
+            self.fail(error);
+            return Err(error.into());
+        }
+        let (channel, receive) = (link.channel, receive.buffer);
+        Ok(Remains { channel, receive, send: Some(transmit.buffer) })
+    }
+}
