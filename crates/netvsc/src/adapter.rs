@@ -173,6 +173,8 @@ pub struct Adapter<N: Synthetic, P> {
     frame_size: usize,
     /// The port has frames that were not flushed.
     unflushed: bool,
+    /// Since when no new frame is taken because of a switch, and what had been pushed back until then.
+    paused: Option<(Instant, u64)>,
     events: VecDeque<AdapterEvent<N::Event, P>>,
     counters: AdapterCounters,
     tap: Option<Box<dyn Tap>>,
@@ -191,6 +193,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             backlog: 0,
             frame_size: config.frame_size,
             unflushed: false,
+            paused: None,
             events: VecDeque::new(),
             counters: AdapterCounters::default(),
             tap: None,
@@ -440,6 +443,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         self.failover.handle_deadline(now);
         self.act(now);
         self.resend(now);
+        self.watch_pause(now);
         self.nic.flush();
         polled
     }
@@ -497,6 +501,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                         Path::Vf => self.counters.switches_to_vf += 1,
                         Path::Synthetic => self.counters.switches_to_synthetic += 1,
                     }
+                    self.paused.get_or_insert((now, self.counters.pushed_back));
                     // What the path that is left has must go out, or it would be waited for in vain.
                     self.flush();
                     self.reap();
@@ -517,10 +522,30 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                 Action::ReportOverdue { path } => {
                     self.events.push_back(AdapterEvent::SwitchOverdue { path });
                 }
+                Action::ReportRetry { attempt } => {
+                    self.counters.switch_retries += 1;
+                    self.events.push_back(AdapterEvent::Retrying { attempt });
+                }
                 Action::ReportFlapping { switches } => {
                     self.events.push_back(AdapterEvent::Flapping { switches });
                 }
             }
+        }
+        self.watch_pause(now);
+    }
+
+    /// Tells how long a switch kept new frames waiting, once it does so no longer.
+    fn watch_pause(&mut self, now: Instant) {
+        let Outlet::Path(path) = self.failover.outlet() else { return };
+        if self.backlog == 0
+            && let Some((since, before)) = self.paused.take()
+        {
+            let pushed_back = self.counters.pushed_back - before;
+            self.events.push_back(AdapterEvent::Resumed {
+                path,
+                blackout: now.since(since),
+                pushed_back,
+            });
         }
     }
 

@@ -475,3 +475,22 @@ fn a_vf_is_full_when_no_more_copies_can_be_kept() {
     card.transmit(&frame(3), at(5)).unwrap();
     assert_eq!(card.counters().pushed_back, 1);
 }
+
+#[test]
+fn every_switch_tells_how_long_it_kept_frames_waiting() {
+    let (mut card, wire) = on_vf();
+    while card.poll_event().is_some() {}
+    card.transmit(&frame(1), at(3)).unwrap();
+    card.release(Cause::Eject, at(4));
+    assert_eq!(card.transmit(&frame(2), at(5)), Err(AdapterError::Full));
+    wire.borrow_mut().confirm(1);
+    poll(&mut card, at(6));
+    card.transmit(&frame(2), at(7)).unwrap();
+    let told = core::iter::from_fn(|| card.poll_event()).find_map(|event| match event {
+        AdapterEvent::Resumed { path, blackout, pushed_back } => {
+            Some((path, blackout, pushed_back))
+        }
+        _ => None,
+    });
+    assert_eq!(told, Some((Path::Synthetic, core::time::Duration::from_millis(2), 1)));
+}

@@ -9,7 +9,7 @@
 //! | carrier lost, port asked back, association withdrawn, NIC closing | frames stop on the VF at once, [`Action::Switch`] to synthetic, drain, release (F4) |
 //! | any change of path | frames wait until the path that was left has sent what it had, so that none overtakes another (F6) |
 //! | port vanished | what it never confirmed goes out again before anything newer (F5) |
-//! | the host says "synthetic" | obeyed at once, answered with nothing (F3) |
+//! | the host says "synthetic" | obeyed at once, answered with nothing (F3); the VF is tried again later, a bounded number of times |
 //! | a completion does not come | said once; the path in use stays synthetic; the late one still counts (F7) |
 //! | the NIC's channel closed and opened | synthetic, then the VF again if it is still bound (F9) |
 
@@ -34,16 +34,25 @@ pub struct FailoverConfig {
     pub flap_limit: usize,
     /// The window in which switches are counted.
     pub flap_window: Duration,
+    /// How long a path that has switched too often stays on synthetic; `None` leaves it at a report (F10).
+    pub damping: Option<Duration>,
+    /// How long after the host has left the VF by itself it is asked for the VF again; doubles with each try (F3).
+    pub retry_after: Duration,
+    /// How often that is tried, until something changes or the host has let the VF be for [`FailoverConfig::flap_window`].
+    pub retry_limit: u32,
 }
 
 impl Default for FailoverConfig {
-    /// 5 seconds for a switch, 1 second to drain, 10 switches in an hour.
+    /// 5 seconds for a switch, 1 second to drain, 10 switches in an hour and no damping, 5 tries within 31 seconds.
     fn default() -> Self {
         Self {
             switch_deadline: Duration::from_secs(5),
             drain_deadline: Duration::from_secs(1),
             flap_limit: 10,
             flap_window: Duration::from_secs(3600),
+            damping: None,
+            retry_after: Duration::from_secs(1),
+            retry_limit: 5,
         }
     }
 }
@@ -125,6 +134,11 @@ pub enum Action {
         /// The switch that is missing.
         path: Path,
     },
+    /// Say that the VF is tried again although the host has left it by itself.
+    ReportRetry {
+        /// Which try this is, from 1.
+        attempt: u32,
+    },
     /// Say that the path switches too often.
     ReportFlapping {
         /// Switches within the window.
@@ -178,8 +192,14 @@ pub struct Failover {
     request: Option<Request>,
     /// What the host said last.
     confirmed: Path,
-    /// The host left the VF by itself: nothing is asked until something changes.
+    /// The host left the VF by itself: nothing is asked until something changes or the time has come to try again.
     overruled: bool,
+    /// When to try again.
+    retry: Option<Instant>,
+    /// Tries so far, and when the host last left the VF by itself.
+    retries: (u32, Option<Instant>),
+    /// The path has switched too often and stays on synthetic until then.
+    damped: Option<Instant>,
     /// Times of the last switches, oldest first.
     recent: VecDeque<Instant>,
     actions: VecDeque<Action>,
@@ -202,6 +222,9 @@ impl Failover {
             request: None,
             confirmed: Path::Synthetic,
             overruled: false,
+            retry: None,
+            retries: (0, None),
+            damped: None,
             actions: VecDeque::new(),
             orderly: true,
         }
@@ -215,7 +238,8 @@ impl Failover {
     /// When [`Failover::handle_deadline`] has something to say.
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Instant> {
-        earliest(self.request.and_then(|request| request.due), self.draining)
+        let answers = earliest(self.request.and_then(|request| request.due), self.draining);
+        earliest(answers, earliest(self.retry, self.damped))
     }
 
     /// Where a frame goes now.
@@ -254,7 +278,7 @@ impl Failover {
     /// The NIC is ready: its channel is open and it can carry switch messages (F9).
     pub fn channel_opened(&mut self, now: Instant) {
         self.open = true;
-        self.overruled = false;
+        self.begin_anew();
         self.advance(Cause::PortUp, now);
     }
 
@@ -262,6 +286,7 @@ impl Failover {
     /// channel, it will say again on the next one (F9).
     pub fn channel_closed(&mut self, now: Instant) {
         self.open = false;
+        self.retry = None;
         self.associated = false;
         self.request = None;
         self.confirmed = Path::Synthetic;
@@ -272,7 +297,7 @@ impl Failover {
     /// A port was bound to the NIC; `up` is whether it has carrier.
     pub fn port_bound(&mut self, up: bool, now: Instant) {
         self.port = Port::Bound { up };
-        self.overruled = false;
+        self.begin_anew();
         self.orderly = true;
         self.advance(Cause::PortUp, now);
     }
@@ -282,7 +307,7 @@ impl Failover {
         match self.port {
             Port::Bound { up: was } if was != up => {
                 self.port = Port::Bound { up };
-                self.overruled = false;
+                self.begin_anew();
                 self.advance(Cause::LinkDown, now);
             }
             Port::Bound { .. } | Port::Leaving | Port::Absent => {}
@@ -301,6 +326,7 @@ impl Failover {
     pub fn port_leaving(&mut self, cause: Cause, now: Instant) {
         if let Port::Bound { .. } = self.port {
             self.port = Port::Leaving;
+            self.retry = None;
             self.advance(cause, now);
         }
     }
@@ -311,6 +337,7 @@ impl Failover {
             return;
         }
         self.port = Port::Absent;
+        self.retry = None;
         if self.transmit == Path::Vf {
             self.move_to(Path::Synthetic, Cause::Gone, now);
         }
@@ -340,17 +367,58 @@ impl Failover {
 
     /// The host says by itself where the data path is. It is the truth, and is not answered (F3).
     pub fn host_switched(&mut self, path: Path, now: Instant) {
+        let wanted = self.wants_vf();
         self.confirmed = path;
         self.overruled = path == Path::Synthetic;
+        self.retry = None;
         match path {
             Path::Vf => self.follow(now),
             Path::Synthetic => {
+                if wanted {
+                    self.plan_retry(now);
+                }
                 if let Some(request) = &mut self.request {
                     request.void = true;
                 }
                 self.leave_vf(Cause::Host, now);
                 self.settle();
             }
+        }
+    }
+
+    /// Something has changed: what the host did by itself before counts no longer.
+    fn begin_anew(&mut self) {
+        self.overruled = false;
+        self.retry = None;
+        self.retries = (0, None);
+    }
+
+    /// The host has left the VF by itself. It is asked again after a while, less and less often, and then no more.
+    fn plan_retry(&mut self, now: Instant) {
+        let (tries, last) = self.retries;
+        let calm = last.is_some_and(|last| now.since(last) > self.config.flap_window);
+        let tries = if calm { 0 } else { tries };
+        self.retries = (tries, Some(now));
+        if tries < self.config.retry_limit {
+            let factor = 1u32.checked_shl(tries).unwrap_or(u32::MAX);
+            self.retry = Some(now + self.config.retry_after.saturating_mul(factor));
+        }
+    }
+
+    /// Tries again what the host has undone, and what was damped.
+    fn try_again(&mut self, now: Instant) {
+        if self.damped.is_some_and(|at| at <= now) {
+            self.damped = None;
+            self.advance(Cause::PortUp, now);
+        }
+        if self.retry.is_some_and(|at| at <= now) {
+            self.retry = None;
+            self.overruled = false;
+            if self.wants_vf() {
+                self.retries.0 = self.retries.0.saturating_add(1);
+                self.actions.push_back(Action::ReportRetry { attempt: self.retries.0 });
+            }
+            self.advance(Cause::PortUp, now);
         }
     }
 
@@ -367,13 +435,14 @@ impl Failover {
     /// The host associated the NIC with a serial: what it said before counts no longer.
     pub fn associated(&mut self, now: Instant) {
         self.associated = true;
-        self.overruled = false;
+        self.begin_anew();
         self.advance(Cause::PortUp, now);
     }
 
     /// The host has no VF for the NIC any more (F4).
     pub fn disassociated(&mut self, now: Instant) {
         self.associated = false;
+        self.retry = None;
         self.advance(Cause::Disassociated, now);
     }
 
@@ -393,12 +462,13 @@ impl Failover {
                 self.actions.push_back(Action::Resend);
             }
         }
+        self.try_again(now);
         self.settle();
     }
 
     fn wants_vf(&self) -> bool {
         let up = self.port == (Port::Bound { up: true });
-        self.open && self.associated && up && !self.overruled
+        self.open && self.associated && up && !self.overruled && self.damped.is_none()
     }
 
     /// Takes the next step towards the path that is wanted.
@@ -453,6 +523,9 @@ impl Failover {
         }
         if self.recent.len() > self.config.flap_limit {
             self.actions.push_back(Action::ReportFlapping { switches: self.recent.len() });
+            if path == Path::Synthetic {
+                self.damped = self.config.damping.map(|span| now + span);
+            }
         }
     }
 

@@ -202,10 +202,74 @@ fn the_hosts_own_switch_is_obeyed_and_not_answered() {
     assert_eq!(actions(&mut failover), [transmit(Path::Synthetic, Cause::Host)]);
     assert_eq!(failover.host_path(), Path::Synthetic);
     failover.drained();
-    failover.handle_deadline(at(100_000));
-    assert_eq!(actions(&mut failover), [], "and nothing is tried again by itself");
-    failover.associated(at(100_001));
+    failover.associated(at(11));
     assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)], "until something changes");
+}
+
+// F3: the host left the VF by itself, and nothing else happens. It is asked again, less and less often, and then no more.
+#[test]
+fn what_the_host_undid_is_tried_again_a_bounded_number_of_times() {
+    let mut failover = on_vf();
+    let mut now = at(10);
+    let mut waits = vec![];
+    loop {
+        failover.host_switched(Path::Synthetic, now);
+        failover.drained();
+        actions(&mut failover);
+        let Some(due) = failover.poll_deadline() else { break };
+        waits.push(due.since(now).as_secs());
+        now = due;
+        failover.handle_deadline(now);
+        let attempt = waits.len() as u32;
+        let expected = [Action::ReportRetry { attempt }, Action::Switch(Path::Vf)];
+        assert_eq!(actions(&mut failover), expected);
+        failover.switch_completed(Path::Vf, now);
+        failover.drained();
+        assert_eq!(actions(&mut failover).first(), Some(&transmit(Path::Vf, Cause::PortUp)));
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16]);
+    assert_eq!(failover.outlet(), Outlet::Path(Path::Synthetic), "the host has its way");
+    // Something changes, and the count begins anew.
+    failover.port_link(false, now);
+    failover.port_link(true, now);
+    assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)]);
+}
+
+#[test]
+fn nothing_is_tried_again_without_a_vf_to_try() {
+    for leave in [Failover::port_gone, Failover::disassociated, Failover::channel_closed] {
+        let mut failover = on_vf();
+        failover.host_switched(Path::Synthetic, at(10));
+        failover.drained();
+        assert_eq!(failover.poll_deadline(), Some(at(1010)));
+        leave(&mut failover, at(11));
+        actions(&mut failover);
+        assert_eq!(failover.poll_deadline(), None);
+    }
+}
+
+// F10.
+#[test]
+fn a_path_that_flaps_is_damped_if_asked_for() {
+    let damping = Some(Duration::from_secs(60));
+    let config = FailoverConfig { flap_limit: 2, damping, ..FailoverConfig::default() };
+    let mut failover = Failover::new(config);
+    failover.channel_opened(at(0));
+    failover.associated(at(0));
+    failover.port_bound(true, at(1));
+    for round in 0..2 {
+        failover.switch_completed(Path::Vf, at(2 + round * 10));
+        failover.drained();
+        failover.port_link(false, at(3 + round * 10));
+        failover.drained();
+        failover.switch_completed(Path::Synthetic, at(4 + round * 10));
+        actions(&mut failover);
+        failover.port_link(true, at(5 + round * 10));
+    }
+    assert_eq!(actions(&mut failover), [], "the fourth switch was too many");
+    assert_eq!(failover.poll_deadline(), Some(at(60_013)));
+    failover.handle_deadline(at(60_013));
+    assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)]);
 }
 
 // HISTORY section 6 item 5: the notice comes before the completion.

@@ -22,6 +22,8 @@ pub struct AdapterCounters {
     pub switches_to_vf: u64,
     /// Times that the path went back to synthetic.
     pub switches_to_synthetic: u64,
+    /// Times that the VF was asked for again after the host had left it by itself.
+    pub switch_retries: u64,
     /// Frames that could not be taken now.
     pub pushed_back: u64,
     /// Frames that can never be sent.
@@ -44,6 +46,7 @@ impl core::ops::Add for AdapterCounters {
             frames_received_vf: self.frames_received_vf + other.frames_received_vf,
             switches_to_vf: self.switches_to_vf + other.switches_to_vf,
             switches_to_synthetic: self.switches_to_synthetic + other.switches_to_synthetic,
+            switch_retries: self.switch_retries + other.switch_retries,
             pushed_back: self.pushed_back + other.pushed_back,
             refused: self.refused + other.refused,
             too_long_for_vf: self.too_long_for_vf + other.too_long_for_vf,

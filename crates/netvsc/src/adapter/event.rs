@@ -1,6 +1,7 @@
 //! What an adapter reports.
 
 use core::fmt;
+use core::time::Duration;
 
 use crate::failover::Cause;
 use crate::port::Path;
@@ -34,6 +35,20 @@ pub enum AdapterEvent<E, P> {
         /// To where.
         path: Path,
     },
+    /// A switch, or several in a row, keep new frames waiting no longer.
+    Resumed {
+        /// Where they go now.
+        path: Path,
+        /// How long none was taken.
+        blackout: Duration,
+        /// How many were pushed back meanwhile; one that is tried twice counts twice.
+        pushed_back: u64,
+    },
+    /// The host has left the VF by itself, and is asked for it again.
+    Retrying {
+        /// Which try this is, from 1.
+        attempt: u32,
+    },
     /// The path switches too often.
     Flapping {
         /// Switches within the window of the configuration.
@@ -51,6 +66,8 @@ impl<E, P> AdapterEvent<E, P> {
             Self::Resending { .. } => "resending",
             Self::Released { .. } => "released",
             Self::SwitchOverdue { .. } => "switch-overdue",
+            Self::Resumed { .. } => "resumed",
+            Self::Retrying { .. } => "retrying",
             Self::Flapping { .. } => "flapping",
         }
     }
@@ -70,6 +87,15 @@ impl<E: fmt::Display, P> fmt::Display for AdapterEvent<E, P> {
             }
             Self::SwitchOverdue { path } => {
                 write!(f, "the host has not completed the switch to the {path} path in time")
+            }
+            Self::Resumed { path, blackout, pushed_back } => {
+                write!(
+                    f,
+                    "the {path} path takes frames after {blackout:?}, {pushed_back} were pushed back"
+                )
+            }
+            Self::Retrying { attempt } => {
+                write!(f, "the host is asked for the VF again, try {attempt}")
             }
             Self::Flapping { switches } => {
                 write!(f, "the path switches too often: {switches} times in the window")
