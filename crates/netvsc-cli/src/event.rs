@@ -6,6 +6,8 @@ use netvsc::{MacAddress, Path};
 use serde::{Serialize, Serializer};
 use vmbus::{Guid, Instant, Serial};
 
+use crate::guest::BlackoutLine;
+
 /// Something happened in a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Event {
@@ -327,6 +329,8 @@ pub struct Summary {
     pub frames_resent: u64,
     /// Frames that arrived more than once.
     pub frames_duplicated: u64,
+    /// How long switches kept frames waiting.
+    pub blackouts: BlackoutLine,
     /// VFs that the host took back in order.
     pub ejects: u64,
     /// VFs that the host tore away.

@@ -117,6 +117,7 @@ fn summary_text(summary: &Summary) -> String {
         "\n{} bytes over {} NICs, {digests}\n\
          switches: {} to VF, {} to synthetic ({} orderly removals, {} surprises)\n\
          frames sent: {} on VFs, {} on synthetic paths, {} of them again\n\
+         a switch kept frames waiting for {} us (half of them), {} us (99 of 100), {} us (the longest)\n\
          frames lost: {} by orderly switches; {} went down with VFs torn away\n\
          time: {:.3} s of the run, {:.3} s on the clock",
         summary.bytes,
@@ -128,6 +129,9 @@ fn summary_text(summary: &Summary) -> String {
         summary.frames_vf,
         summary.frames_synthetic,
         summary.frames_resent,
+        summary.blackouts.p50_us,
+        summary.blackouts.p99_us,
+        summary.blackouts.max_us,
         summary.frames_lost_orderly,
         summary.frames_perished_surprise,
         summary.virtual_seconds,
@@ -237,6 +241,7 @@ mod tests {
             frames_perished_surprise: 0,
             frames_resent: 1,
             frames_duplicated: 0,
+            blackouts: crate::guest::BlackoutLine::default(),
             ejects: 1,
             surprises: 0,
             virtual_seconds: 1.5,

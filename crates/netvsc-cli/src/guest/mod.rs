@@ -3,6 +3,7 @@
 //! Everything a kernel would do around them is here: memory for rings and buffers, the order in which a NIC comes up, the way
 //! of a VF's port from the PCI bus to the NIC it belongs to, and back. It has no clock and no thread.
 
+mod blackout;
 mod nic;
 mod pair;
 mod pci;
@@ -24,6 +25,7 @@ use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::{PairLine, What};
 use crate::report::NicView;
+pub use blackout::{BlackoutLine, Blackouts};
 use nic::NicDevice;
 use pci::PciDevice;
 
@@ -78,6 +80,7 @@ pub struct Guest<M: Machine> {
     pairing: Pairing,
     events: VecDeque<What>,
     capture: Option<Capture>,
+    blackouts: Blackouts,
 }
 
 impl<M: Machine> std::fmt::Debug for Guest<M> {
@@ -99,6 +102,7 @@ impl<M: Machine> Guest<M> {
             pairing: Pairing::new(PairingConfig::default()),
             events: VecDeque::new(),
             capture: None,
+            blackouts: Blackouts::default(),
         }
     }
 
@@ -358,6 +362,12 @@ impl<M: Machine> Guest<M> {
     #[must_use]
     pub fn counters(&self, nic: usize) -> AdapterCounters {
         self.nics.get(nic).map_or_else(AdapterCounters::default, NicDevice::counters)
+    }
+
+    /// How long switches kept frames waiting.
+    #[must_use]
+    pub fn blackouts(&self) -> &Blackouts {
+        &self.blackouts
     }
 
     /// Whether no frame and no switch of a NIC is under way.

@@ -214,6 +214,13 @@ impl<M: Machine> Guest<M> {
                 let what = format!("nic{number}: the host has not switched to the {path} path");
                 self.events.push_back(What::Overdue { what });
             }
+            AdapterEvent::Resumed { blackout, pushed_back, .. } => {
+                self.blackouts.add(blackout, pushed_back);
+            }
+            AdapterEvent::Retrying { attempt } => {
+                let why = format!("the host is asked for the VF again, try {attempt}");
+                self.events.push_back(What::Pairing { nic: Some(number), why });
+            }
             AdapterEvent::Flapping { switches } => {
                 let why = format!("the path has switched {switches} times within an hour");
                 self.events.push_back(What::Pairing { nic: Some(number), why });

@@ -7,7 +7,7 @@ use hyperv_host::host::Perished;
 use vmbus::Instant;
 
 use crate::event::{PairLine, Summary};
-use crate::guest::{Guest, Machine};
+use crate::guest::{Blackouts, Guest, Machine};
 
 /// Totals of a run.
 #[derive(Clone, Debug, Default)]
@@ -34,13 +34,15 @@ pub struct Account {
     pub switches_to_vf: u64,
     /// Completed switches to synthetic.
     pub switches_to_synthetic: u64,
+    /// How long switches kept frames waiting.
+    pub blackouts: Blackouts,
 }
 
 impl Account {
     /// Adds up what host and guest counted. Meaningful once nothing is on its way any more.
     #[must_use]
     pub fn take<M: Machine>(host: &Host, guest: &Guest<M>) -> Self {
-        let mut account = Self::default();
+        let mut account = Self { blackouts: guest.blackouts().clone(), ..Self::default() };
         for number in 0..guest.nics() {
             if let Some(port) = host.port_counters(number) {
                 account.arrived += port.synthetic.from_guest + port.vf.from_guest;
@@ -95,6 +97,7 @@ impl Account {
             frames_perished_surprise: self.perished.sent_surprise + self.perished.received_surprise,
             frames_resent: self.frames_resent,
             frames_duplicated: self.duplicated(),
+            blackouts: self.blackouts.line(),
             ejects: facts.ejects,
             surprises: facts.surprises,
             virtual_seconds: (facts.end.as_nanos() / 1000) as f64 / 1e6,

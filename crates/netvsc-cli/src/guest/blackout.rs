@@ -1,0 +1,92 @@
+//! How long switches kept new frames waiting.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Blackouts of switches, counted by their length to the microsecond.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Blackouts {
+    by_micros: BTreeMap<u64, u64>,
+    pushed_back: u64,
+}
+
+/// What there is to say about blackouts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BlackoutLine {
+    /// Switches.
+    pub switches: u64,
+    /// Half of them took no longer, in microseconds of the run's time.
+    pub p50_us: u64,
+    /// 99 of 100 took no longer.
+    pub p99_us: u64,
+    /// None took longer.
+    pub max_us: u64,
+    /// Times that a frame was pushed back during one; a frame that is tried twice counts twice.
+    pub pushed_back: u64,
+}
+
+impl Blackouts {
+    /// Counts one.
+    pub fn add(&mut self, length: Duration, pushed_back: u64) {
+        let micros = u64::try_from(length.as_micros()).unwrap_or(u64::MAX);
+        *self.by_micros.entry(micros).or_default() += 1;
+        self.pushed_back += pushed_back;
+    }
+
+    /// Counts those of another guest, too.
+    pub fn merge(&mut self, other: &Self) {
+        for (micros, count) in &other.by_micros {
+            *self.by_micros.entry(*micros).or_default() += count;
+        }
+        self.pushed_back += other.pushed_back;
+    }
+
+    /// The length that so many of a hundred do not exceed, in microseconds.
+    #[must_use]
+    pub fn percentile(&self, of_hundred: u64) -> u64 {
+        let all: u64 = self.by_micros.values().sum();
+        let wanted = (all * of_hundred).div_ceil(100);
+        let mut passed = 0;
+        for (micros, count) in &self.by_micros {
+            passed += count;
+            if passed >= wanted {
+                return *micros;
+            }
+        }
+        0
+    }
+
+    /// In figures.
+    #[must_use]
+    pub fn line(&self) -> BlackoutLine {
+        BlackoutLine {
+            switches: self.by_micros.values().sum(),
+            p50_us: self.percentile(50),
+            p99_us: self.percentile(99),
+            max_us: self.percentile(100),
+            pushed_back: self.pushed_back,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_lengths_that_occurred() {
+        let mut blackouts = Blackouts::default();
+        assert_eq!(blackouts.line(), BlackoutLine::default());
+        for micros in 1..=200 {
+            blackouts.add(Duration::from_micros(micros), 1);
+        }
+        let mut other = Blackouts::default();
+        other.add(Duration::from_secs(1), 0);
+        blackouts.merge(&other);
+        let line = blackouts.line();
+        assert_eq!((line.switches, line.pushed_back), (201, 200));
+        assert_eq!((line.p50_us, line.p99_us, line.max_us), (101, 199, 1_000_000));
+    }
+}
