@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netvsc_linux::TapName;
 
+use crate::sim::args::{self as sim, SimArgs};
 use crate::units::{ByteSize, Span};
 
 const ABOUT: &str = "Hyper-V accelerated networking from user space";
@@ -74,6 +75,9 @@ pub enum Command {
     /// Bring up the NICs, pair them with their VFs and carry traffic
     #[command(long_about = RUN_LONG, after_long_help = RUN_EXAMPLES)]
     Run(RunArgs),
+    /// Run whole systems from seeds and check what must always hold
+    #[command(long_about = sim::LONG, after_long_help = sim::EXAMPLES)]
+    Sim(SimArgs),
 }
 
 /// Which host to run against.
@@ -226,8 +230,9 @@ impl Cli {
         T: Into<std::ffi::OsString> + Clone,
     {
         let cli = Self::try_parse_from(arguments)?;
-        let Command::Run(run) = &cli.command;
-        run.check().map_err(|(kind, message)| complaint("run", kind, message))?;
+        if let Command::Run(run) = &cli.command {
+            run.check().map_err(|(kind, message)| complaint("run", kind, message))?;
+        }
         Ok(cli)
     }
 }
@@ -276,8 +281,10 @@ mod tests {
 
     fn run(line: &str) -> Result<RunArgs, clap::Error> {
         let words = ["netvsc", "run"].into_iter().chain(line.split_whitespace());
-        let Command::Run(run) = Cli::read(words)?.command;
-        Ok(run)
+        match Cli::read(words)?.command {
+            Command::Run(run) => Ok(run),
+            other => panic!("expected a run, read {other:?}"),
+        }
     }
 
     fn refused(line: &str) -> String {

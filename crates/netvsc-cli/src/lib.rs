@@ -9,5 +9,6 @@ pub mod guest;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod sim;
 pub mod transfer;
 pub mod units;

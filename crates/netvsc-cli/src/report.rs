@@ -91,7 +91,8 @@ impl Report {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Result<String, Error> {
+/// A value as one line of JSON.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|error| Error::Output(error.into()))
 }
 

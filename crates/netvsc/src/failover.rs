@@ -10,7 +10,7 @@
 //! | any change of path | frames wait until the path that was left has sent what it had, so that none overtakes another (F6) |
 //! | port vanished | what it never confirmed goes out again before anything newer (F5) |
 //! | the host says "synthetic" | obeyed at once, answered with nothing (F3); the VF is tried again later, a bounded number of times |
-//! | a completion does not come | said once; the path in use stays synthetic; the late one still counts (F7) |
+//! | a completion does not come | said once; the path in use stays synthetic; the late one still counts; asked again by way of synthetic (F7) |
 //! | the NIC's channel closed and opened | synthetic, then the VF again if it is still bound (F9) |
 
 use alloc::collections::VecDeque;
@@ -36,7 +36,7 @@ pub struct FailoverConfig {
     pub flap_window: Duration,
     /// How long a path that has switched too often stays on synthetic; `None` leaves it at a report (F10).
     pub damping: Option<Duration>,
-    /// How long after the host has left the VF by itself it is asked for the VF again; doubles with each try (F3).
+    /// How long after the host has left the VF by itself, or is late with it, it is asked again; doubles with each try (F3, F7).
     pub retry_after: Duration,
     /// How often that is tried, until something changes or the host has let the VF be for [`FailoverConfig::flap_window`].
     pub retry_limit: u32,
@@ -134,7 +134,7 @@ pub enum Action {
         /// The switch that is missing.
         path: Path,
     },
-    /// Say that the VF is tried again although the host has left it by itself.
+    /// Say that the VF is tried again although the host has left it by itself, or did not answer.
     ReportRetry {
         /// Which try this is, from 1.
         attempt: u32,
@@ -357,6 +357,7 @@ impl Failover {
     pub fn switch_completed(&mut self, path: Path, now: Instant) {
         let Some(request) = self.request.filter(|request| request.path == path) else { return };
         self.request = None;
+        self.retry = None;
         self.confirmed = path;
         if request.void && path == Path::Vf && self.wants_vf() {
             // Which came first, this switch or the host's own? Only a new answer can tell.
@@ -393,7 +394,7 @@ impl Failover {
         self.retries = (0, None);
     }
 
-    /// The host has left the VF by itself. It is asked again after a while, less and less often, and then no more.
+    /// The host has left the VF by itself, or not answered. It is asked again after a while, less and less often, and then no more.
     fn plan_retry(&mut self, now: Instant) {
         let (tries, last) = self.retries;
         let calm = last.is_some_and(|last| now.since(last) > self.config.flap_window);
@@ -417,6 +418,11 @@ impl Failover {
             if self.wants_vf() {
                 self.retries.0 = self.retries.0.saturating_add(1);
                 self.actions.push_back(Action::ReportRetry { attempt: self.retries.0 });
+                let late = |request: Request| request.path == Path::Vf && request.due.is_none();
+                if self.request.is_some_and(late) {
+                    // A second request for the VF could be confused with the first. One for synthetic ends the first.
+                    self.request_path(Path::Synthetic, now);
+                }
             }
             self.advance(Cause::PortUp, now);
         }
@@ -452,8 +458,12 @@ impl Failover {
             && request.due.is_some_and(|at| at <= now)
         {
             request.due = None;
-            self.actions.push_back(Action::ReportOverdue { path: request.path });
+            let path = request.path;
+            self.actions.push_back(Action::ReportOverdue { path });
             self.ask(now);
+            if path == Path::Vf && self.wants_vf() {
+                self.plan_retry(now);
+            }
         }
         if self.draining.is_some_and(|at| at <= now) {
             self.draining = None;
@@ -492,10 +502,14 @@ impl Failover {
             }
         };
         if self.open && ask {
-            let due = Some(now + self.config.switch_deadline);
-            self.request = Some(Request { path, due, void: false });
-            self.actions.push_back(Action::Switch(path));
+            self.request_path(path, now);
         }
+    }
+
+    fn request_path(&mut self, path: Path, now: Instant) {
+        let due = Some(now + self.config.switch_deadline);
+        self.request = Some(Request { path, due, void: false });
+        self.actions.push_back(Action::Switch(path));
     }
 
     /// Stops transmitting on the VF; what it has is waited for, unless it has no carrier to send it with.

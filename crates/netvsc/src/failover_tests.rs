@@ -340,9 +340,29 @@ fn a_missing_completion_is_said_once_and_a_late_one_counts() {
     assert_eq!(failover.poll_deadline(), Some(at(5001)));
     failover.handle_deadline(at(5001));
     assert_eq!(actions(&mut failover), [Action::ReportOverdue { path: Path::Vf }]);
-    assert_eq!(failover.poll_deadline(), None);
     assert_eq!(failover.outlet(), Outlet::Path(Path::Synthetic), "the safe one");
-    failover.switch_completed(Path::Vf, at(60_000));
+    failover.switch_completed(Path::Vf, at(5500));
+    assert_eq!(actions(&mut failover), [transmit(Path::Vf, Cause::PortUp)]);
+    failover.drained();
+    assert_eq!(failover.poll_deadline(), None);
+}
+
+// F7: the request is lost. It is made again by way of synthetic, so that its answer cannot be taken for that to the first one.
+#[test]
+fn a_switch_that_is_never_completed_is_asked_for_again_by_way_of_synthetic() {
+    let mut failover = ready();
+    failover.port_bound(true, at(1));
+    failover.handle_deadline(at(5001));
+    actions(&mut failover);
+    assert_eq!(failover.poll_deadline(), Some(at(6001)));
+    failover.handle_deadline(at(6001));
+    let expected = [Action::ReportRetry { attempt: 1 }, Action::Switch(Path::Synthetic)];
+    assert_eq!(actions(&mut failover), expected);
+    failover.switch_completed(Path::Vf, at(6002));
+    assert_eq!((actions(&mut failover), failover.path()), (vec![], Path::Synthetic));
+    failover.switch_completed(Path::Synthetic, at(6003));
+    assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)]);
+    failover.switch_completed(Path::Vf, at(6004));
     assert_eq!(actions(&mut failover), [transmit(Path::Vf, Cause::PortUp)]);
 }
 

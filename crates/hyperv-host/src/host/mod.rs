@@ -431,6 +431,13 @@ impl Host {
         Some(self.nics.get(nic)?.service.data_path())
     }
 
+    /// The service of a NIC, to change how it behaves or to make it speak out of turn. It is polled next.
+    pub fn nic_mut(&mut self, nic: usize) -> Option<&mut NicService> {
+        let nic = self.nics.get_mut(nic)?;
+        nic.dirty = true;
+        Some(&mut nic.service)
+    }
+
     /// Counters of a NIC's port on the switch.
     #[must_use]
     pub fn port_counters(&self, nic: usize) -> Option<PortCounters> {

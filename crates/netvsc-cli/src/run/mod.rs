@@ -4,7 +4,7 @@ mod account;
 mod kernel;
 mod plan;
 mod simulation;
-mod stage;
+pub(crate) mod stage;
 
 use std::path::Path as FilePath;
 use std::process::ExitCode;

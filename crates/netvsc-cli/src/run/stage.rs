@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use hyperv_host::host::{Departure, HostEvent, VfSpec};
-use vmbus::Instant;
+use vmbus::{Instant, Serial};
 
 use super::account::{Account, Facts};
 use super::plan::Plan;
@@ -15,9 +15,9 @@ use crate::scenario::{Order, Removal, Script};
 
 /// World, scripts and events.
 #[derive(Debug)]
-pub(super) struct Stage {
-    pub(super) world: World,
-    pub(super) events: VecDeque<Event>,
+pub(crate) struct Stage {
+    pub(crate) world: World,
+    pub(crate) events: VecDeque<Event>,
     plan: Plan,
     scripts: Vec<Script>,
     ejects: u64,
@@ -26,7 +26,7 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Sets up host and guest by the plan; `script` says what happens to the VF of each NIC.
-    pub(super) fn new(
+    pub(crate) fn new(
         mut plan: Plan,
         now: Instant,
         mut script: impl FnMut(usize, &mut Plan) -> Script,
@@ -52,12 +52,12 @@ impl Stage {
     }
 
     /// Number of NICs.
-    pub(super) fn nics(&self) -> usize {
+    pub(crate) fn nics(&self) -> usize {
         self.plan.nics.len()
     }
 
     /// Adds an event of the run's own to the stream.
-    pub(super) fn tell(&mut self, at: Instant, what: What) {
+    pub(crate) fn tell(&mut self, at: Instant, what: What) {
         self.events.push_back(Event { at, what });
     }
 
@@ -73,8 +73,21 @@ impl Stage {
         Ok(())
     }
 
+    /// Gives a NIC that has none a VF with this serial, or all of them if they share one.
+    pub(crate) fn give_vf(
+        &mut self,
+        nic: usize,
+        serial: Serial,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let Some(planned) = self.plan.nics.get_mut(nic) else { return Ok(()) };
+        planned.vf.serial = serial;
+        let spec = planned.vf;
+        self.add_vf(nic, spec, now)
+    }
+
     /// Takes up what host and guest have to say; `ready` hears of each NIC that can carry frames. True if there was anything.
-    pub(super) fn handle_events(
+    pub(crate) fn handle_events(
         &mut self,
         now: Instant,
         mut ready: impl FnMut(usize) -> Result<(), Error>,
@@ -118,7 +131,7 @@ impl Stage {
     }
 
     /// Lets the host do what its scripts say; `progress` is that of a NIC's transfer, in thousandths. True if it did anything.
-    pub(super) fn follow_scripts(
+    pub(crate) fn follow_scripts(
         &mut self,
         now: Instant,
         progress: impl Fn(usize) -> u32,
@@ -138,9 +151,7 @@ impl Stage {
                     ("tears the VF away".into(), host.tear_away_vf(nic, then, now))
                 }
                 Order::Add(serial) => {
-                    let spec = VfSpec { serial, ..self.plan.nics[nic].vf };
-                    self.plan.nics[nic].vf = spec;
-                    self.add_vf(nic, spec, now)?;
+                    self.give_vf(nic, serial, now)?;
                     (format!("gives a VF with serial {serial}"), Ok(()))
                 }
             };
@@ -151,29 +162,29 @@ impl Stage {
     }
 
     /// Whether every script is at its end.
-    pub(super) fn scripts_finished(&self) -> bool {
+    pub(crate) fn scripts_finished(&self) -> bool {
         self.scripts.iter().all(Script::finished)
     }
 
     /// When something happens next although nobody does anything.
-    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
         let scripts = crate::scenario::deadline(&self.scripts, now);
         vmbus::time::earliest(self.world.deadline(), scripts)
     }
 
     /// Whether no frame of a NIC is on its way, in the guest, on the host or between.
-    pub(super) fn is_quiet(&self, nic: usize) -> bool {
+    pub(crate) fn is_quiet(&self, nic: usize) -> bool {
         let port = self.world.host.port_counters(nic);
         self.world.guest.is_quiet(nic) && port.is_some_and(|port| port.in_flight() == 0)
     }
 
     /// How the NICs stand.
-    pub(super) fn views(&self) -> Vec<NicView> {
+    pub(crate) fn views(&self) -> Vec<NicView> {
         (0..self.nics()).map(|nic| self.world.guest.view(nic)).collect()
     }
 
     /// The account of frames, and what the stage knows of the summary's other facts.
-    pub(super) fn totals(&self, end: Instant) -> (Account, Facts) {
+    pub(crate) fn totals(&self, end: Instant) -> (Account, Facts) {
         let facts = Facts {
             nics: self.world.guest.nics(),
             pairs: self.world.guest.pairs(),

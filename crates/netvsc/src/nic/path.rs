@@ -95,8 +95,12 @@ impl<D: Doorbell> Nic<D> {
             return false;
         };
         let UnderWay { path, .. } = under_way.remove(place);
-        if !under_way.iter().any(|switch| switch.path == path) {
-            self.waits.end(Step::Switch(path));
+        // A host answers in order: what it was asked before this and has not answered is lost, and may be asked again.
+        under_way.drain(..place);
+        for path in [Path::Synthetic, Path::Vf] {
+            if !under_way.iter().any(|switch| switch.path == path) {
+                self.waits.end(Step::Switch(path));
+            }
         }
         self.info.path = path;
         self.events.push_back(NicEvent::SwitchCompleted { path });

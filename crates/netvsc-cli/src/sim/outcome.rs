@@ -1,0 +1,186 @@
+//! What came of a seed, and of all of them.
+
+use serde::Serialize;
+
+use super::args::Profile;
+use crate::guest::{BlackoutLine, Blackouts};
+
+/// What one system did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Figures {
+    pub(super) nics: usize,
+    /// Acts of the host that were possible at their moment.
+    pub(super) acts: usize,
+    pub(super) steps: u64,
+    pub(super) frames_out: u64,
+    pub(super) frames_in: u64,
+    pub(super) frames_resent: u64,
+    pub(super) frames_twice: u64,
+    pub(super) switches: u64,
+    pub(super) blackouts: Blackouts,
+    pub(super) virtual_micros: u64,
+    /// A hash of all events with their times.
+    pub(super) trace: u64,
+}
+
+/// What came of one seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) seed: u64,
+    pub(super) figures: Figures,
+    pub(super) failure: Option<Failure>,
+}
+
+/// A seed that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// What was wrong.
+    pub(super) what: String,
+    /// The fewest first acts with which something is wrong, and these acts.
+    pub(super) acts: Vec<String>,
+}
+
+impl Failure {
+    /// The command that shows it again.
+    pub(super) fn command(&self, seed: u64, profile: Profile) -> String {
+        let (profile, acts) = (profile.word(), self.acts.len());
+        format!("netvsc sim --profile {profile} --replay {seed} --acts {acts}")
+    }
+}
+
+/// One seed as a line of JSON.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename = "seed")]
+pub(super) struct SeedLine<'a> {
+    seed: u64,
+    profile: &'static str,
+    ok: bool,
+    failure: Option<&'a str>,
+    acts_needed: Option<&'a [String]>,
+    replay: Option<String>,
+    nics: usize,
+    acts: usize,
+    steps: u64,
+    frames: u64,
+    frames_resent: u64,
+    frames_twice: u64,
+    switches: u64,
+    blackouts: BlackoutLine,
+    virtual_seconds: f64,
+    trace: String,
+}
+
+impl<'a> SeedLine<'a> {
+    pub(super) fn new(outcome: &'a Outcome, profile: Profile) -> Self {
+        let Outcome { seed, figures, failure } = outcome;
+        let failure = failure.as_ref();
+        Self {
+            seed: *seed,
+            profile: profile.word(),
+            ok: failure.is_none(),
+            failure: failure.map(|failure| &*failure.what),
+            acts_needed: failure.map(|failure| &*failure.acts),
+            replay: failure.map(|failure| failure.command(*seed, profile)),
+            nics: figures.nics,
+            acts: figures.acts,
+            steps: figures.steps,
+            frames: figures.frames_out + figures.frames_in,
+            frames_resent: figures.frames_resent,
+            frames_twice: figures.frames_twice,
+            switches: figures.switches,
+            blackouts: figures.blackouts.line(),
+            virtual_seconds: figures.virtual_micros as f64 / 1e6,
+            trace: format!("{:016x}", figures.trace),
+        }
+    }
+}
+
+/// All seeds together.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) seeds: u64,
+    pub(super) failed: Vec<u64>,
+    figures: Figures,
+}
+
+/// All seeds together, as a line of JSON.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename = "summary")]
+pub(super) struct TotalsLine {
+    profile: &'static str,
+    seeds: u64,
+    failed: Vec<u64>,
+    nics: usize,
+    acts: usize,
+    frames: u64,
+    frames_resent: u64,
+    frames_twice: u64,
+    switches: u64,
+    blackouts: BlackoutLine,
+    virtual_seconds: f64,
+    wall_seconds: f64,
+    seeds_per_second: f64,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, outcome: &Outcome) {
+        self.seeds += 1;
+        if outcome.failure.is_some() {
+            self.failed.push(outcome.seed);
+        }
+        let (sum, one) = (&mut self.figures, &outcome.figures);
+        sum.nics += one.nics;
+        sum.acts += one.acts;
+        sum.frames_out += one.frames_out;
+        sum.frames_in += one.frames_in;
+        sum.frames_resent += one.frames_resent;
+        sum.frames_twice += one.frames_twice;
+        sum.switches += one.switches;
+        sum.blackouts.merge(&one.blackouts);
+        sum.virtual_micros += one.virtual_micros;
+    }
+
+    pub(super) fn line(&self, profile: Profile, wall_seconds: f64) -> TotalsLine {
+        let figures = &self.figures;
+        TotalsLine {
+            profile: profile.word(),
+            seeds: self.seeds,
+            failed: self.failed.clone(),
+            nics: figures.nics,
+            acts: figures.acts,
+            frames: figures.frames_out + figures.frames_in,
+            frames_resent: figures.frames_resent,
+            frames_twice: figures.frames_twice,
+            switches: figures.switches,
+            blackouts: figures.blackouts.line(),
+            virtual_seconds: figures.virtual_micros as f64 / 1e6,
+            wall_seconds,
+            seeds_per_second: self.seeds as f64 / wall_seconds.max(1e-9),
+        }
+    }
+}
+
+impl TotalsLine {
+    /// The same for people.
+    pub(super) fn text(&self) -> String {
+        let Self { profile, seeds, nics, acts, frames, switches, blackouts, .. } = self;
+        let failed = match self.failed.len() {
+            0 => "all passed".into(),
+            count => format!("{count} FAILED"),
+        };
+        format!(
+            "{seeds} seeds of the profile {profile}: {failed}\n\
+             {nics} NICs, {acts} acts of their hosts, {frames} frames, {switches} switches; {} frames sent again, {} of them arrived twice\n\
+             a switch kept frames waiting for {} us (half of them), {} us (99 of 100), {} us (the longest)\n\
+             time: {:.1} s of the systems, {:.1} s on the clock, {:.1} seeds per second",
+            self.frames_resent,
+            self.frames_twice,
+            blackouts.p50_us,
+            blackouts.p99_us,
+            blackouts.max_us,
+            self.virtual_seconds,
+            self.wall_seconds,
+            self.seeds_per_second,
+        )
+    }
+}
