@@ -357,7 +357,9 @@ impl Failover {
     pub fn switch_completed(&mut self, path: Path, now: Instant) {
         let Some(request) = self.request.filter(|request| request.path == path) else { return };
         self.request = None;
-        self.retry = None;
+        if !self.overruled {
+            self.retry = None;
+        }
         self.confirmed = path;
         if request.void && path == Path::Vf && self.wants_vf() {
             // Which came first, this switch or the host's own? Only a new answer can tell.
@@ -368,14 +370,13 @@ impl Failover {
 
     /// The host says by itself where the data path is. It is the truth, and is not answered (F3).
     pub fn host_switched(&mut self, path: Path, now: Instant) {
-        let wanted = self.wants_vf();
         self.confirmed = path;
         self.overruled = path == Path::Synthetic;
         self.retry = None;
         match path {
             Path::Vf => self.follow(now),
             Path::Synthetic => {
-                if wanted {
+                if self.could_use_vf() {
                     self.plan_retry(now);
                 }
                 if let Some(request) = &mut self.request {
@@ -458,12 +459,8 @@ impl Failover {
             && request.due.is_some_and(|at| at <= now)
         {
             request.due = None;
-            let path = request.path;
-            self.actions.push_back(Action::ReportOverdue { path });
+            self.actions.push_back(Action::ReportOverdue { path: request.path });
             self.ask(now);
-            if path == Path::Vf && self.wants_vf() {
-                self.plan_retry(now);
-            }
         }
         if self.draining.is_some_and(|at| at <= now) {
             self.draining = None;
@@ -477,8 +474,12 @@ impl Failover {
     }
 
     fn wants_vf(&self) -> bool {
-        let up = self.port == (Port::Bound { up: true });
-        self.open && self.associated && up && !self.overruled && self.damped.is_none()
+        self.could_use_vf() && !self.overruled && self.damped.is_none()
+    }
+
+    /// Whether there is all that the VF needs.
+    fn could_use_vf(&self) -> bool {
+        self.open && self.associated && self.port == (Port::Bound { up: true })
     }
 
     /// Takes the next step towards the path that is wanted.
@@ -491,18 +492,20 @@ impl Failover {
     }
 
     /// Asks the host for the path that is wanted, unless it is there or an answer is still to come. The newest wish wins, one
-    /// request after the other (F8). Only a host that is late with the VF is asked to leave it meanwhile; never for the VF
-    /// again, or its late answer to the first request would be taken for one to the second.
+    /// request after the other (F8). Only a host that is late is asked for the other path meanwhile; the NIC knows which
+    /// request an answer is to, and says nothing of one for which a newer request for the same path is under way.
     fn ask(&mut self, now: Instant) {
         let path = if self.wants_vf() { Path::Vf } else { Path::Synthetic };
         let ask = match self.request {
             None => path != self.confirmed,
-            Some(request) => {
-                request.due.is_none() && request.path == Path::Vf && path == Path::Synthetic
-            }
+            Some(request) => request.due.is_none() && request.path != path,
         };
         if self.open && ask {
             self.request_path(path, now);
+        }
+        let late = |request: Request| request.path == path && request.due.is_none();
+        if path == Path::Vf && self.retry.is_none() && self.request.is_some_and(late) {
+            self.plan_retry(now);
         }
     }
 

@@ -129,7 +129,11 @@ impl World {
         match self.said.pop_front() {
             Some(Word::Completed(path)) => {
                 self.heard = path;
-                self.failover.switch_completed(path, self.now);
+                // As the NIC does, which knows answers by their ids: a newer request for the same path hides an older answer.
+                let again = |word: &Word| *word == Word::Completed(path);
+                if !self.asked.contains(&path) && !self.said.iter().any(again) {
+                    self.failover.switch_completed(path, self.now);
+                }
             }
             Some(Word::Notice(path)) => {
                 self.heard = path;
@@ -305,6 +309,7 @@ fn guest_and_host_agree_after_every_order_of_events() {
     let (mut open, mut states) = (vec![start], 0);
     while let Some(world) = open.pop() {
         states += 1;
+        world.check_retry();
         world.clone().check_at_rest();
         let mut next: vec::Vec<World> = vec![];
         for step in &STEPS {
@@ -329,6 +334,15 @@ fn guest_and_host_agree_after_every_order_of_events() {
 }
 
 impl World {
+    /// Whoever could use a VF and does not has a reason that ends: a deadline, or the tries are used up.
+    fn check_retry(&self) {
+        let Failover { overruled, retry, retries, request, config, .. } = &self.failover;
+        let late = request.is_some_and(|r| r.path == Path::Vf && r.due.is_none());
+        if self.failover.could_use_vf() && (*overruled || late) {
+            assert!(retry.is_some() || retries.0 >= config.retry_limit, "{:?}", self.failover);
+        }
+    }
+
     /// Once everything has come to rest, guest and host agree; and a VF that is there, up and associated is used in the end.
     fn check_at_rest(mut self) {
         self.quiesce();

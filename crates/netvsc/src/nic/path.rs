@@ -102,8 +102,11 @@ impl<D: Doorbell> Nic<D> {
                 self.waits.end(Step::Switch(path));
             }
         }
-        self.info.path = path;
-        self.events.push_back(NicEvent::SwitchCompleted { path });
+        // The same was asked for again, with the other path in between: only the newest answer tells where the host is.
+        if !under_way.iter().any(|switch| switch.path == path) {
+            self.info.path = path;
+            self.events.push_back(NicEvent::SwitchCompleted { path });
+        }
         true
     }
 

@@ -232,3 +232,50 @@ fn the_link_is_told_when_it_changes() {
     assert_eq!(rig.nic.info().speed, Some(25_000_000_000));
     assert_eq!(rig.nic.stats().link_changes, 4);
 }
+
+#[test]
+fn an_answer_says_nothing_while_a_newer_request_for_the_same_path_is_under_way() {
+    let mut rig = ready();
+    let patience = NicConfig::default().deadline;
+    rig.held.switches = true;
+    for path in [Path::Vf, Path::Synthetic, Path::Vf] {
+        rig.nic.switch_data_path(path, rig.now);
+        rig.settle();
+        rig.pass(patience);
+    }
+    assert_eq!(rig.said, [VF, SYNTHETIC, VF]);
+    rig.events();
+    let ids: std::vec::Vec<_> = rig.waiting.drain(..).collect();
+    let mut told = |id| {
+        rig.complete(id, &[]);
+        rig.settle();
+        rig.events()
+    };
+    assert_eq!(told(ids[0]), [], "the host has two more to carry out");
+    assert_eq!(told(ids[1]), [NicEvent::SwitchCompleted { path: Path::Synthetic }]);
+    assert_eq!(told(ids[2]), [NicEvent::SwitchCompleted { path: Path::Vf }]);
+}
+
+#[test]
+fn a_switch_that_was_lost_can_be_asked_for_again_once_a_later_one_is_completed() {
+    let mut rig = ready();
+    rig.held.switches = true;
+    rig.nic.switch_data_path(Path::Vf, rig.now);
+    rig.settle();
+    rig.pass(NicConfig::default().deadline);
+    rig.nic.switch_data_path(Path::Synthetic, rig.now);
+    rig.settle();
+    rig.events();
+    let (lost, answered) = (rig.waiting[0], rig.waiting[1]);
+    rig.complete(answered, &[]);
+    rig.settle();
+    assert_eq!(rig.events(), [NicEvent::SwitchCompleted { path: Path::Synthetic }]);
+    assert_eq!(rig.nic.poll_deadline(), None);
+    rig.nic.switch_data_path(Path::Vf, rig.now);
+    rig.settle();
+    assert_eq!(rig.said, [VF, SYNTHETIC, VF]);
+    // Should the lost one be answered after all, nobody takes it for the newest.
+    rig.complete(lost, &[]);
+    rig.settle();
+    assert_eq!(rig.events(), []);
+}
