@@ -16,7 +16,7 @@ mod serve;
 mod tests;
 mod types;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use vmbus::packet::Outgoing;
 use vmbus::ring::{ReceiveError, SendError};
@@ -91,8 +91,8 @@ pub struct PciService {
     /// Interrupts handed out: what the device writes, and for which function.
     interrupts: BTreeMap<u32, (Slot, u16)>,
     last_interrupt: u32,
-    /// Slots whose function was asked back and taken without an answer, which may still be on its way.
-    crossing: BTreeSet<Slot>,
+    /// Slots whose function was asked back and taken without an answer, which may still be on its way: how many answers.
+    crossing: BTreeMap<Slot, u32>,
     /// The slot that the guest has selected in its window.
     select: Option<Slot>,
     outgoing: VecDeque<Waiting>,
@@ -121,7 +121,7 @@ impl PciService {
             functions: BTreeMap::new(),
             interrupts: BTreeMap::new(),
             last_interrupt: 0,
-            crossing: BTreeSet::new(),
+            crossing: BTreeMap::new(),
             select: None,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
@@ -228,7 +228,7 @@ impl PciService {
         let Some(function) = self.functions.remove(&slot) else { return false };
         self.interrupts.retain(|_, (of, _)| *of != slot);
         if function.eject.is_some() {
-            self.crossing.insert(slot);
+            *self.crossing.entry(slot).or_default() += 1;
         }
         true
     }

@@ -297,7 +297,11 @@ impl PciService {
 
     fn eject_completed(&mut self, slot: Slot) {
         let asked_back = self.functions.get(&slot).is_some_and(|function| function.eject.is_some());
-        if self.crossing.remove(&slot) {
+        if let Some(answers) = self.crossing.get_mut(&slot) {
+            *answers -= 1;
+            if *answers == 0 {
+                self.crossing.remove(&slot);
+            }
             self.stats.crossed_eject_completes += 1;
         } else if asked_back {
             self.functions.remove(&slot);

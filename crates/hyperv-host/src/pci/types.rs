@@ -97,7 +97,8 @@ pub enum PciEvent {
         /// So long.
         bytes: usize,
     },
-    /// The guest gave up what it was not asked for. A guest that does this has lost count.
+    /// The guest gave up what it was not asked for: it has lost count, or its answers crossed more than one change of the
+    /// slot, which a host cannot tell apart.
     UnexpectedEjectComplete {
         /// Which one.
         slot: Slot,
