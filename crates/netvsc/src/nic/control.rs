@@ -172,7 +172,9 @@ impl<D: Doorbell> Nic<D> {
         self.waits.end(step);
         match (self.stage, step, *message) {
             (Stage::Stopping(stopping), step, _) => {
-                if (stopping, step) == (Stopping::Filter, Step::Filter) {
+                // A filter that was set before may be answered only now; the empty one is the last.
+                let last = !self.control.requests.iter().any(|it| it.step == Step::Filter);
+                if (stopping, step) == (Stopping::Filter, Step::Filter) && last {
                     self.stage = Stage::Stopping(Stopping::Switching);
                 }
                 Ok(())

@@ -40,6 +40,7 @@ mod restart;
 mod settings;
 mod slots;
 mod start;
+mod stats;
 mod stop;
 mod synthetic;
 #[cfg(test)]
@@ -75,9 +76,9 @@ pub use queue::{NicQueue, QueueError};
 pub use receive::RxFrame;
 pub use restart::Remains;
 pub use settings::{NicOffloads, SettingError};
+pub use stats::{BadInput, NicStats};
 pub use types::{
-    BadInput, ConfigError, Lack, NicConfig, NicError, NicEvent, NicInfo, NicStats, SharedBuffer,
-    Step, TransmitError,
+    ConfigError, Lack, NicConfig, NicError, NicEvent, NicInfo, SharedBuffer, Step, TransmitError,
 };
 
 /// Longest packet of a host: 562 ranges, and room to spare.

@@ -17,8 +17,9 @@ use super::frame::TxFrame;
 use super::link::{Link, Sent};
 use super::receive::{Content, Receive, RxFrame};
 use super::settings::SettingError;
+use super::stats::NicStats;
 use super::transmit::Transmit;
-use super::types::{NicError, NicEvent, NicStats, Step, TransmitError};
+use super::types::{NicError, NicEvent, Step, TransmitError};
 use super::{Nic, PACKETS_PER_POLL, RECEIVE_BUFFER, Stage};
 use crate::nvsp::{GuestMessage, HostMessage, Status, SubChannelOperation, TABLE_ENTRIES, Version};
 

@@ -13,8 +13,9 @@ use core::ops::Range;
 use vmbus::memory::{OutOfRange, SharedMemory, SharedPages};
 use vmbus::packet::TransferRange;
 
+use super::stats::BadInput;
 use super::transmit::{ADDRESSES, VLAN_TYPE};
-use super::types::{BadInput, ETHERNET_HEADER, NicError, SharedBuffer, VLAN_TAG};
+use super::types::{ETHERNET_HEADER, NicError, SharedBuffer, VLAN_TAG};
 use crate::nvsp::{HostMessage, ReceiveSection};
 use crate::rndis::MessageType;
 use crate::rndis::packet::{

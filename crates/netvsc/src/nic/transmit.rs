@@ -11,9 +11,8 @@ use super::frame::{Split, TxFrame, inner_tag};
 use super::link::{Link, Sent};
 use super::offload::{self, Patches};
 use super::slots::{CONTROL_SLOT, Slots};
-use super::types::{
-    ETHERNET_HEADER, Lack, NicError, NicStats, SharedBuffer, TransmitError, VLAN_TAG,
-};
+use super::stats::NicStats;
+use super::types::{ETHERNET_HEADER, Lack, NicError, SharedBuffer, TransmitError, VLAN_TAG};
 use crate::nvsp::{ChannelType, SectionUse, Version, rndis_packet};
 use crate::rndis::offload::OffloadCapabilities;
 use crate::rndis::packet::{

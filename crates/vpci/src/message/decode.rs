@@ -436,7 +436,7 @@ impl<'a> GuestMessage<'a> {
     /// Takes a message from the guest apart.
     ///
     /// # Errors
-    /// [`MessageError`]; a host answers such a request with [`Status::BAD_DATA`].
+    /// [`MessageError`]; a host answers such a request with [`Status::BAD_DATA`](super::Status::BAD_DATA).
     pub fn parse(message: &'a [u8]) -> Result<Self, MessageError> {
         let kind = check(message, Sender::Guest)?;
         Ok(match kind {

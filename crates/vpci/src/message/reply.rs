@@ -51,7 +51,7 @@ pub fn resources_of(reply: &[u8]) -> Result<Result<[Resource; BARS], Status>, Me
     Ok(Ok(wire.resources))
 }
 
-/// The interrupts in a successful completion of a form of ASSIGNED_RESOURCES; each begins with a [`RemappedMsi`].
+/// The interrupts in a successful completion of a form of ASSIGNED_RESOURCES; each begins with a [`RemappedMsi`](super::structs::RemappedMsi).
 ///
 /// OpenVMM answers form 3 in the shape of form 2, which the length tells. As hosts may leave room for one more, ten
 /// interrupts in the one shape are as long as nine and a spare one in the other; then it is taken for form 3.

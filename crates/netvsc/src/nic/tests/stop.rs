@@ -108,3 +108,24 @@ fn frames_are_received_and_completed_until_the_end() {
     assert_eq!(rig.completions.len(), 2, "the frame and the reply to the filter");
     assert_eq!(rig.events(), [NicEvent::Stopped]);
 }
+
+#[test]
+fn the_answer_to_an_earlier_filter_is_not_taken_for_that_of_the_last() {
+    let mut rig = ready();
+    rig.held.rndis = true;
+    rig.asked.clear();
+    rig.nic.set_packet_filter(crate::rndis::PacketFilter::PROMISCUOUS, rig.now).unwrap();
+    rig.nic.shutdown(rig.now);
+    rig.settle();
+    assert_eq!(rig.asked.len(), 2, "both filters were set, and nothing after them");
+    let answer = |rig: &mut Rig, request_id| {
+        let status = crate::rndis::Status::SUCCESS;
+        rig.say(&crate::rndis::HostMessage::SetComplete { request_id, status });
+        rig.settle();
+    };
+    // The requests of start-up: INITIALIZE, five questions, the filter.
+    answer(&mut rig, 8);
+    assert_eq!(rig.asked.len(), 2, "the empty filter is still to be answered");
+    answer(&mut rig, 9);
+    assert_eq!(rig.events().last(), Some(&NicEvent::Stopped));
+}

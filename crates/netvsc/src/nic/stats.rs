@@ -1,0 +1,122 @@
+//! What a NIC counts.
+
+/// Messages and ranges of the host that could not be used, by cause. Each cost itself and nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BadInput {
+    /// Packets that contradict themselves.
+    pub packet: u64,
+    /// In-band messages that cannot be read.
+    pub message: u64,
+    /// In-band messages of a type that is never sent unasked.
+    pub unexpected: u64,
+    /// GPA-direct packets: hosts do not send them.
+    pub gpa_direct: u64,
+    /// Completions of nothing that is under way, or a second time.
+    pub completion: u64,
+    /// Completions of frames that do not say what became of them.
+    pub answer: u64,
+    /// Transfer pages before there was a receive buffer, or of another buffer.
+    pub buffer: u64,
+    /// Transfer pages without SEND_RNDIS_PACKET.
+    pub carrier: u64,
+    /// Ranges outside the receive buffer or longer than one of its pieces.
+    pub range: u64,
+    /// Frames whose header contradicts itself.
+    pub header: u64,
+    /// Frames whose per-packet information contradicts itself or is too long.
+    pub info: u64,
+    /// Coalesced segments that lack a part, or that nobody asked for.
+    pub coalesced: u64,
+    /// Frames without a whole Ethernet header.
+    pub runt: u64,
+    /// RNDIS control messages that cannot be read.
+    pub control: u64,
+    /// RNDIS replies that nobody waits for.
+    pub reply: u64,
+    /// Values of objects that cannot be read, and are done without.
+    pub value: u64,
+    /// Indirection tables that name channels which there are not.
+    pub table: u64,
+    /// Switches to paths that there are not.
+    pub path: u64,
+}
+
+impl BadInput {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        [
+            self.packet,
+            self.message,
+            self.unexpected,
+            self.gpa_direct,
+            self.completion,
+            self.answer,
+            self.buffer,
+            self.carrier,
+            self.range,
+            self.header,
+            self.info,
+            self.coalesced,
+            self.runt,
+            self.control,
+            self.reply,
+            self.value,
+            self.table,
+            self.path,
+        ]
+        .into_iter()
+        .fold(0, u64::saturating_add)
+    }
+}
+
+/// What a NIC did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NicStats {
+    /// Frames taken for sending.
+    pub tx_frames: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Of them, segments that the host cut.
+    pub tx_large: u64,
+    /// Of them, those whose checksums were computed here, since the host does not.
+    pub tx_checksums: u64,
+    /// Messages they were sent in; several frames share one.
+    pub tx_messages: u64,
+    /// Messages that the host completed.
+    pub tx_completed: u64,
+    /// Messages that the host completed with anything but success: their frames are lost.
+    pub tx_refused: u64,
+    /// Times that no room was found in the ring.
+    pub tx_ring_full: u64,
+    /// Times that no section was free.
+    pub tx_sections_full: u64,
+    /// Frames delivered.
+    pub rx_frames: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Frames that came before they were asked for.
+    pub rx_early: u64,
+    /// Transfer-page packets completed.
+    pub rx_packets: u64,
+    /// Completions that had to wait for room in the ring.
+    pub completions_delayed: u64,
+    /// Associations told by the host, repetitions included.
+    pub associations: u64,
+    /// Associations ignored because nobody wants a virtual function.
+    pub associations_ignored: u64,
+    /// Switches asked for and sent.
+    pub switches: u64,
+    /// Switches that the host announced.
+    pub host_switches: u64,
+    /// Changes of the link after start-up.
+    pub link_changes: u64,
+    /// Requests of RNDIS and NVSP that the host refused.
+    pub refused: u64,
+    /// Times that the NIC was started anew.
+    pub restarts: u64,
+    /// Answers that did not come in time.
+    pub overdue: u64,
+    /// What could not be used.
+    pub bad: BadInput,
+}
