@@ -4,6 +4,7 @@
 //!
 //! - [`tap`]: the way to let the kernel's own network stack be the traffic of a NIC;
 //! - [`inventory`]: what a guest consists of, read from sysfs, proc, the udev database and the kernel log;
+//! - [`relation`]: which NIC belongs to which VF, by the kernel and by the rules;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share.
 
@@ -11,6 +12,7 @@ pub mod inventory;
 #[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
 pub mod mapping;
 pub mod memfd;
+pub mod relation;
 pub mod tap;
 
 pub use memfd::{MemfdError, SharedFile};

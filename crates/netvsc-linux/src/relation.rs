@@ -1,0 +1,509 @@
+//! Which NIC belongs to which VF: what the kernel did, beside what the rules of [`netvsc::pairing`] call for.
+//!
+//! Both answers come from one [`Snapshot`]. A fact that nobody could read leaves the state [`State::Unknown`]; nothing
+//! is guessed to fill a table.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use netvsc::pairing::{
+    Decision, DeviceKind, FunctionKey, NicState, Pairing, PairingConfig, PermanentMac, PortId,
+    Reason, Refusal,
+};
+use netvsc::port::Path;
+use vmbus::{Guid, Instant, Serial};
+
+use crate::inventory::{
+    Function, LogEvent, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source, Subject,
+    VmbusDevice,
+};
+
+/// A fact and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// The fact.
+    pub value: T,
+    /// Its source.
+    pub source: Source,
+}
+
+/// State of a NIC: the words of pairing, and two for what a snapshot shows besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// No association, no VF.
+    Synthetic,
+    /// Associated; the VF is not here yet.
+    Waiting,
+    /// A VF is here, and not joined (yet).
+    Pending,
+    /// Joined; frames go the synthetic way.
+    Paired,
+    /// Joined; frames go through the VF.
+    Accelerated,
+    /// Not joined, because facts contradict each other.
+    Conflict,
+    /// A VF without NIC: all there is.
+    Standalone,
+    /// What would decide it could not be read.
+    Unknown,
+}
+
+impl State {
+    /// The word for machines.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Synthetic => "synthetic",
+            Self::Waiting => "waiting",
+            Self::Pending => "pending",
+            Self::Paired => "paired",
+            Self::Accelerated => "accelerated",
+            Self::Conflict => "conflict",
+            Self::Standalone => "standalone",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// The first thing between a NIC and its acceleration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The guest is isolated from its host.
+    Isolated,
+    /// No driver has the NIC, or one for user space.
+    NicUnbound,
+    /// The host has associated no VF.
+    NoAssociation,
+    /// No function with the NIC's serial is here.
+    NoFunction,
+    /// No driver has the function.
+    NoDriver(PciAddress),
+    /// The driver has made no interface, or it is in another network namespace.
+    NoPort(PciAddress),
+    /// There is an interface, and the kernel has not joined it.
+    NotJoined,
+    /// The VF's interface is down.
+    VfDown,
+    /// The host has not confirmed a switch to the VF.
+    NotSwitched,
+    /// The kernel log, which alone tells, could not be read or does not go back far enough.
+    NoLog,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Isolated => f.write_str(
+                "this guest is isolated from its host (confidential VM) and takes no VF from it",
+            ),
+            Self::NicUnbound => f.write_str("no network driver has the NIC"),
+            Self::NoAssociation => f.write_str("the host has associated no VF with it"),
+            Self::NoFunction => {
+                f.write_str("the host has associated a VF, and no such function is here")
+            }
+            Self::NoDriver(at) => write!(f, "its function {at} is here, and no driver has it"),
+            Self::NoPort(at) => write!(
+                f,
+                "its function {at} has a driver, and no interface in this network namespace"
+            ),
+            Self::NotJoined => {
+                f.write_str("its VF has an interface, and the kernel has not joined the two")
+            }
+            Self::VfDown => f.write_str("its VF is joined, and the VF's interface is down"),
+            Self::NotSwitched => {
+                f.write_str("its VF is joined, and the host has not switched to it")
+            }
+            Self::NoLog => f.write_str(
+                "only the kernel log tells, and it is silent, cut short or not ours to read",
+            ),
+        }
+    }
+}
+
+/// A port of a function that came over a virtual bus.
+#[derive(Clone, Debug)]
+pub struct VfPort<'a> {
+    /// Its function.
+    pub function: &'a Function,
+    /// Its interface.
+    pub link: &'a NetDevice,
+    /// Its serial and where that was read.
+    pub serial: Option<Sourced<Serial>>,
+    /// Where the rules see it, in words.
+    pub standing: Option<String>,
+    /// The NIC that the rules give it to.
+    pub should: Option<(Guid, Reason)>,
+    /// The NIC that the kernel joined it with.
+    pub did: Option<Guid>,
+}
+
+/// A NIC and all that is known about its pair.
+#[derive(Clone, Debug)]
+pub struct NicView<'a> {
+    /// Its VMBus device.
+    pub device: &'a VmbusDevice,
+    /// Its interface, if a driver made one here.
+    pub link: Option<&'a NetDevice>,
+    /// What the host last said: a serial, or (`None` inside) that there is none any more.
+    pub association: Option<Sourced<Option<Serial>>>,
+    /// The VF that the kernel joined with it, or that should be: an index into [`Relations::ports`].
+    pub vf: Option<usize>,
+    /// Whether the kernel joined that VF.
+    pub joined: bool,
+    /// The state.
+    pub state: State,
+    /// Why the pair is one; none if a fact for that is missing, or there is no pair.
+    pub reason: Option<Reason>,
+    /// The path that the host last confirmed.
+    pub path: Option<Path>,
+    /// Since when, on the clock of the kernel log.
+    pub since: Option<Duration>,
+    /// What stands between it and acceleration.
+    pub obstacle: Option<Obstacle>,
+    /// What the rules have to say, in sentences.
+    pub rules: Option<String>,
+}
+
+impl NicView<'_> {
+    /// The name of its interface, or its GUID while it has none.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.link.map_or_else(|| self.device.guid.to_string(), |link| link.name.clone())
+    }
+}
+
+/// All NICs and ports of a guest.
+#[derive(Clone, Debug)]
+pub struct Relations<'a> {
+    /// The synthetic NICs, in the order of their interfaces' numbers.
+    pub nics: Vec<NicView<'a>>,
+    /// The ports of functions that came over virtual buses.
+    pub ports: Vec<VfPort<'a>>,
+    /// Other network devices on hardware, which are never candidates, and why not.
+    pub others: Vec<(&'a NetDevice, Refusal)>,
+}
+
+impl<'a> Relations<'a> {
+    /// Relates what a snapshot shows.
+    #[must_use]
+    pub fn of(snapshot: &'a Snapshot) -> Self {
+        let mut rules = Rules::new(snapshot);
+        rules.tell(snapshot);
+        let ports = rules.ports(snapshot);
+        let mut nics: Vec<_> =
+            snapshot.nics().map(|device| rules.nic(snapshot, device, &ports)).collect();
+        let key = |nic: &NicView<'_>| {
+            (nic.link.and_then(|link| link.index).unwrap_or(u32::MAX), nic.device.guid)
+        };
+        nics.sort_by_key(key);
+        let others = snapshot.links.iter().filter_map(|link| stranger(snapshot, link)).collect();
+        Self { nics, ports, others }
+    }
+
+    /// The port that a NIC has or should have.
+    #[must_use]
+    pub fn vf(&self, nic: &NicView<'a>) -> Option<&VfPort<'a>> {
+        nic.vf.and_then(|at| self.ports.get(at))
+    }
+
+    /// The ports that belong to no NIC, by the kernel or by the rules.
+    pub fn standalone(&self) -> impl Iterator<Item = &VfPort<'a>> {
+        self.ports.iter().filter(|port| port.did.is_none() && port.should.is_none())
+    }
+}
+
+/// Why a device is no candidate; none for NICs, ports of VFs, and devices that are no network cards.
+fn stranger<'a>(snapshot: &Snapshot, link: &'a NetDevice) -> Option<(&'a NetDevice, Refusal)> {
+    let kind = match &link.parent {
+        Parent::Vmbus(_) => return None,
+        Parent::Pci(at) => {
+            let function = snapshot.function(*at);
+            if function.is_some_and(|function| function.bus.is_some()) {
+                return None;
+            }
+            let emulated = function.is_some_and(|f| f.driver.as_deref() == Some("tulip"));
+            if emulated { DeviceKind::Emulated } else { DeviceKind::Pci }
+        }
+        Parent::Other(bus, _) if bus == "usb" => DeviceKind::Usb,
+        Parent::Other(..) => DeviceKind::Other,
+        Parent::None => match link.soft {
+            SoftKind::Loopback => return None,
+            SoftKind::Bond => DeviceKind::Bond,
+            SoftKind::Bridge => DeviceKind::Bridge,
+            SoftKind::Vlan => DeviceKind::Vlan,
+            SoftKind::Tap => DeviceKind::Tap,
+            SoftKind::Other => DeviceKind::Other,
+        },
+    };
+    Some((link, Refusal::NotVpci(kind, link.mac?)))
+}
+
+/// The rules, and what they were told.
+struct Rules {
+    pairing: Pairing,
+    /// By the number of the function in the snapshot and of the port in its function.
+    ports: BTreeMap<(PciAddress, u32), PortId>,
+}
+
+impl Rules {
+    fn new(snapshot: &Snapshot) -> Self {
+        let isolated = snapshot.log.isolated();
+        let config = PairingConfig { isolated, ..PairingConfig::default() };
+        Self { pairing: Pairing::new(config), ports: BTreeMap::new() }
+    }
+
+    /// Tells the rules every fact that was read, and carries out what they decide.
+    fn tell(&mut self, snapshot: &Snapshot) {
+        let now = Instant::ZERO;
+        for device in snapshot.nics() {
+            let mac = snapshot.link_of(device.guid).and_then(|link| link.permanent);
+            let Some(mac) = mac else { continue };
+            let nic = self.pairing.nic_arrived(device.guid, mac, now);
+            if let Some((Some(serial), _)) = snapshot.log.association(device.guid) {
+                // The handle is a moment old.
+                let _ = self.pairing.associated(nic, serial, now);
+            }
+        }
+        for function in &snapshot.functions {
+            let Some(key) = key(snapshot, function) else { continue };
+            let id = self.pairing.function_arrived(key, now);
+            for link in snapshot.ports_of(function.address) {
+                let mac = link.permanent.map_or(PermanentMac::NotYet, PermanentMac::Known);
+                if let Ok(port) = self.pairing.port_arrived(id, link.port, mac, now) {
+                    self.ports.insert((function.address, link.port), port);
+                }
+            }
+        }
+        while let Some(decision) = self.pairing.poll_decision() {
+            if let Decision::Unbind { nic, port, .. } = decision {
+                // Nothing is really bound here.
+                let _ = self.pairing.unbound(nic.id, port.id, now);
+            }
+        }
+    }
+
+    fn ports<'a>(&self, snapshot: &'a Snapshot) -> Vec<VfPort<'a>> {
+        let given: BTreeMap<PortId, (Guid, Reason)> = self
+            .pairing
+            .pairs()
+            .map(|(nic, port, reason)| (port.id, (nic.instance, reason)))
+            .collect();
+        let mut ports = Vec::new();
+        for link in &snapshot.links {
+            let Parent::Pci(address) = link.parent else { continue };
+            let Some(function) = snapshot.function(address).filter(|f| f.bus.is_some()) else {
+                continue;
+            };
+            let id = self.ports.get(&(address, link.port));
+            let standing = id.and_then(|id| self.pairing.standing(*id).ok());
+            ports.push(VfPort {
+                function,
+                link,
+                serial: serial(function, link),
+                standing: standing.map(|standing| standing.to_string()),
+                should: id.and_then(|id| given.get(id)).copied(),
+                did: joined(snapshot, link),
+            });
+        }
+        ports
+    }
+
+    fn nic<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        device: &'a VmbusDevice,
+        ports: &[VfPort<'a>],
+    ) -> NicView<'a> {
+        let link = snapshot.link_of(device.guid);
+        let did = ports.iter().position(|port| port.did == Some(device.guid));
+        let should = ports.iter().position(|p| p.should.is_some_and(|(nic, _)| nic == device.guid));
+        let port = did.and_then(|at| ports.get(at));
+        let association = association(snapshot, device, port);
+        let explanation =
+            self.pairing.nic(device.guid).and_then(|nic| self.pairing.explain(nic).ok());
+        let path = path(snapshot, device.guid, did.is_some());
+        let reason = match port {
+            Some(port) => reason(association, port),
+            None => should.and_then(|at| ports.get(at)?.should).map(|(_, reason)| reason),
+        };
+        let mut view = NicView {
+            device,
+            link,
+            association,
+            vf: did.or(should),
+            joined: did.is_some(),
+            state: State::Unknown,
+            reason,
+            path: path.map(|(path, _)| path),
+            since: path.and_then(|(_, since)| since),
+            obstacle: None,
+            rules: explanation.as_ref().map(ToString::to_string),
+        };
+        view.state = state(snapshot, &view, explanation.as_ref().map(|all| all.state));
+        view.obstacle = obstacle(snapshot, &view, view.vf.and_then(|at| ports.get(at)));
+        view
+    }
+}
+
+/// What the rules call a function; none for what did not come over vPCI, and where the serial is not known.
+fn key(snapshot: &Snapshot, function: &Function) -> Option<FunctionKey> {
+    let serial = function.serial().or_else(|| {
+        snapshot.ports_of(function.address).find_map(|link| named_serial(function, link))
+    })?;
+    Some(FunctionKey {
+        bus: function.bus?,
+        slot: u32::from(function.address.device) | u32::from(function.address.function) << 5,
+        vendor: function.vendor.unwrap_or(u16::MAX),
+        device: function.device.unwrap_or(u16::MAX),
+        serial,
+    })
+}
+
+/// The serial of a port's function: from its slot, or where there are no slots from a name made of it.
+fn serial(function: &Function, link: &NetDevice) -> Option<Sourced<Serial>> {
+    let slot = function.serial().map(|value| Sourced { value, source: Source::Slot });
+    let named =
+        || named_serial(function, link).map(|value| Sourced { value, source: Source::SlotName });
+    slot.or_else(named)
+}
+
+fn named_serial(function: &Function, link: &NetDevice) -> Option<Serial> {
+    if function.slot.is_some() {
+        return None;
+    }
+    let name = link.property("ID_NET_NAME_SLOT")?;
+    let rest = name.strip_prefix(&format!("enP{}s", function.address.domain))?;
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    vpci::naming::serial_of(digits)
+}
+
+/// The NIC whose interface is a port's master, by either end of the link.
+fn joined(snapshot: &Snapshot, port: &NetDevice) -> Option<Guid> {
+    let nic = |link: &NetDevice| match link.parent {
+        Parent::Vmbus(guid) => snapshot.device(guid).filter(|d| d.is_nic()).map(|_| guid),
+        _ => None,
+    };
+    let named = port.master.iter().chain(&port.uppers).filter_map(|name| snapshot.link(name));
+    let below = snapshot.links.iter().filter(|link| link.lowers.contains(&port.name));
+    named.chain(below).find_map(nic)
+}
+
+fn association(
+    snapshot: &Snapshot,
+    device: &VmbusDevice,
+    port: Option<&VfPort<'_>>,
+) -> Option<Sourced<Option<Serial>>> {
+    if let Some((value, _)) = snapshot.log.association(device.guid) {
+        return Some(Sourced { value, source: Source::KernelLog });
+    }
+    if let Some(serial) = port.and_then(|port| port.serial) {
+        return Some(Sourced { value: Some(serial.value), source: Source::InferredLink });
+    }
+    // A log that goes back to the boot and says nothing says that there was nothing.
+    snapshot.log.complete.then_some(Sourced { value: None, source: Source::KernelLog })
+}
+
+fn reason(association: Option<Sourced<Option<Serial>>>, port: &VfPort<'_>) -> Option<Reason> {
+    let told = association.filter(|told| told.source == Source::KernelLog)?.value;
+    match (told, port.serial) {
+        (Some(told), Some(slot)) if told == slot.value => Some(Reason::SerialAndMac),
+        (_, Some(_)) => Some(Reason::Mac),
+        _ => None,
+    }
+}
+
+/// The path that was last confirmed. Without a VF there is only one.
+fn path(snapshot: &Snapshot, nic: Guid, joined: bool) -> Option<(Path, Option<Duration>)> {
+    match (joined, snapshot.log.switched_to_vf(nic)) {
+        (true, Some((true, at))) => Some((Path::Vf, Some(at))),
+        (_, Some((false, at))) => Some((Path::Synthetic, Some(at))),
+        (false, _) => Some((Path::Synthetic, None)),
+        (true, None) => snapshot.log.complete.then_some((Path::Synthetic, None)),
+    }
+}
+
+fn state(snapshot: &Snapshot, view: &NicView<'_>, rules: Option<NicState>) -> State {
+    if view.joined {
+        return match view.path {
+            Some(Path::Vf) => State::Accelerated,
+            Some(Path::Synthetic) => State::Paired,
+            None => State::Unknown,
+        };
+    }
+    // The rules may have a pair that the kernel has not made.
+    match rules {
+        Some(NicState::Conflict(_)) => return State::Conflict,
+        Some(NicState::Pending | NicState::Paired(_) | NicState::Accelerated(_)) => {
+            return State::Pending;
+        }
+        Some(NicState::Synthetic | NicState::Waiting) | None => {}
+    }
+    match view.association.map(|told| told.value) {
+        Some(Some(_)) => State::Waiting,
+        Some(None) => State::Synthetic,
+        None if snapshot.log.isolated() => State::Synthetic,
+        None => State::Unknown,
+    }
+}
+
+/// The first broken link of the chain from the association to frames on the VF.
+fn obstacle(
+    snapshot: &Snapshot,
+    view: &NicView<'_>,
+    port: Option<&VfPort<'_>>,
+) -> Option<Obstacle> {
+    if view.state == State::Accelerated {
+        return None;
+    }
+    if let Some(port) = port {
+        if !view.joined {
+            return Some(Obstacle::NotJoined);
+        }
+        if port.link.is_up() == Some(false) {
+            return Some(Obstacle::VfDown);
+        }
+        return Some(if view.path.is_some() { Obstacle::NotSwitched } else { Obstacle::NoLog });
+    }
+    if snapshot.log.isolated() {
+        return Some(Obstacle::Isolated);
+    }
+    if view.link.is_none() {
+        return Some(Obstacle::NicUnbound);
+    }
+    let serial = match view.association {
+        Some(Sourced { value: Some(serial), .. }) => serial,
+        Some(_) => return Some(Obstacle::NoAssociation),
+        None => return Some(Obstacle::NoLog),
+    };
+    let function = snapshot
+        .functions
+        .iter()
+        .find(|f| f.bus.is_some() && f.is_ethernet() && f.serial() == Some(serial));
+    Some(match function {
+        None if view.state == State::Conflict => Obstacle::NotJoined,
+        None => Obstacle::NoFunction,
+        Some(function) if function.driver.is_none() => Obstacle::NoDriver(function.address),
+        Some(function) if snapshot.ports_of(function.address).next().is_none() => {
+            Obstacle::NoPort(function.address)
+        }
+        Some(_) => Obstacle::NotJoined,
+    })
+}
+
+/// How often the path of a NIC was switched in the span before `now`.
+#[must_use]
+pub fn switches(snapshot: &Snapshot, nic: Guid, span: Duration) -> usize {
+    let Some(now) = snapshot.uptime else { return 0 };
+    let from = now.saturating_sub(span);
+    let switch =
+        |event: &LogEvent| matches!(event, LogEvent::SwitchedToVf | LogEvent::SwitchedFromVf);
+    let lines = snapshot.log.about(Subject::Vmbus(nic));
+    lines.filter(|line| line.at >= from && switch(&line.event)).count()
+}
