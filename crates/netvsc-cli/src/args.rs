@@ -1,11 +1,13 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netvsc_linux::TapName;
 
+use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
 use crate::sim::args::{self as sim, SimArgs};
 use crate::units::{ByteSize, Span};
 
@@ -60,6 +62,14 @@ Exit status:
   1  the run failed, or something it needs is missing (a file, a privilege, a free TAP)
   2  the command line makes no sense";
 
+const LOOK_STATUS: &str = "\
+Exit status:
+  0  it was said; also where this machine is no Hyper-V guest, or some files could not be read
+  1  nothing here is called that, or the root cannot be used
+  2  the command line makes no sense
+
+No privilege is needed. Where the kernel log is not readable (it needs CAP_SYSLOG), associations and paths are unknown.";
+
 /// What the user asked for.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "netvsc", version, about = ABOUT, long_about = LONG_ABOUT, arg_required_else_help = true)]
@@ -78,6 +88,26 @@ pub enum Command {
     /// Run whole systems from seeds and check what must always hold
     #[command(long_about = sim::LONG, after_long_help = sim::EXAMPLES)]
     Sim(SimArgs),
+
+    /// List the NICs of this Linux guest with their VFs
+    #[command(after_long_help = LOOK_STATUS)]
+    List(ListArgs),
+
+    /// Show everything about a pair: facts with their sources, both interfaces side by side, the kernel's last words
+    #[command(after_long_help = LOOK_STATUS)]
+    Show(ShowArgs),
+
+    /// Explain in sentences why something is or is not a pair
+    #[command(after_long_help = LOOK_STATUS)]
+    Explain(ExplainArgs),
+
+    /// Print one word about a pair, for scripts
+    #[command(after_long_help = LOOK_STATUS)]
+    Resolve(ResolveArgs),
+
+    /// List all devices on VMBus
+    #[command(after_long_help = LOOK_STATUS)]
+    Lsvmbus(LsvmbusArgs),
 }
 
 /// Which host to run against.
@@ -227,14 +257,31 @@ impl Cli {
     pub fn read<I, T>(arguments: I) -> Result<Self, clap::Error>
     where
         I: IntoIterator<Item = T>,
-        T: Into<std::ffi::OsString> + Clone,
+        T: Into<OsString> + Clone,
     {
-        let cli = Self::try_parse_from(arguments)?;
+        let cli = Self::try_parse_from(spelled_out(arguments))?;
         if let Command::Run(run) = &cli.command {
             run.check().map_err(|(kind, message)| complaint("run", kind, message))?;
         }
         Ok(cli)
     }
+}
+
+/// `-br`, as `ip` spells it, is one option and not two.
+fn spelled_out<I, T>(arguments: I) -> Vec<OsString>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString>,
+{
+    let mut literal = false;
+    arguments
+        .into_iter()
+        .map(|argument| {
+            let argument = argument.into();
+            literal |= argument == "--";
+            if !literal && argument == "-br" { "--brief".into() } else { argument }
+        })
+        .collect()
 }
 
 /// An error about the options of `subcommand`, with that command's usage.

@@ -44,6 +44,35 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The directory that holds the guest cannot be used.
+    #[error(transparent)]
+    Root(#[from] netvsc_linux::inventory::RootError),
+    /// Nothing here is called that.
+    #[error(
+        "no such device: `{name}`; give an interface, a GUID, a PCI address or a MAC address that `netvsc list` shows"
+    )]
+    NoSuchDevice {
+        /// What was asked for.
+        name: String,
+    },
+    /// More than one is called that.
+    #[error(
+        "`{name}` means more than one NIC: {found}; give a MAC address, a GUID or a PCI address"
+    )]
+    Ambiguous {
+        /// What was asked for.
+        name: String,
+        /// All that it could mean.
+        found: String,
+    },
+    /// The NIC has not what was asked for.
+    #[error("{nic} is {state} and has no such thing; `netvsc explain {nic}` says why")]
+    NotKnown {
+        /// The NIC.
+        nic: String,
+        /// Its state.
+        state: &'static str,
+    },
     /// A TAP could not be opened or used.
     #[error(transparent)]
     Tap(#[from] TapError),

@@ -6,6 +6,7 @@ pub mod embedded;
 pub mod error;
 pub mod event;
 pub mod guest;
+pub mod inspect;
 pub mod report;
 pub mod run;
 pub mod scenario;

@@ -3,17 +3,28 @@
 use std::process::ExitCode;
 
 use netvsc_cli::args::{Cli, Command};
+use netvsc_cli::error::Error;
+use netvsc_cli::inspect;
 
 fn main() -> ExitCode {
-    let done = match Cli::from_command_line().command {
-        Command::Run(run) => netvsc_cli::run::run(&run),
-        Command::Sim(sim) => netvsc_cli::sim::run(&sim),
-    };
-    match done {
+    match carry_out(&Cli::from_command_line().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("netvsc: {error}");
             error.exit_code()
         }
     }
+}
+
+fn carry_out(command: &Command) -> Result<ExitCode, Error> {
+    match command {
+        Command::Run(args) => return netvsc_cli::run::run(args),
+        Command::Sim(args) => return netvsc_cli::sim::run(args),
+        Command::List(args) => inspect::list(args)?,
+        Command::Show(args) => inspect::show(args)?,
+        Command::Explain(args) => inspect::explain(args)?,
+        Command::Resolve(args) => inspect::resolve(args)?,
+        Command::Lsvmbus(args) => inspect::lsvmbus(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

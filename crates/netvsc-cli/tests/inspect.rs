@@ -1,0 +1,300 @@
+//! The verbs that look at a guest, as their users start them, against the kinds of guests that there are.
+
+#[path = "../../netvsc-linux/tests/guest/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod guest;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use guest::{Guest, kinds};
+use serde_json::Value;
+
+fn netvsc(root: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_netvsc"))
+        .args(arguments)
+        .arg("--sysfs-root")
+        .arg(root)
+        .env_remove("NO_COLOR")
+        .env_remove("CLICOLOR_FORCE")
+        .output()
+        .expect("the program runs")
+}
+
+/// What it printed, having succeeded and complained of nothing.
+fn said(guest: &Guest, arguments: &[&str]) -> String {
+    let output = netvsc(guest.root(), arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && errors.is_empty(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// What it complained of, having failed with this status and printed nothing.
+fn refused(guest: &Guest, arguments: &[&str], status: i32) -> String {
+    let output = netvsc(guest.root(), arguments);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+    assert!(output.stdout.is_empty());
+    String::from_utf8(output.stderr).expect("text")
+}
+
+/// Checks JSON against a schema of the repository.
+fn valid(text: &str, schema: &str) -> Value {
+    let value: Value = serde_json::from_str(text).expect("JSON");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema");
+    let schema = std::fs::read_to_string(folder.join(schema)).expect("a schema");
+    let mut schema: Value = serde_json::from_str(&schema).expect("a schema is JSON");
+    close(&mut schema);
+    let validator = jsonschema::validator_for(&schema).expect("a schema that is one");
+    let errors: Vec<_> =
+        validator.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}\n{text}");
+    value
+}
+
+/// New keys may come in a version, so the schema lets them; but here each must stand in it.
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            map.values_mut().for_each(close);
+            if map.contains_key("properties") && map.contains_key("required") {
+                map.entry("additionalProperties").or_insert(Value::Bool(false));
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_list_is_a_table() {
+    let text = said(&kinds::worked_example(), &["list"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "NIC   VF          MAC                SERIAL  PCI           DRIVER     PATH  STATE        REASON",
+            "eth0  enP37498s1  7c:1e:52:25:55:d2  1       927a:00:02.0  mlx5_core  vf    accelerated  SerialAndMac",
+            "eth1  enP6757s2   7c:1e:52:25:5c:a6  2       1a65:00:02.0  mlx5_core  vf    accelerated  SerialAndMac",
+        ]
+    );
+}
+
+#[test]
+fn columns_and_brevity_are_the_users_choice() {
+    let guest = kinds::worked_example();
+    let text = said(&guest, &["list", "-o", "guid,slot"]);
+    assert!(text.starts_with("GUID") && text.contains("55d27c1e5225  1"), "{text}");
+    assert!(said(&guest, &["list", "-o", "+mtu"]).contains("REASON        MTU\n"));
+    let brief = said(&guest, &["list", "-br"]);
+    assert_eq!(brief, "eth0  accelerated  enP37498s1\neth1  accelerated  enP6757s2\n");
+    let text = refused(&guest, &["list", "-o", "colour"], 2);
+    assert!(text.contains("there is no column `colour`") && text.contains("obstacle"), "{text}");
+}
+
+#[test]
+fn colours_come_when_asked_for_and_never_into_a_pipe() {
+    let guest = kinds::azure_mlx5();
+    assert!(!said(&guest, &["list"]).contains('\u{1b}'));
+    assert!(said(&guest, &["list", "--color", "always"]).contains('\u{1b}'));
+}
+
+#[test]
+fn a_serial_taken_over_from_the_vf_is_marked() {
+    let guest = kinds::azure_mlx5();
+    guest.remove("dev/kmsg");
+    let text = said(&guest, &["list", "-o", "nic,serial,state,reason,path"]);
+    assert!(text.contains("eth0  ~1      unknown  -       -"), "{text}");
+}
+
+#[test]
+fn every_kind_of_guest_fits_the_schema() {
+    for guest in [
+        kinds::worked_example(),
+        kinds::azure_mlx4(),
+        kinds::azure_mana(),
+        kinds::mana_only(),
+        kinds::on_prem(),
+        kinds::emulated_beside(),
+        kinds::synthetic_only(),
+        kinds::mid_servicing(),
+        kinds::driver_missing(),
+        kinds::bonded(),
+        kinds::duplicate_slot(),
+        kinds::confidential(),
+        kinds::uio_bound(),
+        Guest::without_hyperv(),
+    ] {
+        for verb in ["list", "show"] {
+            let output = netvsc(guest.root(), &[verb, "--json"]);
+            assert!(output.status.success());
+            let text = String::from_utf8(output.stdout).expect("text");
+            let value = valid(&text, "guest-1.json");
+            assert_eq!(value["source"]["kind"], "snapshot");
+            assert_eq!(text.lines().count(), 1);
+        }
+        let text = netvsc(guest.root(), &["lsvmbus", "--json"]).stdout;
+        valid(&String::from_utf8(text).expect("text"), "lsvmbus-1.json");
+    }
+}
+
+#[test]
+fn json_says_what_the_table_says() {
+    let text = said(&kinds::azure_mana(), &["list", "-p"]);
+    let value = valid(&text, "guest-1.json");
+    let nic = &value["nics"][2];
+    assert_eq!((&nic["state"], &nic["reason"]), (&"accelerated".into(), &"Mac".into()));
+    assert_eq!(nic["vf"]["ifname"], "enP30832s1d2");
+    assert_eq!(nic["vf"]["slot"]["serial"], 1_296_119_428);
+    assert_eq!(nic["association"]["serial"], 1);
+    assert!(text.lines().count() > 20, "-p is for people");
+}
+
+#[test]
+fn a_machine_without_hyperv_is_told_in_one_line() {
+    let guest = Guest::without_hyperv();
+    let text = said(&guest, &["list"]);
+    assert!(text.lines().count() == 1 && text.contains("no Hyper-V guest"), "{text}");
+    let output = netvsc(guest.root(), &["list", "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    let value = valid(&String::from_utf8(output.stdout).expect("text"), "guest-1.json");
+    assert_eq!((&value["nics"], &value["hyperv"]), (&Value::Array(vec![]), &Value::Bool(false)));
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
+}
+
+#[test]
+fn a_page_shows_sources_and_both_interfaces() {
+    let guest = kinds::worked_example();
+    let page = said(&guest, &["show", "eth0"]);
+    for words in [
+        "eth0 is accelerated\n",
+        "association  serial 1                              kernel-log",
+        "vf serial    1                                     slot",
+        "enP37498s1",
+        "mtu            1500               1500",
+        "CHANNEL  SUB  CPU  INTERRUPTS",
+        "Data path switched to VF: enP37498s1",
+    ] {
+        assert!(page.contains(words), "{words} is missing in:\n{page}");
+    }
+    assert!(!page.contains("eth1"), "{page}");
+}
+
+#[test]
+fn a_pair_is_found_by_every_name_it_has() {
+    let guest = kinds::worked_example();
+    for name in [
+        "eth0",
+        "enP37498s1",
+        "7C:1E:52:25:55:D2",
+        "{7c1e5225-55d2-7c1e-5225-55d27c1e5225}",
+        "d3cbd5f3-927a-45ec-985d-2ddb43e90b83",
+        "927a:00:02.0",
+    ] {
+        assert!(said(&guest, &["show", name]).starts_with("eth0 is"), "{name}");
+    }
+    let text = refused(&guest, &["show", "eth9"], 1);
+    assert!(text.contains("`eth9`") && text.contains("netvsc list"), "{text}");
+}
+
+#[test]
+fn the_first_thing_in_the_way_is_explained() {
+    for (guest, words) in [
+        (kinds::driver_missing(), "function 927a:00:00.0 is here, and no driver has it"),
+        (kinds::synthetic_only(), "the host has associated no VF with it"),
+        (kinds::bonded(), "the kernel has not joined the two"),
+        (kinds::confidential(), "isolated from its host"),
+        (kinds::vf_in_namespace(), "no interface in this network namespace"),
+    ] {
+        let text = said(&guest, &["explain", "eth0"]);
+        assert!(text.contains(words), "{words} is missing in:\n{text}");
+    }
+    let text = said(&kinds::worked_example(), &["explain", "eth0"]);
+    assert!(text.contains("the rules agree: serial and permanent MAC agree"), "{text}");
+    let text = said(&kinds::emulated_beside(), &["explain", "eth1"]);
+    assert!(text.contains("an emulated network card") && text.contains("(P1)"), "{text}");
+    let text = said(&kinds::mana_only(), &["explain", "enP30832s1"]);
+    assert!(text.contains("has no NIC"), "{text}");
+    valid(&said(&kinds::bonded(), &["explain", "eth0", "--json"]), "explain-1.json");
+}
+
+#[test]
+fn scripts_get_one_word() {
+    let guest = kinds::worked_example();
+    let nic = ["resolve", "--mac", "7c:1e:52:25:5c:a6"];
+    assert_eq!(said(&guest, &nic), "eth1\n");
+    assert_eq!(said(&guest, &["resolve", "--serial", "2", "--print", "vf"]), "enP6757s2\n");
+    assert_eq!(said(&guest, &["resolve", "--pci", "1a65:00:02.0"]), "eth1\n");
+    let guid = "7c1e5225-5ca6-7c1e-5225-5ca67c1e5225";
+    assert_eq!(said(&guest, &["resolve", "--guid", guid, "--print", "pci"]), "1a65:00:02.0\n");
+    let of_vf = ["resolve", "--interface", "enP6757s2", "--print", "guid"];
+    assert_eq!(said(&guest, &of_vf), format!("{guid}\n"));
+    valid(&said(&guest, &["resolve", "--serial", "1", "--json"]), "resolve-1.json");
+}
+
+#[test]
+fn scripts_get_an_error_instead_of_a_guess() {
+    let guest = kinds::azure_mana();
+    let text = refused(&guest, &["resolve", "--serial", "1"], 1);
+    assert!(text.contains("more than one NIC: eth0, eth1, eth2, eth3"), "{text}");
+    let text = refused(&guest, &["resolve", "--serial", "9"], 1);
+    assert!(text.contains("serial 9"), "{text}");
+    let text =
+        refused(&kinds::synthetic_only(), &["resolve", "--interface", "eth0", "--print", "vf"], 1);
+    assert!(text.contains("eth0 is synthetic") && text.contains("netvsc explain eth0"), "{text}");
+    assert!(refused(&guest, &["resolve"], 2).contains("--mac"));
+    refused(&guest, &["resolve", "--serial", "1", "--mac", "x"], 2);
+}
+
+#[test]
+fn lsvmbus_prints_what_the_classic_script_prints() {
+    let mut guest = Guest::new();
+    kinds::one(&mut guest);
+    assert_eq!(
+        said(&guest, &["lsvmbus"]),
+        "VMBUS ID 14: Synthetic network adapter\nVMBUS ID 22: PCI Express pass-through\n"
+    );
+    let text = said(&guest, &["lsvmbus", "-v"]);
+    assert!(text.ends_with(
+        "VMBUS ID 22: Class_ID = {44c4f61d-4444-4400-9d52-802e27ede19f} - PCI Express pass-through\n\
+         \tRel_ID=22, target_cpu=0\n\n"
+    ));
+    let text = said(&guest, &["lsvmbus", "-vv"]);
+    assert!(text.contains("\n\tDevice_ID = {7c1e5225-55d2-7c1e-5225-55d27c1e5225}\n\tSysfs path: /sys/bus/vmbus/devices/"));
+    guest.device(
+        "00000000-0000-0000-0000-000000000001",
+        "00000000-0000-0000-0000-000000000002",
+        None,
+        1,
+    );
+    assert!(said(&guest, &["lsvmbus"]).ends_with("VMBUS ID 23: Unknown\n"));
+}
+
+#[test]
+fn what_could_not_be_read_is_said_beside_the_table() {
+    let guest = kinds::worked_example();
+    guest.write("sys/class/net/eth0/mtu", "\u{1b}[31mhuge");
+    let output = netvsc(guest.root(), &["list"]);
+    assert!(output.status.success());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("/sys/class/net/eth0/mtu") && !errors.contains('\u{1b}'), "{errors}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("eth0  enP37498s1"));
+}
+
+#[test]
+fn a_root_that_is_not_there_is_an_error() {
+    let output = netvsc(Path::new("/no/such/root"), &["list"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/root"));
+}
+
+#[test]
+fn the_running_system_can_be_listed_wherever_this_runs() {
+    let output = Command::new(env!("CARGO_BIN_EXE_netvsc"))
+        .args(["list", "--json"])
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success());
+    let value = valid(&String::from_utf8(output.stdout).expect("text"), "guest-1.json");
+    assert_eq!(value["source"]["kind"], "live");
+    assert!(value["generated_at"].is_string());
+}
