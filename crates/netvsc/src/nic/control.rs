@@ -172,10 +172,14 @@ impl<D: Doorbell> Nic<D> {
         self.waits.end(step);
         match (self.stage, step, *message) {
             (Stage::Stopping(stopping), step, _) => {
-                // A filter that was set before may be answered only now; the empty one is the last.
-                let last = !self.control.requests.iter().any(|it| it.step == Step::Filter);
-                if (stopping, step) == (Stopping::Filter, Step::Filter) && last {
-                    self.stage = Stage::Stopping(Stopping::Switching);
+                if (stopping, step) == (Stopping::Filter, Step::Filter) {
+                    // A filter that was set before may be answered only now, or never; the empty one is the newest.
+                    let newer = |it: &Request| it.id.wrapping_sub(id) as i32 > 0;
+                    if self.control.requests.iter().any(|it| it.step == step && newer(it)) {
+                        self.waits.begin(step, self.now);
+                    } else {
+                        self.stage = Stage::Stopping(Stopping::Switching);
+                    }
                 }
                 Ok(())
             }

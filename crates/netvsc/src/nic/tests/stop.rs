@@ -129,3 +129,16 @@ fn the_answer_to_an_earlier_filter_is_not_taken_for_that_of_the_last() {
     answer(&mut rig, 9);
     assert_eq!(rig.events().last(), Some(&NicEvent::Stopped));
 }
+
+#[test]
+fn an_earlier_filter_that_is_never_answered_holds_nothing_up() {
+    let mut rig = ready();
+    rig.held.rndis = true;
+    rig.nic.set_packet_filter(crate::rndis::PacketFilter::PROMISCUOUS, rig.now).unwrap();
+    rig.nic.shutdown(rig.now);
+    rig.settle();
+    let status = crate::rndis::Status::SUCCESS;
+    rig.say(&crate::rndis::HostMessage::SetComplete { request_id: 9, status });
+    rig.settle();
+    assert_eq!(rig.events().last(), Some(&NicEvent::Stopped));
+}
