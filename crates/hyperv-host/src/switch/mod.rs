@@ -21,8 +21,9 @@ mod wire;
 
 pub use bridge::{Bridge, BridgeConfig, BridgeCounters, PartyId, VlanMode};
 pub use counters::{DropCause, Drops, PortCounters, SideCounters};
+pub use netvsc::rndis::scaling::{HashTypes, KEY_SIZE};
 pub use port::{Offered, PortConfig, Queued, SideState, SwitchPort, VfTransmit};
-pub use spread::{HashTypes, KEY_SIZE, Spread, Toeplitz};
+pub use spread::{Spread, Toeplitz};
 pub use wire::WireConfig;
 
 use std::collections::VecDeque;

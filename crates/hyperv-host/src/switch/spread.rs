@@ -1,31 +1,11 @@
 //! Receive side scaling: which of a guest's queues gets a frame, by a Toeplitz hash over its addresses and ports.
 
-use super::frame::{Flow, Transport};
+use netvsc::rndis::scaling::{HashTypes, KEY_SIZE};
 
-/// Bytes of a key.
-pub const KEY_SIZE: usize = 40;
+use super::frame::{Flow, Transport};
 
 /// Longest input of the hash: two IPv6 addresses and two ports.
 const LONGEST_INPUT: usize = 36;
-
-bitflags::bitflags! {
-    /// What a hash is taken over.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-    pub struct HashTypes: u32 {
-        /// The addresses of IPv4.
-        const IPV4 = 0x100;
-        /// Addresses and ports of TCP over IPv4.
-        const TCP_IPV4 = 0x200;
-        /// The addresses of IPv6.
-        const IPV6 = 0x400;
-        /// Addresses and ports of TCP over IPv6.
-        const TCP_IPV6 = 0x1000;
-        /// Addresses and ports of UDP over IPv4.
-        const UDP_IPV4 = 0x4000;
-        /// Addresses and ports of UDP over IPv6.
-        const UDP_IPV6 = 0x8000;
-    }
-}
 
 /// A hash with its key worked in: one table look-up per byte.
 #[derive(Clone)]

@@ -140,6 +140,7 @@ unsafe impl Ioctl for Call<'_> {
         std::ptr::from_mut(self.argument).cast()
     }
 
+    // SAFETY: the pointer is not looked at.
     unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> Result<(), Errno> {
         Ok(())
     }
