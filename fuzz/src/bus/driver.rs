@@ -274,7 +274,9 @@ impl Driver {
             };
             assert!(!waits || reported(&family), "{channel} {held:?}: {:?}", self.overdue);
             let retarget = Wait::Retarget { channel };
-            let retargeting = held.retargeting > 0 && held.state == ChannelState::Open;
+            // A sub-channel closes with its primary, and with it goes whatever was wished of it.
+            let open = bus.channel_state(channel) == Some(ChannelState::Open);
+            let retargeting = held.retargeting > 0 && held.state == ChannelState::Open && open;
             assert!(!retargeting || self.overdue.contains(&retarget), "{channel} {held:?}");
         }
         for (&gpadl, piece) in &self.pieces {
