@@ -5,6 +5,7 @@
 //! - [`tap`]: the way to let the kernel's own network stack be the traffic of a NIC;
 //! - [`inventory`]: what a guest consists of, read from sysfs, proc, the udev database and the kernel log;
 //! - [`relation`]: which NIC belongs to which VF, by the kernel and by the rules;
+//! - [`netlink`]: what the kernel says about links, addresses and routes, now and as they change;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share.
 
@@ -12,6 +13,7 @@ pub mod inventory;
 #[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
 pub mod mapping;
 pub mod memfd;
+pub mod netlink;
 pub mod relation;
 pub mod tap;
 
