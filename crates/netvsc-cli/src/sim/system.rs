@@ -1,45 +1,30 @@
 //! One system from one seed: guest, host, traffic, and the checks of every step.
 
+mod acts;
+mod checks;
+mod ending;
+mod lanes;
+
 use std::time::Duration;
 
-use hyperv_host::host::{Disassociation, VfPlace};
-use hyperv_host::nic::SwitchAnswer;
-use hyperv_host::switch::Offered;
-use netvsc::{MacAddress, Path};
+use netvsc::MacAddress;
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
+use vmbus::Instant;
 use vmbus::time::earliest;
-use vmbus::{Instant, Serial};
 
 use super::outcome::Figures;
-use super::script::{Act, Deed, Script};
+use super::script::{Act, Script};
 use super::traffic::{Flow, Way};
 use crate::event::{Event, What};
-use crate::guest::Sending;
 use crate::run::stage::Stage;
 use crate::scenario::Script as Quiet;
+use lanes::Lane;
 
 /// How often everything may be polled at one moment before that counts as never coming to rest.
 const ROUNDS: usize = 10_000;
 /// How long after the host's last act every NIC may take to be on its VF.
 const LIVENESS: Duration = Duration::from_secs(180);
-/// Frames of one NIC that may be on the switch at once, by far.
-const QUEUED: u64 = 50_000;
-/// Frames in each direction at the end, over the VFs.
-const LAST_BURST: u64 = 8;
-/// How far the serials of the end are from all others.
-const LAST_SERIALS: u32 = 1 << 20;
-
-/// One NIC's traffic.
-#[derive(Debug)]
-struct Lane {
-    out: Flow,
-    back: Flow,
-    ready: bool,
-    /// The VF was taken and given once more in the end.
-    renewed: bool,
-    given: bool,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -197,63 +182,6 @@ impl System {
         Ok(())
     }
 
-    /// Moves the traffic of one NIC as far as it goes.
-    fn carry(&mut self, nic: usize) -> Result<bool, String> {
-        let Self { lanes, stage, random, now, lies, .. } = self;
-        let Some(lane) = lanes.get_mut(nic) else { return Ok(false) };
-        let (mut moved, mut sent) = (false, false);
-        while lane.ready
-            && let Some(frame) = lane.out.front(random)
-        {
-            let before = stage.world.guest.counters(nic).frames_accepted;
-            if stage.world.guest.transmit(nic, frame, *now) == Sending::Later {
-                break;
-            }
-            if stage.world.guest.counters(nic).frames_accepted == before {
-                return Err(format!("nic{nic} refuses a frame of {} bytes", frame.len()));
-            }
-            lane.out.taken();
-            sent = true;
-        }
-        if sent {
-            stage.world.guest.flush(nic);
-            moved = true;
-        }
-        while lane.ready
-            && let Some(frame) = lane.back.front(random)
-        {
-            match stage.world.host.peer_transmit(nic, frame, *now) {
-                Offered::Busy => break,
-                Offered::Accepted => {}
-                Offered::Dropped(cause) => {
-                    return Err(format!("the switch dropped a frame for nic{nic}: {cause}"));
-                }
-            }
-            lane.back.taken();
-            moved = true;
-        }
-        while let Some(frame) = stage.world.host.peer_receive(nic, *now) {
-            lane.out.arrived(&frame, !*lies)?;
-            stage.world.host.recycle(nic, frame);
-            moved = true;
-        }
-        Ok(moved)
-    }
-
-    /// The switch knows where every frame is, and holds no more than it may.
-    fn check_switch(&self) -> Result<(), String> {
-        for nic in 0..self.lanes.len() {
-            let Some(port) = self.stage.world.host.port_counters(nic) else { continue };
-            if port.unaccounted() != (0, 0) {
-                return Err(format!("nic{nic}: the switch lost count: {:?}", port.unaccounted()));
-            }
-            if port.in_flight() > QUEUED {
-                return Err(format!("nic{nic}: {} frames queue up", port.in_flight()));
-            }
-        }
-        Ok(())
-    }
-
     /// What the run itself does at this moment; `true` if there may be more to do at once.
     fn go_on(&mut self) -> Result<bool, String> {
         match self.phase {
@@ -278,184 +206,6 @@ impl System {
             }
             Phase::Behaving { since, burst } => self.come_to_rest(since, burst),
             Phase::Over => Ok(false),
-        }
-    }
-
-    /// New frames for everybody.
-    fn feed(&mut self) {
-        for lane in &mut self.lanes {
-            let draw = self.random.next_u64();
-            if lane.ready {
-                // A few at a time, sometimes a burst; a lane that has not kept up gets no more.
-                let most = if draw.is_multiple_of(8) { 128 } else { 6 };
-                if lane.out.is_idle() {
-                    lane.out.want((draw >> 8) % most);
-                }
-                if lane.back.is_idle() {
-                    lane.back.want((draw >> 32) % most);
-                }
-            }
-        }
-        let gap = 200 + self.random.next_u64() % 8_000;
-        self.tick = self.now + Duration::from_micros(gap);
-    }
-
-    fn act(&mut self, act: Act) {
-        let (nic, now) = (if self.shared { 0 } else { act.nic }, self.now);
-        let host = &mut self.stage.world.host;
-        let done = match act.deed {
-            Deed::Eject(then) => host.eject_vf(nic, then, now).is_ok(),
-            Deed::TearAway(then) => host.tear_away_vf(nic, then, now).is_ok(),
-            Deed::Link(up) => host.set_vf_link(act.nic, up).is_ok(),
-            Deed::Notice => match host.nic_mut(act.nic) {
-                Some(service) => {
-                    service.send_notice(Path::Synthetic);
-                    true
-                }
-                None => false,
-            },
-            Deed::Give(serial) => {
-                host.vf_place(nic) == VfPlace::Absent
-                    && self.stage.give_vf(nic, serial, now).is_ok()
-            }
-            Deed::Rest => true,
-        };
-        if done {
-            self.done += 1;
-            self.stage.tell(now, What::HostAction { nic: act.nic, action: act.to_string() });
-        }
-    }
-
-    /// From here on the host does everything right.
-    fn behave(&mut self) {
-        for nic in 0..self.lanes.len() {
-            if let Some(service) = self.stage.world.host.nic_mut(nic) {
-                let policy = service.policy_mut();
-                policy.switch_script.clear();
-                policy.switch_answer = SwitchAnswer::Complete(Duration::from_millis(1));
-            }
-            // There may be no VF now; the next one has a link.
-            let _ = self.stage.world.host.set_vf_link(nic, true);
-        }
-        self.phase = Phase::Behaving { since: self.now, burst: false };
-    }
-
-    fn come_to_rest(&mut self, since: Instant, burst: bool) -> Result<bool, String> {
-        let vfs = if self.shared { 1 } else { self.lanes.len() };
-        let mut moved = false;
-        for nic in 0..vfs {
-            moved |= self.restore(nic)?;
-        }
-        if moved {
-            return Ok(true);
-        }
-        let idle = |lane: &Lane| lane.out.is_idle() && lane.back.is_idle();
-        let quiet = (0..self.lanes.len()).all(|nic| self.stage.is_quiet(nic));
-        if quiet && self.lanes.iter().all(idle) && self.all_on_vf() {
-            if burst {
-                self.phase = Phase::Over;
-                return Ok(true);
-            }
-            for lane in &mut self.lanes {
-                lane.out.want(LAST_BURST);
-                lane.back.want(LAST_BURST);
-            }
-            self.phase = Phase::Behaving { since, burst: true };
-            return Ok(true);
-        }
-        if self.now >= since + LIVENESS {
-            let standing = self.standing();
-            return Err(format!("{LIVENESS:?} after the last act: {standing}"));
-        }
-        Ok(false)
-    }
-
-    /// Sees to it that a NIC has a VF; after lies it gets a new one, since only a change undoes them.
-    fn restore(&mut self, nic: usize) -> Result<bool, String> {
-        let (lies, now) = (self.lies, self.now);
-        let Some(lane) = self.lanes.get_mut(nic) else { return Ok(false) };
-        match self.stage.world.host.vf_place(nic) {
-            VfPlace::Absent => {
-                lane.renewed = true;
-                lane.given = true;
-                let serial = Serial(LAST_SERIALS + nic as u32);
-                self.stage.give_vf(nic, serial, now).map_err(|error| error.to_string())?;
-                Ok(true)
-            }
-            VfPlace::Offered | VfPlace::InUse if lies && !lane.renewed => {
-                lane.renewed = true;
-                let ejected = self.stage.world.host.eject_vf(nic, Disassociation::First, now);
-                ejected.map_err(|error| error.to_string())?;
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
-    }
-
-    fn all_on_vf(&self) -> bool {
-        (0..self.lanes.len()).all(|nic| {
-            self.stage.world.host.vf_place(nic) == VfPlace::InUse
-                && self.stage.world.guest.view(nic).state == "accelerated"
-        })
-    }
-
-    fn standing(&self) -> String {
-        let nics = self.stage.views().into_iter().enumerate().map(|(nic, view)| {
-            let host = &self.stage.world.host;
-            let (place, path) = (host.vf_place(nic), host.data_path(nic));
-            format!(
-                "nic{nic} is {} ({}), its VF {place:?}, host on {path:?}",
-                view.state, view.pair
-            )
-        });
-        nics.collect::<Vec<_>>().join("; ")
-    }
-
-    /// What has to be so in the end.
-    fn check_end(&self) -> Result<(), String> {
-        let (host, guest) = (&self.stage.world.host, &self.stage.world.guest);
-        for (nic, lane) in self.lanes.iter().enumerate() {
-            let lost = lane.out.lacking();
-            if lost > 0 && !self.lies {
-                return Err(format!("{lost} frames of nic{nic} never arrived"));
-            }
-            let not_switched = host.port_counters(nic).map_or(0, |port| port.dropped());
-            if lost > not_switched {
-                return Err(format!(
-                    "{lost} frames of nic{nic} are missing, {not_switched} dropped"
-                ));
-            }
-            // A host that lies about the path gives frames to a VF that the guest has left on its word; they go down with it.
-            let torn = host.perished(nic).received_surprise;
-            if lane.back.lacking() > torn && !self.lies {
-                let lost = lane.back.lacking();
-                return Err(format!(
-                    "{lost} frames for nic{nic} are missing, {torn} were torn away"
-                ));
-            }
-            let (twice, resent) = (lane.out.duplicates(), guest.counters(nic).frames_resent);
-            if twice > resent || lane.back.duplicates() > 0 {
-                let back = lane.back.duplicates();
-                return Err(format!(
-                    "nic{nic}: {twice} frames arrived twice, {resent} were sent again; {back} came twice"
-                ));
-            }
-            if host.data_path(nic) != Some(Path::Vf) {
-                return Err(format!("host and guest disagree; {}", self.standing()));
-            }
-        }
-        let pairs = guest.pairs();
-        let right = |pair: &crate::event::PairLine| {
-            host.vf_serial(pair.nic).is_some_and(|serial| serial.0 == pair.serial)
-        };
-        if pairs.len() != self.lanes.len() || !pairs.iter().all(right) {
-            return Err(format!("wrong pairs in the end: {pairs:?}"));
-        }
-        match (self.pages, self.stage.world.shared_pages()) {
-            (Some(before), after) if before != after => {
-                Err(format!("{before} pages were shared at first, {after} in the end"))
-            }
-            _ => Ok(()),
         }
     }
 

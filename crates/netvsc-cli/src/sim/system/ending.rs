@@ -1,0 +1,100 @@
+//! The end of a run: the host behaves, and everything has to come to rest as it should be.
+
+use hyperv_host::host::{Disassociation, VfPlace};
+use hyperv_host::nic::SwitchAnswer;
+use std::time::Duration;
+use vmbus::{Instant, Serial};
+
+use super::{LIVENESS, Lane, Phase, System};
+
+/// Frames in each direction at the end, over the VFs.
+const LAST_BURST: u64 = 8;
+/// How far the serials of the end are from all others.
+const LAST_SERIALS: u32 = 1 << 20;
+
+impl System {
+    /// From here on the host does everything right.
+    pub(super) fn behave(&mut self) {
+        for nic in 0..self.lanes.len() {
+            if let Some(service) = self.stage.world.host.nic_mut(nic) {
+                let policy = service.policy_mut();
+                policy.switch_script.clear();
+                policy.switch_answer = SwitchAnswer::Complete(Duration::from_millis(1));
+            }
+            // There may be no VF now; the next one has a link.
+            let _ = self.stage.world.host.set_vf_link(nic, true);
+        }
+        self.phase = Phase::Behaving { since: self.now, burst: false };
+    }
+
+    pub(super) fn come_to_rest(&mut self, since: Instant, burst: bool) -> Result<bool, String> {
+        let vfs = if self.shared { 1 } else { self.lanes.len() };
+        let mut moved = false;
+        for nic in 0..vfs {
+            moved |= self.restore(nic)?;
+        }
+        if moved {
+            return Ok(true);
+        }
+        let idle = |lane: &Lane| lane.out.is_idle() && lane.back.is_idle();
+        let quiet = (0..self.lanes.len()).all(|nic| self.stage.is_quiet(nic));
+        if quiet && self.lanes.iter().all(idle) && self.all_on_vf() {
+            if burst {
+                self.phase = Phase::Over;
+                return Ok(true);
+            }
+            for lane in &mut self.lanes {
+                lane.out.want(LAST_BURST);
+                lane.back.want(LAST_BURST);
+            }
+            self.phase = Phase::Behaving { since, burst: true };
+            return Ok(true);
+        }
+        if self.now >= since + LIVENESS {
+            let standing = self.standing();
+            return Err(format!("{LIVENESS:?} after the last act: {standing}"));
+        }
+        Ok(false)
+    }
+
+    /// Sees to it that a NIC has a VF; after lies it gets a new one, since only a change undoes them.
+    pub(super) fn restore(&mut self, nic: usize) -> Result<bool, String> {
+        let (lies, now) = (self.lies, self.now);
+        let Some(lane) = self.lanes.get_mut(nic) else { return Ok(false) };
+        match self.stage.world.host.vf_place(nic) {
+            VfPlace::Absent => {
+                lane.renewed = true;
+                lane.given = true;
+                let serial = Serial(LAST_SERIALS + nic as u32);
+                self.stage.give_vf(nic, serial, now).map_err(|error| error.to_string())?;
+                Ok(true)
+            }
+            VfPlace::Offered | VfPlace::InUse if lies && !lane.renewed => {
+                lane.renewed = true;
+                let ejected = self.stage.world.host.eject_vf(nic, Disassociation::First, now);
+                ejected.map_err(|error| error.to_string())?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    pub(super) fn all_on_vf(&self) -> bool {
+        (0..self.lanes.len()).all(|nic| {
+            self.stage.world.host.vf_place(nic) == VfPlace::InUse
+                && self.stage.world.guest.view(nic).state == "accelerated"
+        })
+    }
+
+    pub(super) fn standing(&self) -> String {
+        let nics = self.stage.views().into_iter().enumerate().map(|(nic, view)| {
+            let host = &self.stage.world.host;
+            let (place, path) = (host.vf_place(nic), host.data_path(nic));
+            format!(
+                "nic{nic} is {} ({}), its VF {place:?}, host on {path:?}",
+                view.state, view.pair
+            )
+        });
+        nics.collect::<Vec<_>>().join("; ")
+    }
+}

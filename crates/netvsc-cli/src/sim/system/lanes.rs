@@ -1,0 +1,85 @@
+//! The traffic of every NIC, and how it is moved.
+
+use std::time::Duration;
+
+use hyperv_host::switch::Offered;
+use rand_core::Rng;
+
+use super::System;
+use crate::guest::Sending;
+use crate::sim::traffic::Flow;
+
+/// One NIC's traffic.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) out: Flow,
+    pub(super) back: Flow,
+    pub(super) ready: bool,
+    /// The VF was taken and given once more in the end.
+    pub(super) renewed: bool,
+    pub(super) given: bool,
+}
+
+impl System {
+    /// Moves the traffic of one NIC as far as it goes.
+    pub(super) fn carry(&mut self, nic: usize) -> Result<bool, String> {
+        let Self { lanes, stage, random, now, lies, .. } = self;
+        let Some(lane) = lanes.get_mut(nic) else { return Ok(false) };
+        let (mut moved, mut sent) = (false, false);
+        while lane.ready
+            && let Some(frame) = lane.out.front(random)
+        {
+            let before = stage.world.guest.counters(nic).frames_accepted;
+            if stage.world.guest.transmit(nic, frame, *now) == Sending::Later {
+                break;
+            }
+            if stage.world.guest.counters(nic).frames_accepted == before {
+                return Err(format!("nic{nic} refuses a frame of {} bytes", frame.len()));
+            }
+            lane.out.taken();
+            sent = true;
+        }
+        if sent {
+            stage.world.guest.flush(nic);
+            moved = true;
+        }
+        while lane.ready
+            && let Some(frame) = lane.back.front(random)
+        {
+            match stage.world.host.peer_transmit(nic, frame, *now) {
+                Offered::Busy => break,
+                Offered::Accepted => {}
+                Offered::Dropped(cause) => {
+                    return Err(format!("the switch dropped a frame for nic{nic}: {cause}"));
+                }
+            }
+            lane.back.taken();
+            moved = true;
+        }
+        while let Some(frame) = stage.world.host.peer_receive(nic, *now) {
+            lane.out.arrived(&frame, !*lies)?;
+            stage.world.host.recycle(nic, frame);
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// New frames for everybody.
+    pub(super) fn feed(&mut self) {
+        for lane in &mut self.lanes {
+            let draw = self.random.next_u64();
+            if lane.ready {
+                // A few at a time, sometimes a burst; a lane that has not kept up gets no more.
+                let most = if draw.is_multiple_of(8) { 128 } else { 6 };
+                if lane.out.is_idle() {
+                    lane.out.want((draw >> 8) % most);
+                }
+                if lane.back.is_idle() {
+                    lane.back.want((draw >> 32) % most);
+                }
+            }
+        }
+        let gap = 200 + self.random.next_u64() % 8_000;
+        self.tick = self.now + Duration::from_micros(gap);
+    }
+}
