@@ -9,6 +9,7 @@ use netvsc_linux::TapName;
 
 use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
 use crate::sim::args::{self as sim, SimArgs};
+use crate::udev::{self, UdevArgs};
 use crate::units::{ByteSize, Span};
 
 const ABOUT: &str = "Hyper-V accelerated networking from user space";
@@ -108,6 +109,10 @@ pub enum Command {
     /// List all devices on VMBus
     #[command(after_long_help = LOOK_STATUS)]
     Lsvmbus(LsvmbusArgs),
+
+    /// Say what a network device is, as properties for udev
+    #[command(long_about = udev::LONG, after_long_help = udev::STATUS)]
+    Udev(UdevArgs),
 }
 
 /// Which host to run against.

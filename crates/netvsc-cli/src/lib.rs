@@ -12,4 +12,5 @@ pub mod run;
 pub mod scenario;
 pub mod sim;
 pub mod transfer;
+pub mod udev;
 pub mod units;

@@ -25,6 +25,7 @@ fn carry_out(command: &Command) -> Result<ExitCode, Error> {
         Command::Explain(args) => inspect::explain(args)?,
         Command::Resolve(args) => inspect::resolve(args)?,
         Command::Lsvmbus(args) => inspect::lsvmbus(args)?,
+        Command::Udev(args) => netvsc_cli::udev::udev(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

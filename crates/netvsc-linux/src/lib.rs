@@ -6,6 +6,7 @@
 //! - [`inventory`]: what a guest consists of, read from sysfs, proc, the udev database and the kernel log;
 //! - [`relation`]: which NIC belongs to which VF, by the kernel and by the rules;
 //! - [`netlink`]: what the kernel says about links, addresses and routes, now and as they change;
+//! - [`udev`]: what udev is told about a network device;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share.
 
@@ -16,6 +17,7 @@ pub mod memfd;
 pub mod netlink;
 pub mod relation;
 pub mod tap;
+pub mod udev;
 
 pub use memfd::{MemfdError, SharedFile};
 pub use tap::{Tap, TapError, TapName, TapNameError};

@@ -114,6 +114,21 @@ fn links_are_what_ip_prints() {
 }
 
 #[test]
+fn one_link_is_asked_for_by_its_number() {
+    in_namespace("one_link_is_asked_for_by_its_number", || {
+        build();
+        let mut kernel = Connection::open().unwrap();
+        let links = kernel.links().unwrap();
+        for link in &links {
+            assert_eq!(kernel.link(link.index).unwrap().as_ref(), Some(link));
+        }
+        assert_eq!(kernel.link(987_654).unwrap(), None);
+        // The answer to one question does not get into the next.
+        assert_eq!(kernel.links().unwrap(), links);
+    });
+}
+
+#[test]
 fn a_link_that_moved_is_found_where_it_is() {
     in_namespace("a_link_that_moved_is_found_where_it_is", || {
         build();

@@ -10,11 +10,12 @@
 mod log;
 mod model;
 mod scan;
-mod tree;
+pub(crate) mod tree;
 
 use std::path::Path;
 
 pub use self::log::{KernelLog, LogEvent, LogLine, Subject};
+pub(crate) use self::model::mac_hint;
 pub use self::model::{
     Channel, Function, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source, VmbusDevice,
 };

@@ -164,21 +164,26 @@ impl VmbusDevice {
     /// A MAC that the GUID of an Azure NIC holds. Only a hint, for offers that no driver has yet.
     #[must_use]
     pub fn mac_hint(&self) -> Option<MacAddress> {
-        let bytes = self.guid.as_bytes();
-        let (head, tail) = (&bytes[..6], &bytes[10..]);
-        // aabbccdd-eeff-aabb-ccdd-eeffaabbccdd: the MAC over and over.
-        let repeated = bytes.iter().enumerate().all(|(at, byte)| *byte == head[at % 6]);
-        // f8615163-NNNN-1000-2000-aabbccddeeff: an index and the MAC.
-        let numbered = bytes[..4] == [0xf8, 0x61, 0x51, 0x63] && bytes[6..10] == [0x10, 0, 0x20, 0];
-        let mac = if repeated {
-            head
-        } else if numbered {
-            tail
-        } else {
-            return None;
-        };
-        mac.try_into().ok().map(MacAddress).filter(|mac| mac.is_unicast())
+        mac_hint(self.guid)
     }
+}
+
+/// A MAC that the GUID of an Azure NIC holds.
+pub(crate) fn mac_hint(guid: Guid) -> Option<MacAddress> {
+    let bytes = guid.as_bytes();
+    let (head, tail) = (&bytes[..6], &bytes[10..]);
+    // aabbccdd-eeff-aabb-ccdd-eeffaabbccdd: the MAC over and over.
+    let repeated = bytes.iter().enumerate().all(|(at, byte)| *byte == head[at % 6]);
+    // f8615163-NNNN-1000-2000-aabbccddeeff: an index and the MAC.
+    let numbered = bytes[..4] == [0xf8, 0x61, 0x51, 0x63] && bytes[6..10] == [0x10, 0, 0x20, 0];
+    let mac = if repeated {
+        head
+    } else if numbered {
+        tail
+    } else {
+        return None;
+    };
+    mac.try_into().ok().map(MacAddress).filter(|mac| mac.is_unicast())
 }
 
 /// A PCI function.

@@ -3,6 +3,7 @@
 //! Sysfs answers an attribute with ENOENT, EINVAL, EIO or ENODEV whenever it likes, and a tree that came from somebody
 //! else holds anything. Nothing here fails because of that: what cannot be read is a note beside the snapshot.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,11 +13,11 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat, openat2, rea
 use rustix::io::Errno;
 
 /// Longest attribute that is read, in bytes. Sysfs gives a page at most.
-pub(super) const ATTRIBUTE_LIMIT: usize = 4096;
+pub(crate) const ATTRIBUTE_LIMIT: usize = 4096;
 /// Longest file of another kind (udev database, routing tables, configuration), in bytes.
-pub(super) const FILE_LIMIT: usize = 1 << 20;
+pub(crate) const FILE_LIMIT: usize = 1 << 20;
 /// How many entries of one directory are looked at. A machine cannot have more NICs than that.
-pub(super) const ENTRY_LIMIT: usize = 65_536;
+pub(crate) const ENTRY_LIMIT: usize = 65_536;
 /// How many notes are kept. One more says how many there were.
 const NOTE_LIMIT: usize = 256;
 /// How often a path is resolved anew because somebody renamed parts of it meanwhile.
@@ -60,19 +61,21 @@ impl fmt::Display for Unreadable {
 
 /// A directory that was opened once, and its path for notes.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(crate) struct Folder {
     fd: OwnedFd,
-    pub(super) path: String,
+    pub(crate) path: String,
 }
 
 /// The tree below one root.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     root: OwnedFd,
     /// Whether links may not lead out of the root. The running system needs no such thing.
     confined: bool,
     notes: Vec<Unreadable>,
     noted: usize,
+    /// How often something was opened or a link read.
+    touched: Cell<u32>,
 }
 
 const READ: OFlags =
@@ -81,11 +84,17 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::DIREC
 
 impl Tree {
     /// The running system (`None`), or a tree below a directory, which no path and no link leaves.
-    pub(super) fn open(root: Option<&Path>) -> Result<Self, RootError> {
+    pub(crate) fn open(root: Option<&Path>) -> Result<Self, RootError> {
         let path = root.unwrap_or(Path::new("/"));
         let fd = openat(CWD, path, FOLDER, Mode::empty())
             .map_err(|error| RootError::Open { path: path.to_owned(), source: error.into() })?;
-        let tree = Self { root: fd, confined: root.is_some(), notes: Vec::new(), noted: 0 };
+        let tree = Self {
+            root: fd,
+            confined: root.is_some(),
+            notes: Vec::new(),
+            noted: 0,
+            touched: Cell::new(0),
+        };
         match tree.resolve(".", FOLDER) {
             Ok(_) => Ok(tree),
             Err(error) => Err(RootError::Confine { path: path.to_owned(), source: error.into() }),
@@ -93,7 +102,7 @@ impl Tree {
     }
 
     /// What could not be read, in the order of paths.
-    pub(super) fn into_notes(mut self) -> Vec<Unreadable> {
+    pub(crate) fn into_notes(mut self) -> Vec<Unreadable> {
         self.notes.sort();
         self.notes.dedup();
         if self.noted > NOTE_LIMIT {
@@ -104,14 +113,24 @@ impl Tree {
     }
 
     /// Remembers that a file could not be read or does not hold what it should.
-    pub(super) fn note(&mut self, path: String, why: impl Into<String>) {
+    pub(crate) fn note(&mut self, path: String, why: impl Into<String>) {
         self.noted += 1;
         if self.notes.len() < NOTE_LIMIT {
             self.notes.push(Unreadable { path, why: why.into() });
         }
     }
 
+    /// How many files, directories and links were touched so far.
+    pub(crate) fn touched(&self) -> u32 {
+        self.touched.get()
+    }
+
+    fn touch(&self) {
+        self.touched.set(self.touched.get().saturating_add(1));
+    }
+
     fn resolve(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.touch();
         if !self.confined {
             return openat(&self.root, path, flags, Mode::empty());
         }
@@ -126,12 +145,12 @@ impl Tree {
     }
 
     /// Opens a file below the root for reading.
-    pub(super) fn file(&self, path: &str) -> Result<OwnedFd, Errno> {
+    pub(crate) fn file(&self, path: &str) -> Result<OwnedFd, Errno> {
         self.resolve(path, READ)
     }
 
     /// Opens a directory; links on the way are followed, as far as they stay below the root.
-    pub(super) fn folder(&mut self, path: &str) -> Option<Folder> {
+    pub(crate) fn folder(&mut self, path: &str) -> Option<Folder> {
         match self.resolve(path, FOLDER) {
             Ok(fd) => Some(Folder { fd, path: format!("/{path}") }),
             Err(error) => {
@@ -142,8 +161,9 @@ impl Tree {
     }
 
     /// Opens a directory directly below another one, not through a link.
-    pub(super) fn below(&mut self, folder: &Folder, name: &str) -> Option<Folder> {
+    pub(crate) fn below(&mut self, folder: &Folder, name: &str) -> Option<Folder> {
         let path = format!("{}/{name}", folder.path);
+        self.touch();
         match openat(&folder.fd, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(fd) => Some(Folder { fd, path }),
             Err(error) => {
@@ -154,12 +174,12 @@ impl Tree {
     }
 
     /// Whether a path below the root leads to something.
-    pub(super) fn exists(&self, path: &str) -> bool {
+    pub(crate) fn exists(&self, path: &str) -> bool {
         self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).is_ok()
     }
 
     /// The names in a directory, sorted. Names that are no text are left out, with a note.
-    pub(super) fn names(&mut self, folder: &Folder) -> Vec<String> {
+    pub(crate) fn names(&mut self, folder: &Folder) -> Vec<String> {
         let entries = match rustix::fs::Dir::read_from(&folder.fd) {
             Ok(entries) => entries,
             Err(error) => {
@@ -192,17 +212,18 @@ impl Tree {
     }
 
     /// The names in a directory below the root; none if it is not there.
-    pub(super) fn names_at(&mut self, path: &str) -> Vec<String> {
+    pub(crate) fn names_at(&mut self, path: &str) -> Vec<String> {
         self.folder(path).map(|folder| self.names(&folder)).unwrap_or_default()
     }
 
     /// The names in a directory directly below another one.
-    pub(super) fn names_below(&mut self, folder: &Folder, name: &str) -> Vec<String> {
+    pub(crate) fn names_below(&mut self, folder: &Folder, name: &str) -> Vec<String> {
         self.below(folder, name).map(|folder| self.names(&folder)).unwrap_or_default()
     }
 
     /// An attribute, without white space around it. `None` if it is not there, or could not be read (then with a note).
-    pub(super) fn text(&mut self, folder: &Folder, name: &str) -> Option<String> {
+    pub(crate) fn text(&mut self, folder: &Folder, name: &str) -> Option<String> {
+        self.touch();
         let fd = match openat(&folder.fd, name, READ | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(fd) => fd,
             Err(error) => {
@@ -236,7 +257,7 @@ impl Tree {
     }
 
     /// An attribute that is to be read as something.
-    pub(super) fn parsed<T>(
+    pub(crate) fn parsed<T>(
         &mut self,
         folder: &Folder,
         name: &str,
@@ -256,22 +277,27 @@ impl Tree {
     }
 
     /// A decimal or, with 0x before it, hexadecimal number.
-    pub(super) fn number(&mut self, folder: &Folder, name: &str) -> Option<u64> {
+    pub(crate) fn number(&mut self, folder: &Folder, name: &str) -> Option<u64> {
         self.parsed(folder, name, "a number", number)
     }
 
     /// A number of 32 bits.
-    pub(super) fn small(&mut self, folder: &Folder, name: &str) -> Option<u32> {
+    pub(crate) fn small(&mut self, folder: &Folder, name: &str) -> Option<u32> {
         self.parsed(folder, name, "a number of 32 bits", |text| number(text)?.try_into().ok())
     }
 
     /// The last part of what a link points to: the name of a driver, a bus, a device.
-    pub(super) fn link(&mut self, folder: &Folder, name: &str) -> Option<String> {
+    pub(crate) fn link(&mut self, folder: &Folder, name: &str) -> Option<String> {
+        let target = self.target(folder, name)?;
+        let last = target.rsplit('/').next()?;
+        (!last.is_empty() && last != "." && last != "..").then(|| last.to_owned())
+    }
+
+    /// What a link points to, as it stands there.
+    pub(crate) fn target(&mut self, folder: &Folder, name: &str) -> Option<String> {
+        self.touch();
         match readlinkat(&folder.fd, name, Vec::new()) {
-            Ok(target) => {
-                let last = target.to_str().ok()?.rsplit('/').next()?;
-                (!last.is_empty() && last != "." && last != "..").then(|| last.to_owned())
-            }
+            Ok(target) => target.into_string().ok(),
             // There, but not a link.
             Err(Errno::INVAL) => {
                 self.note(format!("{}/{name}", folder.path), "expected a link");
@@ -284,8 +310,18 @@ impl Tree {
         }
     }
 
+    /// Writes to a file that is there, in one go.
+    pub(crate) fn put(&self, path: &str, bytes: &[u8]) -> Result<(), Errno> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = self.resolve(path, flags)?;
+        match rustix::io::retry_on_intr(|| rustix::io::write(&fd, bytes))? {
+            length if length == bytes.len() => Ok(()),
+            _ => Err(Errno::IO),
+        }
+    }
+
     /// A regular file below the root, of at most `limit` bytes.
-    pub(super) fn contents(&mut self, path: &str, limit: usize) -> Option<String> {
+    pub(crate) fn contents(&mut self, path: &str, limit: usize) -> Option<String> {
         let shown = format!("/{path}");
         let bytes = match self.file(path).and_then(|fd| read_all(fd.as_fd(), limit)) {
             Ok(bytes) => bytes,
@@ -326,7 +362,7 @@ fn read_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
 }
 
 /// Reads up to one byte more than `limit`, from a regular file only.
-pub(super) fn read_all(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>, Errno> {
+pub(crate) fn read_all(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>, Errno> {
     let stat = rustix::fs::fstat(fd)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {}
@@ -348,7 +384,7 @@ pub(super) fn read_all(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>, Errn
 }
 
 /// Reads `12`, `-1` (as none), `0x1414`.
-pub(super) fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
             u64::from_str_radix(digits, 16).ok()

@@ -272,6 +272,21 @@ impl Connection {
         Ok(links)
     }
 
+    /// One link, by its number; none if there is no such one (any more).
+    ///
+    /// # Errors
+    /// As [`dump`](Self::dump).
+    pub fn link(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        self.send(RouteNetlinkMessage::GetLink(message), NLM_F_REQUEST | NLM_F_ACK)?;
+        match self.collect()? {
+            Collected::Whole(bytes) => Ok(Reply { bytes }.links().0.pop()),
+            Collected::Refused(_) | Collected::Interrupted => Ok(None),
+        }
+    }
+
     /// The addresses.
     ///
     /// # Errors
