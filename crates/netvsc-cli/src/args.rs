@@ -8,6 +8,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netvsc_linux::TapName;
 
 use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
+use crate::install::{self, InstallArgs, UninstallArgs};
+use crate::manual::{self, CompletionsArgs};
 use crate::sim::args::{self as sim, SimArgs};
 use crate::udev::{self, UdevArgs};
 use crate::units::{ByteSize, Span};
@@ -113,6 +115,18 @@ pub enum Command {
     /// Say what a network device is, as properties for udev
     #[command(long_about = udev::LONG, after_long_help = udev::STATUS)]
     Udev(UdevArgs),
+
+    /// Put udev rules, units, completions and man pages in place
+    #[command(long_about = install::LONG, after_long_help = install::STATUS)]
+    Install(InstallArgs),
+
+    /// Take away what `install` put in place
+    #[command(long_about = install::UNLONG, after_long_help = install::STATUS)]
+    Uninstall(UninstallArgs),
+
+    /// Print the completions of a shell
+    #[command(after_long_help = manual::STATUS)]
+    Completions(CompletionsArgs),
 }
 
 /// Which host to run against.

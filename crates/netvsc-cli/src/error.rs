@@ -73,6 +73,25 @@ pub enum Error {
         /// Its state.
         state: &'static str,
     },
+    /// A file of an installation cannot be read, written or removed.
+    #[error(transparent)]
+    Install(#[from] crate::install::RootError),
+    /// The list of what was put in place is none.
+    #[error("cannot use `{path}`: {why}")]
+    Manifest {
+        /// Where it is, from the root.
+        path: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Files are where an installation wants to put its own.
+    #[error(
+        "nothing was changed: {files} of the files are in the way; move them, or give --force to replace them"
+    )]
+    InTheWay {
+        /// How many.
+        files: usize,
+    },
     /// A TAP could not be opened or used.
     #[error(transparent)]
     Tap(#[from] TapError),

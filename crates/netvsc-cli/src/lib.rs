@@ -7,6 +7,8 @@ pub mod error;
 pub mod event;
 pub mod guest;
 pub mod inspect;
+pub mod install;
+pub mod manual;
 pub mod report;
 pub mod run;
 pub mod scenario;

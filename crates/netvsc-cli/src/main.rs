@@ -25,6 +25,9 @@ fn carry_out(command: &Command) -> Result<ExitCode, Error> {
         Command::Explain(args) => inspect::explain(args)?,
         Command::Resolve(args) => inspect::resolve(args)?,
         Command::Lsvmbus(args) => inspect::lsvmbus(args)?,
+        Command::Install(args) => netvsc_cli::install::install(args)?,
+        Command::Uninstall(args) => netvsc_cli::install::uninstall(args)?,
+        Command::Completions(args) => netvsc_cli::manual::completions(args)?,
         Command::Udev(args) => netvsc_cli::udev::udev(args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,160 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_netvsc_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_netvsc_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_netvsc_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_netvsc_using_subcommand
+    set -l cmd (__fish_netvsc_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c netvsc -n "__fish_netvsc_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_needs_command" -s V -l version -d 'Print version'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "run" -d 'Bring up the NICs, pair them with their VFs and carry traffic'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "sim" -d 'Run whole systems from seeds and check what must always hold'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "list" -d 'List the NICs of this Linux guest with their VFs'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "show" -d 'Show everything about a pair: facts with their sources, both interfaces side by side, the kernel\'s last words'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "explain" -d 'Explain in sentences why something is or is not a pair'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "resolve" -d 'Print one word about a pair, for scripts'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "lsvmbus" -d 'List all devices on VMBus'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "udev" -d 'Say what a network device is, as properties for udev'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "install" -d 'Put udev rules, units, completions and man pages in place'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "uninstall" -d 'Take away what `install` put in place'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "completions" -d 'Print the completions of a shell'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l transfer -d 'Send this file over every NIC instead of generated data' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l size -d 'How much generated data to send per NIC' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l seed -d 'Repeat a run exactly: the same number gives the same events' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l host -d 'Which host to run against' -r -f -a "auto\t'The best that this machine has; today always the embedded one, and the program says so'
+embedded\t'The host inside this program: works on any machine'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l pcap -d 'Write every frame to this file, as pcapng' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf -d 'How the NICs get their VFs' -r -f -a "own\t'Each NIC has a function of its own, with the serial number that its association names'
+shared\t'One function has a port for every NIC, and all associations name its serial number'
+mana\t'The same, but the associations name another number, as MANA\'s do: only the MAC addresses match'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l disks -d 'NVMe disks beside the VFs, each with the serial number of one of them' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l tap -d 'Attach the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l peer-tap -d 'Attach the far side of the virtual switch to this TAP interface' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l churn -d 'How often VFs leave or return; 0 = never' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l duration -d 'Stop after this time instead of at Ctrl-C' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l json -d 'Print events as JSON lines; the last line is the summary'
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l seeds -d 'Which seeds: from the first to the one before the second' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l profile -d 'What the host does, and to how many NICs' -r -f -a "smoke\t'1 to 4 NICs; VFs are ejected, torn away, and come back, links go down: a little of everything'
+azure-boot\t'1 to 8 NICs that come up, with long delays and everything in any order, and nothing after that'
+servicing\t'2 to 8 NICs; all VFs leave and come back with the serials dealt out anew'
+flapping\t'1 to 4 NICs; links and VFs come and go far more often than is good'
+hostile\t'1 to 4 NICs; switches fail, are lost, are answered twice or not at all, the host switches by itself, serials collide'
+ports\t'1 to 3 ports of one function, for as many NICs, by serial and MAC or, as with MANA, by MAC alone'
+scale\t'16 to 32 NICs'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l jobs -d 'How many seeds run at a time; without it, one per processor' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l shard -d 'Only this share of the seeds, such as 0/4 for every fourth' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l replay -d 'One seed, with all its events' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l acts -d 'Only so many of the host\'s acts, then it behaves' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l until-failure -d 'From the first seed on, without an end, until one fails'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l json -d 'Print one JSON object per seed (or per event of a replay); the last line is the summary'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s o -l columns -d 'Which columns, in which order; +COL adds to the usual ones' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l brief -d 'One line per NIC, without header: NIC, state, VF (also -br)'
+complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s p -l pretty -d 'Print JSON over several lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s p -l pretty -d 'Print JSON over several lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand explain" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand explain" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand explain" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand explain" -s p -l pretty -d 'Print JSON over several lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand explain" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l mac -d 'The pair with this permanent MAC address' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l serial -d 'The pair with this serial number' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l guid -d 'The pair whose NIC or virtual PCI bus has this GUID' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l pci -d 'The pair whose VF has this PCI address' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l interface -d 'The pair to which this interface belongs, as NIC or as VF' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l print -d 'What to print of it' -r -f -a "nic\t'The interface of the synthetic NIC'
+vf\t'The interface of the VF'
+guid\t'The GUID of the synthetic NIC'
+pci\t'The PCI address of the VF'
+mac\t'The permanent MAC address'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s p -l pretty -d 'Print JSON over several lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s v -d 'Say more: channels and processors; twice: GUIDs and paths as well'
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s p -l pretty -d 'Print JSON over several lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -l retrigger-peers -d 'Have udev look again at the VFs of this NIC instead'
+complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -s p -l pretty -d 'Print JSON over several lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l root -d 'Install into the system below this directory, such as an image' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l dry-run -d 'Only say what would be done'
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l force -d 'Replace files that somebody else put there or changed'
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l without-program -d 'Leave the program itself out, as where a package brings it'
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l for-guest -d 'Also what fits this guest only: its VFs for NetworkManager by MAC, and .link files that keep its NICs\' names'
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -s p -l pretty -d 'Print JSON over several lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -l root -d 'Take it away from the system below this directory' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -l dry-run -d 'Only say what would be done'
+complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -s p -l pretty -d 'Print JSON over several lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "run" -d 'Bring up the NICs, pair them with their VFs and carry traffic'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "sim" -d 'Run whole systems from seeds and check what must always hold'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "list" -d 'List the NICs of this Linux guest with their VFs'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "show" -d 'Show everything about a pair: facts with their sources, both interfaces side by side, the kernel\'s last words'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "explain" -d 'Explain in sentences why something is or is not a pair'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "resolve" -d 'Print one word about a pair, for scripts'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "lsvmbus" -d 'List all devices on VMBus'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "udev" -d 'Say what a network device is, as properties for udev'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "install" -d 'Put udev rules, units, completions and man pages in place'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "uninstall" -d 'Take away what `install` put in place'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "completions" -d 'Print the completions of a shell'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain resolve lsvmbus udev install uninstall completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
