@@ -7,9 +7,11 @@
 //! - [`relation`]: which NIC belongs to which VF, by the kernel and by the rules;
 //! - [`netlink`]: what the kernel says about links, addresses and routes, now and as they change;
 //! - [`udev`]: what udev is told about a network device;
+//! - [`check`]: what is wrong, by which evidence, and how to mend it;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share.
 
+pub mod check;
 pub mod inventory;
 #[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
 pub mod mapping;

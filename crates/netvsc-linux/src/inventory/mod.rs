@@ -5,22 +5,32 @@
 //! there and cannot be read is `None` as well, and a note in [`Snapshot::unreadable`]. No tree, however malformed, makes
 //! this fail: only a root that cannot be opened does.
 //!
-//! Below a given root no path and no link leads out of it.
+//! Below a given root no path and no link leads out of it. What the kernel says by netlink is read there from files in
+//! `netlink` ([`Table::file`](crate::netlink::Table::file)), with a folder `netlink/netns/NAME` for every other network
+//! namespace; and packet counters at several moments from `netvsc/samples`, with lines `SAMPLE IFINDEX RX_PACKETS
+//! TX_PACKETS`.
 
+mod config;
 mod log;
+mod machine;
 mod model;
 mod scan;
+mod told;
 pub(crate) mod tree;
 
 use std::path::Path;
 
+pub use self::config::{ConfigFile, ConfigKind, folders};
 pub use self::log::{KernelLog, LogEvent, LogLine, Subject};
+pub use self::machine::{Interrupts, MODULES, Machine, Manager, Sample, sample};
 pub(crate) use self::model::mac_hint;
 pub use self::model::{
-    Channel, Function, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source, VmbusDevice,
+    Channel, Elsewhere, Function, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source,
+    VmbusDevice,
 };
 pub use self::tree::{RootError, Unreadable};
 
+use self::told::Teller;
 use self::tree::Tree;
 
 /// How much is read.
@@ -30,6 +40,15 @@ pub enum Depth {
     Pairs,
     /// Channels, queues and counters as well.
     Full,
+    /// Addresses, routes, other network namespaces, the machine and its configuration as well.
+    Checks,
+}
+
+impl Depth {
+    /// Whether channels, queues and counters are read.
+    const fn full(self) -> bool {
+        matches!(self, Self::Full | Self::Checks)
+    }
 }
 
 /// Reads a snapshot of the running system (`None`), or of a tree below a directory.
@@ -43,9 +62,11 @@ pub fn take(root: Option<&Path>, depth: Depth) -> Result<Snapshot, RootError> {
     let devices = if hyperv { scan::devices(tree_ref, depth) } else { Vec::new() };
     let slots = scan::slots(tree_ref);
     let functions = scan::functions(tree_ref, &devices, &slots);
-    let links = scan::links(tree_ref, depth);
+    let mut links = scan::links(tree_ref, depth);
+    let mut teller = Teller::new(tree_ref, root.is_none());
+    told::links(tree_ref, &mut teller, &mut links);
     let log = if hyperv { KernelLog::read(tree_ref) } else { KernelLog::default() };
-    Ok(Snapshot {
+    let mut snapshot = Snapshot {
         live: root.is_none(),
         hyperv,
         release: scan::release(tree_ref),
@@ -57,6 +78,17 @@ pub fn take(root: Option<&Path>, depth: Depth) -> Result<Snapshot, RootError> {
         modules: scan::modules(tree_ref),
         namespaces: scan::namespaces(tree_ref),
         log,
-        unreadable: tree.into_notes(),
-    })
+        addresses: None,
+        routes: None,
+        neighbours: None,
+        elsewhere: Vec::new(),
+        machine: Machine::default(),
+        unreadable: Vec::new(),
+    };
+    if depth == Depth::Checks {
+        told::rest(tree_ref, &mut teller, &mut snapshot);
+        snapshot.machine = machine::read(tree_ref, snapshot.release.as_deref());
+    }
+    snapshot.unreadable = tree.into_notes();
+    Ok(snapshot)
 }

@@ -9,7 +9,9 @@ use vmbus::message::{NIC_CLASS, VPCI_CLASS};
 use vmbus::{Guid, Serial};
 
 use super::log::KernelLog;
+use super::machine::Machine;
 use super::tree::Unreadable;
+use crate::netlink::{Address, Link, Neighbour, Ring, Route};
 
 /// From where a fact about a pair comes, the strongest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -264,7 +266,7 @@ pub struct NetDevice {
     pub kind: Option<u32>,
     /// Its MAC now.
     pub mac: Option<MacAddress>,
-    /// Its permanent MAC, as far as sysfs can tell: the address, if nobody assigned another (`addr_assign_type` 0).
+    /// Its permanent MAC: what netlink tells, or the address, if nobody assigned another (`addr_assign_type` 0).
     pub permanent: Option<MacAddress>,
     /// What it sits on.
     pub parent: Parent,
@@ -294,8 +296,25 @@ pub struct NetDevice {
     pub counters: BTreeMap<&'static str, u64>,
     /// Properties in the udev database; none if there is no entry.
     pub udev: Option<BTreeMap<String, String>>,
+    /// When udev first knew it, since boot.
+    pub initialized: Option<Duration>,
+    /// What netlink says about it; none if nobody could ask.
+    pub told: Option<Box<Link>>,
+    /// Its receive ring; read at [`Depth::Checks`](super::Depth::Checks) only.
+    pub ring: Option<Ring>,
+    /// Whether it merges received frames (LRO); read at [`Depth::Checks`](super::Depth::Checks) only.
+    pub lro: Option<bool>,
     /// Where it was read.
     pub path: String,
+}
+
+/// The links of another network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The namespace's name.
+    pub namespace: String,
+    /// Its links; none if it could not be entered.
+    pub links: Option<Vec<Link>>,
 }
 
 impl NetDevice {
@@ -337,6 +356,16 @@ pub struct Snapshot {
     pub namespaces: Vec<String>,
     /// What the kernel said.
     pub log: KernelLog,
+    /// Addresses; none if not asked for or not told.
+    pub addresses: Option<Vec<Address>>,
+    /// Routes; none if not asked for or not told.
+    pub routes: Option<Vec<Route>>,
+    /// Neighbours; none if not asked for or not told.
+    pub neighbours: Option<Vec<Neighbour>>,
+    /// The links of other network namespaces that have names.
+    pub elsewhere: Vec<Elsewhere>,
+    /// The machine around the devices.
+    pub machine: Machine,
     /// What could not be read.
     pub unreadable: Vec<Unreadable>,
 }

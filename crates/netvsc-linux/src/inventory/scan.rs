@@ -23,10 +23,11 @@ const CHANNEL_COUNTERS: [&str; 8] = [
 ];
 
 /// Attributes of a network device that count something.
-const LINK_COUNTERS: [&str; 8] = [
+const LINK_COUNTERS: [&str; 9] = [
     "rx_bytes",
     "rx_dropped",
     "rx_errors",
+    "rx_missed_errors",
     "rx_packets",
     "tx_bytes",
     "tx_dropped",
@@ -66,9 +67,9 @@ fn device(tree: &mut Tree, folder: &Folder, guid: Guid, depth: Depth) -> VmbusDe
     });
     let has = |name: &str| names.iter().any(|entry| entry == name);
     let uio = if has("uio") { tree.names_below(folder, "uio").into_iter().next() } else { None };
-    let full = depth == Depth::Full && has("channels");
+    let full = depth.full() && has("channels");
     let channels = if full { channels(tree, folder) } else { Vec::new() };
-    let full = depth == Depth::Full;
+    let full = depth.full();
     VmbusDevice {
         guid,
         id: tree.small(folder, "id"),
@@ -214,7 +215,8 @@ fn link(tree: &mut Tree, folder: &Folder, name: String, depth: Depth) -> NetDevi
     // 0: the address is the device's own, not random, borrowed or set.
     let own = tree.small(folder, "addr_assign_type") == Some(0);
     let index = tree.small(folder, "ifindex");
-    let full = depth == Depth::Full;
+    let full = depth.full();
+    let udev = index.and_then(|index| udev(tree, index));
     let statistics = if full { tree.below(folder, "statistics") } else { None };
     NetDevice {
         index,
@@ -237,7 +239,11 @@ fn link(tree: &mut Tree, folder: &Folder, name: String, depth: Depth) -> NetDevi
         counters: statistics
             .map(|statistics| counters(tree, &statistics, &LINK_COUNTERS))
             .unwrap_or_default(),
-        udev: index.and_then(|index| udev(tree, index)),
+        initialized: udev.as_ref().and_then(|(_, at)| *at),
+        udev: udev.map(|(properties, _)| properties),
+        told: None,
+        ring: None,
+        lro: None,
         path: folder.path.clone(),
         name,
     }
@@ -288,14 +294,16 @@ fn queues(tree: &mut Tree, folder: &Folder) -> Option<(u32, u32)> {
     Some((count("tx-")?, count("rx-")?))
 }
 
-fn udev(tree: &mut Tree, index: u32) -> Option<BTreeMap<String, String>> {
+/// An entry of the udev database: the properties, and when udev first knew the device.
+fn udev(tree: &mut Tree, index: u32) -> Option<(BTreeMap<String, String>, Option<Duration>)> {
     let text = tree.contents(&format!("run/udev/data/n{index}"), FILE_LIMIT)?;
-    Some(
-        text.lines()
-            .filter_map(|line| line.strip_prefix("E:")?.split_once('='))
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect(),
-    )
+    let properties = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("E:")?.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    let since = text.lines().find_map(|line| line.strip_prefix("I:")?.parse().ok());
+    Some((properties, since.map(Duration::from_micros)))
 }
 
 /// Seconds since boot, from `12.34 56.78`.

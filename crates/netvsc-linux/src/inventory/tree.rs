@@ -320,8 +320,20 @@ impl Tree {
         }
     }
 
-    /// A regular file below the root, of at most `limit` bytes.
+    /// Whether a path below the root leads to a directory.
+    pub(crate) fn is_folder(&self, path: &str) -> bool {
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        self.resolve(path, flags).is_ok()
+    }
+
+    /// A regular file of text below the root, of at most `limit` bytes.
     pub(crate) fn contents(&mut self, path: &str, limit: usize) -> Option<String> {
+        let bytes = self.bytes(path, limit)?;
+        self.as_text(&bytes, || format!("/{path}"))
+    }
+
+    /// A regular file below the root, of at most `limit` bytes.
+    pub(crate) fn bytes(&mut self, path: &str, limit: usize) -> Option<Vec<u8>> {
         let shown = format!("/{path}");
         let bytes = match self.file(path).and_then(|fd| read_all(fd.as_fd(), limit)) {
             Ok(bytes) => bytes,
@@ -334,7 +346,7 @@ impl Tree {
             self.note(shown, format!("expected at most {limit} bytes"));
             return None;
         }
-        self.as_text(&bytes, || shown)
+        Some(bytes)
     }
 
     /// Takes down a refusal, unless it only says that there is nothing: the device or attribute is not there (any
@@ -342,7 +354,9 @@ impl Tree {
     fn refused(&mut self, path: String, error: Errno) {
         let why = match error {
             Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP => return,
-            Errno::ACCESS | Errno::PERM => "permission denied".to_owned(),
+            Errno::ACCESS | Errno::PERM => {
+                "permission denied; it needs CAP_DAC_READ_SEARCH".to_owned()
+            }
             Errno::LOOP => "expected no link, or links that come to an end".to_owned(),
             Errno::ISDIR => "expected a file, found a directory".to_owned(),
             Errno::NOTDIR => "expected a directory".to_owned(),

@@ -70,6 +70,23 @@ impl Route {
         self.prefix == 0 && self.unicast
     }
 
+    /// Whether an address is in its network.
+    #[must_use]
+    pub fn covers(&self, address: IpAddr) -> bool {
+        let bits = |address: IpAddr| match address {
+            IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, false),
+            IpAddr::V6(address) => (address.to_bits(), true),
+        };
+        let (wanted, v6) = bits(address);
+        if v6 != self.v6 {
+            return false;
+        }
+        let Some(network) = self.destination else { return self.prefix == 0 };
+        let (network, _) = bits(network);
+        let rest = 128_u32.saturating_sub(self.prefix.into());
+        (wanted ^ network).checked_shr(rest).unwrap_or(0) == 0
+    }
+
     pub(super) fn parse(payload: &[u8]) -> Option<Vec<Self>> {
         let message = RouteMessage::parse(payload).ok()?;
         let header = &message.header;

@@ -12,6 +12,7 @@
 
 mod address;
 mod change;
+mod ethtool;
 mod link;
 mod monitor;
 mod socket;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::address::{Address, Neighbour, Route};
+pub use self::ethtool::{DriverTable, Ring};
 pub use self::link::Link;
 pub use self::monitor::{Event, Monitor, Topics};
 pub use self::socket::{Connection, Reply, Table};

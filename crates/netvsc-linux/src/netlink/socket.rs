@@ -14,11 +14,11 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind, recvfrom,
-    sendto, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind,
+    recvfrom, sendto, socket_with,
 };
 
 use super::{Address, Link, Neighbour, NetlinkError, PATIENCE, Route};
@@ -124,6 +124,11 @@ impl Reply {
         self.read(RTM_NEWNEIGH, Neighbour::parse)
     }
 
+    /// Every message's kind and what is after its header.
+    pub(super) fn payloads(&self) -> impl Iterator<Item = (u16, &[u8])> {
+        Messages(&self.bytes).flatten().map(|message| (message.message_type(), message.payload()))
+    }
+
     fn read<T>(&self, kind: u16, parse: impl Fn(&[u8]) -> Option<T>) -> (Vec<T>, usize) {
         let (mut good, mut bad) = (Vec::new(), 0);
         for message in Messages(&self.bytes) {
@@ -165,7 +170,12 @@ impl<'a> Iterator for Messages<'a> {
 /// Opens a socket that hears these groups (a bit each) beside its own answers.
 pub(super) fn open(groups: u32) -> Result<OwnedFd, Errno> {
     // Protocol 0, the default one, is NETLINK_ROUTE.
-    let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    open_protocol(None, groups)
+}
+
+fn open_protocol(protocol: Option<Protocol>, groups: u32) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC;
+    let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
     bind(&fd, &SocketAddrNetlink::new(0, groups))?;
     set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;
     if groups != 0 {
@@ -216,6 +226,42 @@ impl Connection {
     pub fn open() -> Result<Self, NetlinkError> {
         let fd = open(0).map_err(|error| NetlinkError::Open(error.into()))?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; DATAGRAM] })
+    }
+
+    /// Asks by generic netlink.
+    pub(super) fn generic() -> Result<Self, NetlinkError> {
+        let fd = open_protocol(Some(GENERIC), 0);
+        let fd = fd.map_err(|error| NetlinkError::Open(error.into()))?;
+        Ok(Self { fd, sequence: 0, buffer: vec![0; DATAGRAM] })
+    }
+
+    /// Asks one question of any family, whose answer is one message or (`dump`) many.
+    pub(super) fn ask(
+        &mut self,
+        family: u16,
+        question: &[u8],
+        dump: bool,
+    ) -> Result<Reply, NetlinkError> {
+        let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { NLM_F_ACK };
+        for _ in 0..DUMP_TRIES {
+            self.sequence = self.sequence.wrapping_add(1);
+            let length = u32::try_from(16 + question.len()).unwrap_or(u32::MAX);
+            let mut bytes = length.to_ne_bytes().to_vec();
+            bytes.extend_from_slice(&family.to_ne_bytes());
+            bytes.extend_from_slice(&flags.to_ne_bytes());
+            bytes.extend_from_slice(&self.sequence.to_ne_bytes());
+            bytes.extend_from_slice(&[0; 4]);
+            bytes.extend_from_slice(question);
+            self.send_bytes(&bytes)?;
+            match self.collect()? {
+                Collected::Whole(bytes) => return Ok(Reply { bytes }),
+                Collected::Interrupted => {}
+                Collected::Refused(source) => {
+                    return Err(NetlinkError::Refused { doing: "tell about drivers", source });
+                }
+            }
+        }
+        Err(NetlinkError::Unsteady { tries: DUMP_TRIES })
     }
 
     /// Asks about the network namespace that a file stands for: `/run/netns/NAME` or `/proc/PID/ns/net`. Needs
@@ -334,7 +380,11 @@ impl Connection {
         packet.finalize();
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
-        sendto(&self.fd, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))
+        self.send_bytes(&bytes)
+    }
+
+    fn send_bytes(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        sendto(&self.fd, bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))
             .map_err(|error| NetlinkError::Talk(error.into()))?;
         Ok(())
     }

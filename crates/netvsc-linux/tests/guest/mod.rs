@@ -3,8 +3,12 @@
 //! [`Guest`] puts one device after another into a temporary directory, with the links that the kernel makes between
 //! them. What the names and numbers look like follows real guests.
 
+pub mod complaints;
+pub mod faults;
+pub mod kernel;
 pub mod kinds;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -51,13 +55,20 @@ pub struct Guest {
     index: u32,
     sequence: u64,
     log: String,
+    samples: BTreeMap<u32, [u64; 3]>,
 }
+
+/// A rule that marks what is somebody's slave, whichever driver of VFs it has.
+pub const GOOD_RULE: &str = "SUBSYSTEM==\"net\", ENV{ID_NET_DRIVER}==\"mana|mlx4_en|mlx4_core|mlx5_core|ixgbevf\", \\\n  \
+    ATTR{flags}==\"0x?[89ABCDEF]??\", ENV{AZURE_UNMANAGED_SRIOV}=\"1\", \
+    ENV{ID_NET_MANAGED_BY}=\"unmanaged\", ENV{NM_UNMANAGED}=\"1\"";
 
 impl Guest {
     /// A guest with a VMBus and nothing on it, up for two hours, whose log goes back to its boot.
     pub fn new() -> Self {
         let mut guest = Self::without_hyperv();
         guest.folder("sys/bus/vmbus/devices");
+        guest.silent();
         guest.folder("sys/bus/pci/devices");
         guest.folder("sys/bus/pci/slots");
         guest.say(0, "Linux version 6.8.0-1020-azure", None);
@@ -70,7 +81,10 @@ impl Guest {
         let root = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .expect("the temporary folder is writable");
-        let guest = Self { root, channel: 14, index: 2, sequence: 0, log: String::new() };
+        let samples = BTreeMap::new();
+        let log = String::new();
+        let guest = Self { root, channel: 14, index: 2, sequence: 0, log, samples };
+        guest.machine();
         guest.write("proc/uptime", "7200.00 14000.00");
         guest.write("proc/sys/kernel/osrelease", "6.8.0-1020-azure");
         guest.link_device(
@@ -85,6 +99,37 @@ impl Guest {
             },
         );
         guest
+    }
+
+    /// A machine with eight processors and every module, that is nobody's cloud.
+    fn machine(&self) {
+        self.write("sys/devices/system/cpu/online", "0-7");
+        self.write("sys/class/dmi/id/chassis_asset_tag", "0000");
+        self.write("proc/sys/net/core/default_qdisc", "pfifo_fast");
+        self.modules(&["hv_netvsc", "pci-hyperv", "mlx4_en", "mlx5_core", "mana", "ixgbevf"]);
+        self.write("usr/lib/udev/rules.d/10-azure-unmanaged-sriov.rules", GOOD_RULE);
+    }
+
+    /// The modules that the kernel has on disk.
+    pub fn modules(&self, names: &[&str]) {
+        let lines: Vec<_> =
+            names.iter().map(|name| format!("kernel/drivers/net/{name}.ko.zst:")).collect();
+        self.write("usr/lib/modules/6.8.0-1020-azure/modules.dep", &lines.join("\n"));
+    }
+
+    /// Makes it a machine of Azure.
+    pub fn azure(&self) {
+        self.write("sys/class/dmi/id/chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77");
+    }
+
+    /// How many packets an interface had sent and received at three moments.
+    pub fn sample(&mut self, index: u32, packets: [u64; 3]) {
+        self.samples.insert(index, packets);
+        let lines = self.samples.iter().flat_map(|(index, packets)| {
+            let line = |(at, packets)| format!("{at} {index} {packets} {packets}");
+            packets.iter().enumerate().map(line).collect::<Vec<_>>()
+        });
+        self.write("netvsc/samples", &lines.collect::<Vec<_>>().join("\n"));
     }
 
     /// The directory to give as a root.
@@ -216,6 +261,9 @@ impl Guest {
         self.link_device(&net, &Link { name, mac, index, flags: 0x1003, kind: 1, mtu: 1500 });
         self.symlink(&format!("{net}/device"), &path);
         self.udev(index, &[("ID_NET_DRIVER", "hv_netvsc"), ("ID_PATH", "acpi-VMBUS:01")]);
+        self.address(index, &format!("10.0.0.{index}/24"));
+        self.route(index, "10.0.0.0/24");
+        self.sample(index, [1000, 1100, 1200]);
         Nic { guid: guid.into(), name: name.into(), mac: mac.into(), index, net }
     }
 
@@ -285,6 +333,7 @@ impl Guest {
     pub fn join(&mut self, nic: &Nic, port: &Port) {
         self.enslave(&nic.net, &nic.name, port);
         self.unmanage(port);
+        self.sample(port.index, [900, 990, 1080]);
     }
 
     /// What azure-vm-utils' rules leave in the udev database for a VF.

@@ -1,0 +1,491 @@
+//! Whether somebody else takes a VF for a NIC of its own: addresses, managers, masters, namespaces.
+
+use super::Check;
+use super::config::{fits, ini};
+use super::finding::{Finding, Label, Outcome, Severity};
+use super::fix::{Fix, LinkName, Step};
+use super::guest::{self, Guest};
+use super::pair::other_master;
+use super::rules::{self, Obsolete};
+use crate::inventory::{ConfigFile, ConfigKind, Manager, PciAddress, Source};
+use crate::netlink::Address;
+use crate::relation::VfPort;
+
+pub(super) const CHECKS: [Check; 7] = [
+    Check::new(
+        "own.address",
+        "critical, warn for an fe80:: address alone",
+        "a VF that belongs to a NIC has an address, a route or a neighbour of its own",
+        address,
+    ),
+    Check::new("own.manager", "warn", "a manager of networks takes a VF for its own", manager),
+    Check::new("own.rule-old", "warn", "a udev rule finds VFs by what is no longer true", rule_old),
+    Check::new("own.rule-dup", "warn", "two generations of udev rules disagree", rule_dup),
+    Check::new(
+        "own.rule-initramfs",
+        "warn",
+        "the rule for VFs was not in the initramfs that booted",
+        rule_initramfs,
+    ),
+    Check::new("own.master", "critical", "a VF is a port of something that is no NIC", master),
+    Check::new("own.netns", "warn", "a VF and its NIC are in different network namespaces", netns),
+];
+
+fn address(guest: &Guest<'_>, out: &mut Outcome) {
+    let snapshot = guest.snapshot;
+    for (nic, port) in guest.pairs() {
+        let (Some(link), Some(index)) = (guest::name(port.link), port.link.index) else { continue };
+        let Some(addresses) = &snapshot.addresses else {
+            out.undecided("the addresses could not be asked for by netlink");
+            return;
+        };
+        let own: Vec<_> = addresses.iter().filter(|address| address.index == index).collect();
+        let routes = snapshot.routes.iter().flatten().filter(|route| {
+            let ours = route.index == Some(index) && route.unicast;
+            // What comes with every fe80:: address is told with it.
+            let with_it = route.v6
+                && route.destination.is_some_and(|to| match to {
+                    std::net::IpAddr::V6(to) => to.is_unicast_link_local() || to.is_multicast(),
+                    std::net::IpAddr::V4(_) => false,
+                });
+            ours && !with_it
+        });
+        let routes: Vec<_> = routes.collect();
+        let neighbours = snapshot.neighbours.iter().flatten();
+        let neighbours = neighbours.filter(|n| n.index == index && n.asked).count();
+        if own.is_empty() && routes.is_empty() && neighbours == 0 {
+            continue;
+        }
+        let slight = own.iter().all(|a| a.link_local && a.address.is_ipv6())
+            && routes.is_empty()
+            && !own.is_empty();
+        let severity = if slight { Severity::Warn } else { Severity::Critical };
+        let what: Vec<_> = own.iter().map(|a| format!("{}/{}", a.address, a.prefix)).collect();
+        let text = if what.is_empty() {
+            format!("{link} belongs to {} and has routes or neighbours of its own", nic.name())
+        } else {
+            format!(
+                "{link} belongs to {} and has an address of its own: {}",
+                nic.name(),
+                what.join(", ")
+            )
+        };
+        let mut finding = Finding::new(severity, port.link.name.clone(), text).because(
+            "joined",
+            Label::Pair(Source::Link),
+            format!("{}/master", port.link.path),
+        );
+        for address in &what {
+            finding = finding.because(address.clone(), Label::Netlink, "netlink/addresses");
+        }
+        if !routes.is_empty() {
+            finding = finding.because(
+                format!("{} routes", routes.len()),
+                Label::Netlink,
+                "netlink/routes",
+            );
+        }
+        if neighbours > 0 {
+            let fact = format!("{neighbours} neighbours");
+            finding = finding.because(fact, Label::Netlink, "netlink/neighbours");
+        }
+        out.find(finding.fix(flush(&link, &own)));
+    }
+}
+
+/// Takes away what an interface has, and what would come back by itself.
+fn flush(link: &LinkName, own: &[&Address]) -> Fix {
+    let mut steps: Vec<_> = own
+        .iter()
+        .map(|address| Step::Address {
+            link: link.clone(),
+            address: address.address,
+            prefix: address.prefix,
+        })
+        .collect();
+    if own.iter().any(|address| address.link_local && address.address.is_ipv6()) {
+        steps.push(Step::Value {
+            path: format!("/proc/sys/net/ipv6/conf/{link}/addr_gen_mode"),
+            value: "1".into(),
+            before: Some("0".into()),
+        });
+    }
+    Fix::safe(
+        format!(
+            "take what {link} has away (ip address flush dev {link}; ip route flush dev {link}), and keep managers off it (own.manager)"
+        ),
+        steps,
+    )
+}
+
+fn manager(guest: &Guest<'_>, out: &mut Outcome) {
+    for port in guest.vfs().filter(|port| port.link.kind.is_none_or(|kind| kind == 1)) {
+        for manager in &guest.snapshot.machine.managers {
+            let verdict = match manager {
+                Manager::Networkd => networkd(guest, port),
+                Manager::NetworkManager => network_manager(guest, port),
+                Manager::Dhcpcd => dhcpcd(guest, port),
+                Manager::Ifupdown => ifupdown(guest, port),
+            };
+            let Some((fact, label, path)) = verdict else { continue };
+            let name = &port.link.name;
+            let text =
+                format!("{} does not leave {name} alone, which belongs to a NIC", manager.word());
+            let mark = port.link.property("ID_NET_MANAGED_BY").unwrap_or("not set");
+            let entry = format!("/run/udev/data/n{}", port.link.index.unwrap_or_default());
+            let finding = Finding::new(Severity::Warn, name.clone(), text)
+                .because(fact, label, path)
+                .because(format!("ID_NET_MANAGED_BY is {mark}"), Label::Udev, entry)
+                .fix(exclude(guest, *manager, port));
+            out.find(finding);
+        }
+    }
+    let kinds = [ConfigKind::Network, ConfigKind::NetworkManager, ConfigKind::Dhcpcd];
+    if let Some(reason) = guest.unreadable(&kinds) {
+        out.undecided(reason);
+    }
+}
+
+/// Why a manager is thought to manage a VF: what was read, and where.
+type Verdict = Option<(String, Label, String)>;
+
+fn networkd(guest: &Guest<'_>, port: &VfPort<'_>) -> Verdict {
+    let machine = &guest.snapshot.machine;
+    let index = port.link.index?;
+    match machine.networkd.get(&index).map(String::as_str) {
+        Some("unmanaged") => return None,
+        Some(state @ ("configured" | "configuring" | "degraded" | "failed")) => {
+            let path = format!("/run/systemd/netif/links/{index}");
+            return Some((format!("ADMIN_STATE={state}"), Label::State, path));
+        }
+        _ => {}
+    }
+    let by = port.link.property("ID_NET_MANAGED_BY");
+    // Older versions do not know the property.
+    let heeds = super::sys::systemd_major(guest).is_none_or(|major| major >= 255);
+    if heeds && by.is_some_and(|by| by != "io.systemd.Network") {
+        return None;
+    }
+    let means = |stanza: &&super::stanza::Stanza| {
+        stanza.kind == ConfigKind::Network && stanza.means(port.link, Some(port.function))
+    };
+    let mut files: Vec<_> = guest.stanzas().iter().filter(means).collect();
+    if files.iter().any(|stanza| stanza.unmanaged) {
+        return None;
+    }
+    // The first file by name wins.
+    files.sort_by_key(|stanza| stanza.path.rsplit('/').next().map(str::to_owned));
+    let first = files.first()?;
+    Some(("this file means it".into(), Label::Config, first.path.clone()))
+}
+
+fn network_manager(guest: &Guest<'_>, port: &VfPort<'_>) -> Verdict {
+    let index = port.link.index?;
+    match guest.snapshot.machine.network_manager.get(&index) {
+        Some(false) => return None,
+        Some(true) => {
+            let path = format!("/run/NetworkManager/devices/{index}");
+            return Some(("managed=true".into(), Label::State, path));
+        }
+        None => {}
+    }
+    if port.link.property("NM_UNMANAGED").is_some_and(|value| value != "0") {
+        return None;
+    }
+    if guest.config(ConfigKind::NetworkManager).any(|file| leaves_alone(file, port)) {
+        return None;
+    }
+    let fact = "nothing excludes it, and NetworkManager takes what is not excluded".to_owned();
+    Some((fact, Label::Inferred, "/etc/NetworkManager".into()))
+}
+
+/// Whether `unmanaged-devices=` of a file names a VF.
+fn leaves_alone(file: &ConfigFile, port: &VfPort<'_>) -> bool {
+    let driver = port.function.driver.as_deref().unwrap_or_default();
+    let mac = port.link.permanent.or(port.link.mac).map(|mac| mac.to_string());
+    let is = |spec: &str| match spec.split_once(':') {
+        Some(("mac", value)) => mac.as_deref().is_some_and(|mac| value.eq_ignore_ascii_case(mac)),
+        Some(("interface-name", value)) => {
+            fits(value.trim_start_matches(['=', '~']), &port.link.name)
+        }
+        Some(("driver", value)) => fits(value, driver),
+        _ => spec == "*",
+    };
+    ini(&file.text).any(|(section, key, value)| {
+        if section != "keyfile" || !key.starts_with("unmanaged-devices") {
+            return false;
+        }
+        let mut named = false;
+        for spec in value.split([';', ',']).map(str::trim).filter(|spec| !spec.is_empty()) {
+            match spec.strip_prefix("except:") {
+                Some(spec) if is(spec) => return false,
+                Some(_) => {}
+                None => named |= is(spec),
+            }
+        }
+        named
+    })
+}
+
+fn dhcpcd(guest: &Guest<'_>, port: &VfPort<'_>) -> Verdict {
+    let path = "/etc/dhcpcd.conf";
+    let files: Vec<_> = guest.config(ConfigKind::Dhcpcd).collect();
+    let patterns = |word: &str| -> Vec<String> {
+        let lines = files.iter().flat_map(|file| file.text.lines());
+        let lines = lines.filter_map(|line| line.trim().strip_prefix(word).map(str::to_owned));
+        lines
+            .flat_map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    };
+    let name = &port.link.name;
+    if patterns("denyinterfaces ").iter().any(|pattern| fits(pattern, name)) {
+        return None;
+    }
+    let allowed = patterns("allowinterfaces ");
+    if !allowed.is_empty() && !allowed.iter().any(|pattern| fits(pattern, name)) {
+        return None;
+    }
+    Some((
+        "nothing excludes it, and dhcpcd takes what is not excluded".into(),
+        Label::Config,
+        path.into(),
+    ))
+}
+
+fn ifupdown(guest: &Guest<'_>, port: &VfPort<'_>) -> Verdict {
+    let name = &port.link.name;
+    if guest.snapshot.machine.ifupdown.contains(name) {
+        return Some((
+            format!("{name} was brought up"),
+            Label::State,
+            "/run/network/ifstate".into(),
+        ));
+    }
+    let stanza = guest
+        .stanzas()
+        .iter()
+        .find(|stanza| stanza.kind == ConfigKind::Interfaces && stanza.names.contains(name))?;
+    Some((format!("iface {name}"), Label::Config, stanza.path.clone()))
+}
+
+/// What makes a manager leave a VF alone. The MAC alone would mean the NIC as well, so the driver is named too.
+fn exclude(guest: &Guest<'_>, manager: Manager, port: &VfPort<'_>) -> Fix {
+    let mac = port.link.permanent.or(port.link.mac);
+    let (Some(mac), Some(driver)) = (mac, &port.function.driver) else {
+        return Fix::advice("exclude it in the manager's configuration");
+    };
+    let tail = mac.to_string().replace(':', "");
+    match manager {
+        Manager::Networkd => {
+            let contents = format!(
+                "[Match]\nPermanentMACAddress={mac}\nDriver={driver}\n\n[Link]\nUnmanaged=yes\n"
+            );
+            let path = format!("/etc/systemd/network/00-netvsc-vf-{tail}.network");
+            let step = guest.file(&path, contents);
+            Fix::safe(
+                format!(
+                    "write {path}, then networkctl reload; `netvsc install` does it for all VFs"
+                ),
+                vec![step],
+            )
+        }
+        Manager::NetworkManager => {
+            let contents =
+                format!("[keyfile]\nunmanaged-devices+=mac:{mac};except:driver:hv_netvsc\n");
+            let path = format!("/etc/NetworkManager/conf.d/00-netvsc-vf-{tail}.conf");
+            let step = guest.file(&path, contents);
+            Fix::safe(
+                format!(
+                    "write {path}, then nmcli general reload; `netvsc install` does it for all VFs"
+                ),
+                vec![step],
+            )
+        }
+        Manager::Dhcpcd => {
+            let path = "/etc/dhcpcd.conf";
+            let before = guest.contents(path).unwrap_or_default();
+            let contents = format!("{before}denyinterfaces {}\n", port.link.name);
+            let step = guest.file(path, contents);
+            Fix::safe(format!("exclude it in {path}, then restart dhcpcd"), vec![step])
+        }
+        Manager::Ifupdown => Fix::advice(format!(
+            "ifdown {name}, and take the stanza of {name} out of /etc/network/interfaces",
+            name = port.link.name
+        )),
+    }
+}
+
+/// Files with rules that tell managers to leave VFs alone.
+fn marking<'g>(guest: &Guest<'g>) -> Vec<(&'g ConfigFile, rules::Rule<'g>)> {
+    guest
+        .config(ConfigKind::UdevRules)
+        .flat_map(|file| rules::rules(&file.text).into_iter().map(move |rule| (file, rule)))
+        .filter(|(_, rule)| rule.marks())
+        .collect()
+}
+
+fn drivers<'g>(guest: &'g Guest<'_>) -> Vec<&'g str> {
+    let mut drivers: Vec<_> =
+        guest.vfs().filter_map(|port| port.function.driver.as_deref()).collect();
+    drivers.sort_unstable();
+    drivers.dedup();
+    drivers
+}
+
+/// A rule that holds for whatever came over a virtual bus and is somebody's slave, at every event.
+const GOOD_RULE: &str = "SUBSYSTEM==\"net\", ACTION!=\"remove\", DRIVERS==\"hv_pci\", \
+     ATTR{flags}==\"0x?[89abcdefABCDEF]??\", ENV{AZURE_UNMANAGED_SRIOV}=\"1\", \
+     ENV{ID_NET_MANAGED_BY}=\"unmanaged\", ENV{NM_UNMANAGED}=\"1\"\n";
+
+fn rule_old(guest: &Guest<'_>, out: &mut Outcome) {
+    let drivers = drivers(guest);
+    let mut told: Vec<&str> = Vec::new();
+    for (file, rule) in marking(guest) {
+        let Some(why) = rule.obsolete(&drivers) else { continue };
+        if told.contains(&file.path.as_str()) {
+            continue;
+        }
+        told.push(&file.path);
+        let text = format!("the rule in {} is out of date: {}", file.path, why.text());
+        let path = format!("/etc/udev/rules.d/{}", file.name());
+        // Only a file that holds nothing but such rules can be replaced as a whole.
+        let alone = rules::rules(&file.text).iter().all(rules::Rule::marks);
+        let words = format!(
+            "replace it by `netvsc install`, or write {path} with a rule for every event; then udevadm control --reload"
+        );
+        let fix = if alone && !matches!(why, Obsolete::BusAlone) {
+            Fix::safe(words, vec![guest.file(&path, GOOD_RULE.to_owned())])
+        } else {
+            Fix::advice(words)
+        };
+        let finding = Finding::new(Severity::Warn, file.path.clone(), text)
+            .because(format!("line {}", rule.line), Label::Config, file.path.clone())
+            .fix(fix);
+        out.find(finding);
+    }
+    if let Some(reason) = guest.unreadable(&[ConfigKind::UdevRules]) {
+        out.undecided(reason);
+    }
+}
+
+fn rule_dup(guest: &Guest<'_>, out: &mut Outcome) {
+    let rules = marking(guest);
+    let drivers = drivers(guest);
+    let disagree = |a: &(&ConfigFile, rules::Rule<'_>), b: &(&ConfigFile, rules::Rule<'_>)| {
+        a.0.path != b.0.path
+            && a.1.conditions() != b.1.conditions()
+            && (a.1.obsolete(&drivers).is_some() || b.1.obsolete(&drivers).is_some())
+    };
+    for (at, first) in rules.iter().enumerate() {
+        let Some(second) = rules.iter().skip(at + 1).find(|second| disagree(first, second)) else {
+            continue;
+        };
+        let (old, new) =
+            if first.1.obsolete(&drivers).is_some() { (first, second) } else { (second, first) };
+        let text =
+            format!("{} and {} both mark VFs, by different conditions", old.0.path, new.0.path);
+        let finding = Finding::new(Severity::Warn, old.0.path.clone(), text)
+            .because(format!("line {}", old.1.line), Label::Config, old.0.path.clone())
+            .because(format!("line {}", new.1.line), Label::Config, new.0.path.clone())
+            .fix(Fix::advice(format!(
+                "remove the package that brought {old}, or hide it: ln -s /dev/null /etc/udev/rules.d/{name}",
+                old = old.0.path,
+                name = old.0.name()
+            )));
+        // Two files are two generations, however many rules they have.
+        return out.find(finding);
+    }
+}
+
+fn rule_initramfs(guest: &Guest<'_>, out: &mut Outcome) {
+    if !guest.snapshot.machine.early_manager {
+        return;
+    }
+    let rules = marking(guest);
+    let Some((rule, _)) = rules.first() else { return };
+    let carried = guest
+        .config(ConfigKind::Initramfs)
+        .any(|file| file.text.contains(rule.name()) || file.text.contains("netvsc"));
+    if carried {
+        return;
+    }
+    for port in guest.vfs() {
+        let marked = port.link.property("NM_UNMANAGED").is_some_and(|value| value != "0");
+        let index = port.link.index.unwrap_or_default();
+        let managed = guest.snapshot.machine.network_manager.get(&index) == Some(&true);
+        if !marked || !managed {
+            continue;
+        }
+        let text = format!(
+            "NetworkManager took {} in the initramfs, where the rule that marks it is missing",
+            port.link.name
+        );
+        let finding = Finding::new(Severity::Warn, port.link.name.clone(), text)
+            .because("NetworkManager ran in the initramfs", Label::File, "/run/NetworkManager/initrd")
+            .because("NM_UNMANAGED=1", Label::Udev, format!("/run/udev/data/n{index}"))
+            .because("managed=true", Label::State, format!("/run/NetworkManager/devices/{index}"))
+            .because("nothing puts the rule into the initramfs", Label::Inferred, "/etc/dracut.conf.d")
+            .fix(Fix::advice(format!(
+                "echo 'install_items+=\" {} \"' > /etc/dracut.conf.d/90-netvsc.conf; dracut -f (or update-initramfs -u)",
+                rule.path
+            )));
+        out.find(finding);
+    }
+}
+
+fn master(guest: &Guest<'_>, out: &mut Outcome) {
+    for port in guest.vfs() {
+        let Some(master) = other_master(port) else { continue };
+        let name = &port.link.name;
+        let text = format!("{name} is a port of {master}, which is no synthetic NIC");
+        let link = guest::name(port.link);
+        let above = guest.snapshot.link(master).and_then(guest::name);
+        let steps = link.zip(above).map(|(link, master)| vec![Step::Release { link, master }]);
+        let finding = Finding::new(Severity::Critical, name.clone(), text)
+            .because(format!("master is {master}"), Label::Sysfs, format!("{}/master", port.link.path))
+            .fix(Fix::safe(
+                format!("ip link set dev {name} nomaster, and put the NIC itself into {master} if it is needed there"),
+                steps.unwrap_or_default(),
+            ));
+        out.find(finding);
+    }
+}
+
+fn netns(guest: &Guest<'_>, out: &mut Outcome) {
+    for nic in guest.relations.nics.iter().filter(|nic| !nic.joined) {
+        let Some(mac) = nic.link.and_then(|link| link.permanent) else { continue };
+        for namespace in &guest.snapshot.elsewhere {
+            let Some(links) = &namespace.links else {
+                out.undecided(format!(
+                    "the network namespace {} could not be entered; it needs CAP_SYS_ADMIN",
+                    namespace.namespace
+                ));
+                continue;
+            };
+            let is_vf = |link: &&crate::netlink::Link| {
+                let function = link.parent.as_deref().and_then(PciAddress::parse);
+                let function = function.and_then(|address| guest.snapshot.function(address));
+                let vpci = function.is_some_and(|function| function.bus.is_some());
+                vpci && (link.permanent == Some(mac) || link.mac == Some(mac))
+            };
+            let Some(link) = links.iter().find(is_vf) else { continue };
+            let text = format!(
+                "{}, the VF of {}, is in the network namespace {}",
+                link.name,
+                nic.name(),
+                namespace.namespace
+            );
+            let finding = Finding::new(Severity::Warn, nic.name(), text)
+                .because(
+                    format!("{} has permanent MAC {mac}", link.name),
+                    Label::Netlink,
+                    format!("/run/netns/{}", namespace.namespace),
+                )
+                .fix(Fix::advice(format!(
+                    "ip -n {} link set dev {} netns 1",
+                    namespace.namespace, link.name
+                )));
+            out.find(finding);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The catalogue against every kind of guest and every complaint: exactly what is wrong, no more and no fewer.
+
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod guest;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guest::complaints::{COMPLAINTS, Expected};
+use guest::faults::{HEALTHY, OTHERS};
+use guest::{Guest, kinds};
+use netvsc_linux::check::{self, Label, Report, Severity};
+use netvsc_linux::inventory::{Depth, take};
+use netvsc_linux::relation::Relations;
+
+/// What the checks say about a tree.
+fn report(guest: &Guest) -> Report {
+    let snapshot = take(Some(guest.root()), Depth::Checks).expect("the root is a directory");
+    let relations = Relations::of(&snapshot);
+    check::run(&check::Guest::new(&snapshot, &relations), |_| true)
+}
+
+type Row = (String, String, String);
+
+fn rows(report: &Report) -> BTreeSet<Row> {
+    let row = |finding: &check::Finding| {
+        (finding.id.to_owned(), finding.severity.to_string(), finding.subject.clone())
+    };
+    assert_eq!(
+        report.findings.iter().map(row).collect::<BTreeSet<_>>().len(),
+        report.findings.len()
+    );
+    report.findings.iter().map(row).collect()
+}
+
+fn expected(expected: Expected) -> BTreeSet<Row> {
+    expected.iter().map(|(a, b, c)| ((*a).into(), (*b).into(), (*c).into())).collect()
+}
+
+#[test]
+fn healthy_guests_have_no_findings_and_nothing_is_left_undecided() {
+    for (name, build) in HEALTHY {
+        let report = report(&build());
+        assert_eq!(rows(&report), BTreeSet::new(), "{name}: {:#?}", report.findings);
+        assert_eq!(report.undecided, [], "{name}");
+    }
+}
+
+#[test]
+fn every_complaint_has_exactly_its_findings() {
+    let numbers: Vec<_> = COMPLAINTS.iter().map(|complaint| complaint.number).collect();
+    assert_eq!(numbers, (1..=47).collect::<Vec<_>>());
+    for complaint in COMPLAINTS {
+        let report = report(&(complaint.build)());
+        let name = format!("complaint-{:02} ({})", complaint.number, complaint.source);
+        assert_eq!(rows(&report), expected(complaint.expected), "{name}: {:#?}", report.findings);
+    }
+}
+
+#[test]
+fn every_other_fault_has_exactly_its_findings() {
+    for (name, build, wanted) in OTHERS {
+        let report = report(&build());
+        assert_eq!(rows(&report), expected(wanted), "{name}: {:#?}", report.findings);
+    }
+}
+
+#[test]
+fn every_check_fires_somewhere_and_is_silent_somewhere() {
+    let mut fires: BTreeMap<&str, BTreeSet<Severity>> = BTreeMap::new();
+    let builds = COMPLAINTS.iter().map(|complaint| complaint.build);
+    let builds =
+        builds.chain(OTHERS.iter().map(|other| other.1)).chain(HEALTHY.iter().map(|h| h.1));
+    let mut trees = 0;
+    let mut told: BTreeMap<&str, usize> = BTreeMap::new();
+    for build in builds {
+        trees += 1;
+        let report = report(&build());
+        let ids: BTreeSet<_> =
+            report.findings.iter().chain(&report.notes).map(|finding| finding.id).collect();
+        for finding in report.findings.iter().chain(&report.notes) {
+            fires.entry(finding.id).or_default().insert(finding.severity);
+        }
+        for id in ids {
+            *told.entry(id).or_default() += 1;
+        }
+    }
+    let all: BTreeSet<_> = check::checks().map(|check| check.id).collect();
+    assert_eq!(fires.keys().copied().collect::<BTreeSet<_>>(), all);
+    assert!(told.values().all(|number| *number < trees / 2), "{told:?}");
+}
+
+#[test]
+fn every_finding_says_on_what_it_rests_and_what_to_do() {
+    let builds = COMPLAINTS.iter().map(|complaint| complaint.build);
+    for build in builds.chain(OTHERS.iter().map(|other| other.1)) {
+        let report = report(&build());
+        for finding in &report.findings {
+            let id = finding.id;
+            assert!(!finding.evidence.is_empty(), "{id} has no evidence");
+            assert!(!finding.fix.text.is_empty(), "{id} has no fix");
+            assert!(!finding.text.ends_with('.') && !finding.text.is_empty(), "{id}");
+            for evidence in &finding.evidence {
+                assert!(!evidence.fact.is_empty() && !evidence.path.is_empty(), "{id}");
+                let file = evidence.path.starts_with('/') || evidence.path.starts_with("netlink/");
+                assert!(file, "{id}: {}", evidence.path);
+            }
+            for step in &finding.fix.steps {
+                assert!(!step.to_string().is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_vf_without_nic_is_told_and_is_no_fault() {
+    let report = report(&kinds::mana_only());
+    let [note] = report.notes.as_slice() else { panic!("{:?}", report.notes) };
+    assert_eq!((note.id, note.severity), ("pair.standalone", Severity::Ok));
+}
+
+#[test]
+fn what_cannot_be_read_leaves_checks_undecided_and_names_what_is_needed() {
+    let mut guest = Guest::new();
+    kinds::one(&mut guest);
+    guest.remove("dev/kmsg");
+    guest.remove("netlink/addresses");
+    let report = report(&guest);
+    assert_eq!(report.findings, []);
+    let reasons: BTreeMap<_, _> = report
+        .undecided
+        .iter()
+        .map(|undecided| (undecided.id, undecided.reason.as_str()))
+        .collect();
+    assert!(reasons["path.synthetic"].contains("CAP_SYSLOG"));
+    assert!(reasons["own.address"].contains("netlink"));
+    assert!(reasons["path.flap"].contains("CAP_SYSLOG"));
+}
+
+#[test]
+fn only_what_is_asked_for_runs() {
+    let guest = kinds::bonded();
+    let snapshot = take(Some(guest.root()), Depth::Checks).unwrap();
+    let relations = Relations::of(&snapshot);
+    let guest = check::Guest::new(&snapshot, &relations);
+    let report = check::run(&guest, |id| id.starts_with("own."));
+    assert_eq!(rows(&report), expected(&[("own.master", "critical", "enP37498s1")]));
+}
+
+#[test]
+fn thresholds_are_settings() {
+    let mut guest = Guest::new();
+    let pair = kinds::one(&mut guest);
+    guest.say_nic(7_000_000, &pair.nic, "Data path switched from VF: enP37498s1");
+    assert_eq!(report(&guest).findings, [], "200 s are not 300 s");
+    let snapshot = take(Some(guest.root()), Depth::Checks).unwrap();
+    let relations = Relations::of(&snapshot);
+    let mut strict = check::Guest::new(&snapshot, &relations);
+    strict.thresholds.synthetic_warn = std::time::Duration::from_secs(100);
+    let report = check::run(&strict, |_| true);
+    assert_eq!(rows(&report), expected(&[("path.synthetic", "warn", "eth0")]));
+    let since = report.findings[0].since.unwrap();
+    assert_eq!(since.as_secs(), 7000);
+}
+
+#[test]
+fn evidence_about_pairs_carries_the_label_of_its_source() {
+    let report = report(&kinds::duplicate_slot());
+    let labels: Vec<_> = report.findings[0].evidence.iter().map(|e| e.label.word()).collect();
+    assert_eq!(labels, ["slot", "sysfs"]);
+    assert!(
+        report.findings[0].evidence[1].fact.contains("8c53:00:00.0")
+            || report.findings[0].evidence[1].fact.contains(":00:00.0")
+    );
+    assert_eq!(Label::Inferred.word(), "inferred");
+}
+
+#[test]
+fn whoever_carries_the_session_or_the_default_route_is_known_with_its_relatives() {
+    let mut guest = Guest::new();
+    let pair = kinds::one(&mut guest);
+    let other = guest.nic("7c1e5225-5ca6-7c1e-5225-5ca67c1e5225", "eth1", "7c:1e:52:25:5c:a6");
+    guest.route(pair.nic.index, "default");
+    let snapshot = take(Some(guest.root()), Depth::Checks).unwrap();
+    let relations = Relations::of(&snapshot);
+    let mut seen = check::Guest::new(&snapshot, &relations);
+    let carriers: Vec<_> = seen.carriers().into_keys().collect();
+    assert_eq!(carriers, [pair.nic.index, pair.port.index]);
+    let ours = format!("10.0.0.{}", other.index).parse().unwrap();
+    seen.session = Some(("192.0.2.7".parse().unwrap(), ours));
+    assert!(seen.carriers().contains_key(&other.index));
+}
+
+/// Files of every kind that no program would write.
+fn deface(guest: &Guest, paths: &[&str], how: usize) {
+    for path in paths {
+        let full = guest.path(path);
+        std::fs::create_dir_all(full.parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(&full);
+        let _ = std::fs::remove_dir_all(&full);
+        match how {
+            0 => std::fs::write(full, [0xff, 0, 1, 2, 0xfe]).unwrap(),
+            1 => std::fs::write(full, vec![b'['; 9 << 20]).unwrap(),
+            2 => std::os::unix::fs::symlink(full.file_name().unwrap(), &full).unwrap(),
+            3 => std::fs::create_dir_all(full).unwrap(),
+            4 => std::fs::write(full, "").unwrap(),
+            _ => std::fs::write(full, "[Match\n: {{{\n==\"\"\"=\n\\\n0-,9\n".repeat(50)).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn malformed_machines_never_make_it_fail() {
+    const PATHS: [&str; 26] = [
+        "etc/netplan/a.yaml",
+        "etc/systemd/network/a.network",
+        "etc/systemd/network/a.link",
+        "etc/udev/rules.d/a.rules",
+        "etc/NetworkManager/NetworkManager.conf",
+        "etc/NetworkManager/conf.d/a.conf",
+        "etc/NetworkManager/system-connections/a.nmconnection",
+        "etc/sysconfig/network-scripts/ifcfg-a",
+        "etc/network/interfaces",
+        "etc/dhcpcd.conf",
+        "etc/driverctl.d/a",
+        "etc/rezolus/a.toml",
+        "run/NetworkManager/devices/3",
+        "run/systemd/netif/links/3",
+        "run/network/ifstate",
+        "proc/interrupts",
+        "proc/sys/kernel/osrelease",
+        "sys/devices/system/cpu/online",
+        "sys/class/dmi/id/chassis_asset_tag",
+        "usr/lib/modules/6.8.0-1020-azure/modules.dep",
+        "boot/config-6.8.0-1020-azure",
+        "netvsc/samples",
+        "netlink/links",
+        "netlink/addresses",
+        "netlink/routes",
+        "netlink/rings",
+    ];
+    for how in 0..6 {
+        let guest = kinds::worked_example();
+        deface(&guest, &PATHS, how);
+        let snapshot = take(Some(guest.root()), Depth::Checks).unwrap();
+        let relations = Relations::of(&snapshot);
+        let report = check::run(&check::Guest::new(&snapshot, &relations), |_| true);
+        // What was defaced is not believed.
+        assert!(
+            report.worst().is_none_or(|worst| worst < Severity::Critical),
+            "{how}: {report:#?}"
+        );
+        if how < 3 {
+            let noted =
+                |path: &str| snapshot.unreadable.iter().any(|note| note.path.ends_with(path));
+            for path in ["a.yaml", "a.rules", "proc/interrupts", "dhcpcd.conf"] {
+                assert!(noted(path), "{how}: {path}: {:#?}", snapshot.unreadable);
+            }
+        }
+    }
+}

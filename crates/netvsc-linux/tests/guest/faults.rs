@@ -1,0 +1,159 @@
+//! Guests with faults that no complaint is about, and guests in which nothing is wrong.
+
+use super::complaints::{Expected, MAC, RULES, VF, azure, network_manager, networkd, waiting};
+use super::kernel::{PARENT, PERM_ADDRESS, mac};
+use super::{GOOD_RULE, Guest, MLX5, kinds};
+
+/// A name, how to build it, and what is to be found in it.
+pub type Fault = (&'static str, fn() -> Guest, Expected);
+
+/// A name, and how to build it.
+pub type Healthy = (&'static str, fn() -> Guest);
+
+/// Guests for the checks that no complaint is about.
+pub const OTHERS: &[Fault] = &[
+    ("duplicate_slot", kinds::duplicate_slot, &[("pair.slot-name", "critical", "927a:00:02.0")]),
+    ("vf_in_namespace", vf_elsewhere, &[("own.netns", "warn", "eth0")]),
+    ("bonded", kinds::bonded, &[("own.master", "critical", VF), ("pair.join", "critical", VF)]),
+    ("driver_missing", kinds::driver_missing, &[("pair.orphan-pci", "critical", "927a:00:00.0")]),
+    ("blocked", blocked, &[("pair.blocked", "critical", "eth0")]),
+    ("wrong_mac", wrong_mac, &[("pair.wrong", "critical", "eth0")]),
+    ("other_serial", other_serial, &[("pair.by-mac-only", "info", "eth0")]),
+    ("join_failed", join_failed, &[("pair.join", "critical", VF)]),
+    ("wsl2", wsl2, &[("pair.assoc-no-vf", "info", "eth0")]),
+    ("dhcpcd", dhcpcd, &[("own.manager", "warn", VF)]),
+    (
+        "ifupdown",
+        ifupdown,
+        &[("name.unstable", "info", "/etc/network/interfaces"), ("own.manager", "warn", VF)],
+    ),
+    ("neighbour", neighbour, &[("own.address", "critical", VF)]),
+    ("mtu_refused", mtu_refused, &[("mtu.max", "warn", "eth0"), ("mtu.mismatch", "warn", "eth0")]),
+    (
+        "no_vpci_driver",
+        no_vpci_driver,
+        &[("pair.assoc-no-vf", "critical", "eth0"), ("sys.module", "warn", "pci_hyperv")],
+    ),
+];
+
+fn vf_elsewhere() -> Guest {
+    let guest = kinds::vf_in_namespace();
+    let parent = (PARENT, b"927a:00:02.0\0".to_vec());
+    guest.tell("netns/pod/", 3, "eth1", &[parent, (PERM_ADDRESS, mac(MAC))]);
+    guest
+}
+
+fn blocked() -> Guest {
+    let mut guest = Guest::new();
+    let nic = guest.nic("7c1e5225-55d2-7c1e-5225-55d27c1e5225", "eth0", MAC);
+    guest.say_nic(7_100_000, &nic, "Waiting for the VF association from host");
+    guest
+}
+
+fn wrong_mac() -> Guest {
+    let (guest, pair) = azure();
+    guest.write(&format!("{}/address", pair.port.net), "7c:1e:52:25:5c:a6");
+    guest
+}
+
+fn other_serial() -> Guest {
+    let (mut guest, pair) = azure();
+    guest.say_nic(6200, &pair.nic, "VF slot 9 added");
+    guest
+}
+
+fn join_failed() -> Guest {
+    let (mut guest, _) = waiting("7200.00");
+    let function = guest.function("d3cbd5f3-927a-45ec-985d-2ddb43e90b83", "1", &MLX5);
+    let port = guest.port(&function, VF, MAC, 0);
+    guest.unmanage(&port);
+    guest.say_function(6120, &function, VF, "can not set master device eth0 (err = -16)");
+    guest
+}
+
+fn wsl2() -> Guest {
+    let mut guest = Guest::new();
+    let nic = guest.nic("2d0e6c1a-93f4-4b5e-8a77-0c1d2e3f4a5b", "eth0", "00:15:5d:01:02:03");
+    guest.say_nic(2130, &nic, "VF slot 1 added");
+    guest
+}
+
+fn dhcpcd() -> Guest {
+    let (guest, _) = azure();
+    guest.write("run/dhcpcd/pid", "77");
+    guest.write("etc/dhcpcd.conf", "hostname\ndenyinterfaces veth* docker*");
+    guest
+}
+
+fn ifupdown() -> Guest {
+    let (guest, _) = azure();
+    guest.write("run/network/ifstate", "lo=lo\neth0=eth0");
+    guest.write(
+        "etc/network/interfaces",
+        "auto eth0\niface eth0 inet dhcp\niface enP37498s1 inet dhcp",
+    );
+    guest
+}
+
+fn neighbour() -> Guest {
+    let (guest, pair) = azure();
+    guest.neighbour(pair.port.index, "10.0.0.1");
+    guest
+}
+
+fn mtu_refused() -> Guest {
+    let (mut guest, pair) = azure();
+    guest.write(&format!("{}/mtu", pair.nic.net), "9000");
+    guest.say_function(6125, &pair.function, VF, "unable to change mtu to 9000");
+    guest
+}
+
+fn no_vpci_driver() -> Guest {
+    let (mut guest, _) = waiting("7200.00");
+    guest.modules(&["hv_netvsc", "mlx5_core"]);
+    let class = "44c4f61d-4444-4400-9d52-802e27ede19f";
+    guest.device("d3cbd5f3-927a-45ec-985d-2ddb43e90b83", class, None, 1);
+    guest
+}
+
+/// Guests in which nothing is wrong.
+pub const HEALTHY: &[Healthy] = &[
+    ("worked_example", kinds::worked_example),
+    ("azure_mlx4", kinds::azure_mlx4),
+    ("azure_mlx5", kinds::azure_mlx5),
+    ("azure_mana", kinds::azure_mana),
+    ("mana_only", kinds::mana_only),
+    ("on_prem", kinds::on_prem),
+    ("emulated_beside", kinds::emulated_beside),
+    ("synthetic_only", kinds::synthetic_only),
+    ("mid_servicing", kinds::mid_servicing),
+    ("after_hibernation", kinds::after_hibernation),
+    ("renamed_vf", kinds::renamed_vf),
+    ("confidential", kinds::confidential),
+    ("uio_bound", kinds::uio_bound),
+    ("without_hyperv", Guest::without_hyperv),
+    ("managed_well", managed_well),
+];
+
+/// Managers run, and each has been told to leave the VF alone, by another means each.
+fn managed_well() -> Guest {
+    let (guest, pair) = azure();
+    network_manager(&guest, pair.nic.index, true);
+    networkd(&guest, "252", pair.port.index, "unmanaged");
+    guest.write(
+        "etc/systemd/network/01-vf.network",
+        "[Match]\nProperty=AZURE_UNMANAGED_SRIOV=1\n[Link]\nUnmanaged=yes",
+    );
+    guest.write("run/dhcpcd/pid", "77");
+    guest.write("etc/dhcpcd.conf", "denyinterfaces enP*");
+    guest.write(
+        "etc/NetworkManager/conf.d/vf.conf",
+        "[keyfile]\nunmanaged-devices=driver:mlx5_core",
+    );
+    guest.write(&format!("{RULES}/11-again.rules"), GOOD_RULE);
+    guest.write(
+        "etc/netplan/50-cloud-init.yaml",
+        &format!("network:\n  ethernets:\n    eth0:\n      match: {{driver: hv_netvsc, macaddress: \"{MAC}\"}}\n      set-name: eth0\n      mtu: 1500"),
+    );
+    guest
+}
