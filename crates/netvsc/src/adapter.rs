@@ -248,6 +248,12 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         self.failover.host_path()
     }
 
+    /// Whether a switch was asked for and not completed.
+    #[must_use]
+    pub fn is_switching(&self) -> bool {
+        self.failover.is_switching()
+    }
+
     /// Whether a port is bound, also one that is on its way out.
     #[must_use]
     pub fn has_port(&self) -> bool {
@@ -260,6 +266,18 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         self.replay.is_empty()
             && !self.failover.is_switching()
             && self.failover.outlet() != Outlet::Draining
+    }
+
+    /// Frames that the VF has not confirmed, and those that are to be sent again.
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        self.replay.len()
+    }
+
+    /// Whether frames, or a switch that is not late yet, are waited for without a deadline. Never the case.
+    #[must_use]
+    pub fn waits_forever(&self) -> bool {
+        self.failover.waits_forever()
     }
 
     /// Gives the card a port. It is used once it is up and the host has switched.

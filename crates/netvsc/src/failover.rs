@@ -275,6 +275,15 @@ impl Failover {
         self.request.is_some()
     }
 
+    /// Whether something is waited for that has no deadline: a switch that was not reported as late, or a path's last frames.
+    /// Never the case; for those who watch.
+    #[must_use]
+    pub fn waits_forever(&self) -> bool {
+        let waits = self.outlet() == Outlet::Draining
+            || self.request.is_some_and(|request| request.due.is_some());
+        waits && self.poll_deadline().is_none()
+    }
+
     /// The NIC is ready: its channel is open and it can carry switch messages (F9).
     pub fn channel_opened(&mut self, now: Instant) {
         self.open = true;

@@ -482,6 +482,19 @@ impl Host {
         self.device(bus).map(|device| &device.service)
     }
 
+    /// A port of a PCI device by its number: its MAC, and the NIC whose port it is. `None` if it is gone.
+    #[must_use]
+    pub fn port_of_device(&self, bus: Guid, port: usize) -> Option<(MacAddress, usize)> {
+        let port = self.device(bus)?.ports.get(port).filter(|port| !port.device.is_gone())?;
+        Some((port.device.mac(), port.nic))
+    }
+
+    /// Pieces of guest memory that guests have shared over channels and not taken back.
+    #[must_use]
+    pub fn gpadls(&self) -> usize {
+        self.bus.gpadls()
+    }
+
     fn device(&self, instance: Guid) -> Option<&HostPci> {
         self.devices.iter().find(|device| device.instance == instance)
     }

@@ -98,6 +98,12 @@ impl Host {
         Some(self.nics.get(nic)?.service.counters())
     }
 
+    /// Answers to switch requests that a NIC's policy still has in its script.
+    #[must_use]
+    pub fn switch_script(&self, nic: usize) -> usize {
+        self.nics.get(nic).map_or(0, |nic| nic.service.policy().switch_script.len())
+    }
+
     /// Channels of a NIC that are open, the primary one included.
     #[must_use]
     pub fn nic_queues(&self, nic: usize) -> usize {

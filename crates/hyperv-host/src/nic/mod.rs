@@ -272,6 +272,12 @@ impl NicService {
         self.faults.done(fault)
     }
 
+    /// Behaviour.
+    #[must_use]
+    pub const fn policy(&self) -> &NicPolicy {
+        &self.config.policy
+    }
+
     /// Behaviour; may be changed at any moment.
     pub fn policy_mut(&mut self) -> &mut NicPolicy {
         &mut self.config.policy

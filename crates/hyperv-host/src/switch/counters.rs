@@ -128,6 +128,8 @@ pub struct PortCounters {
     pub dropped_from_peer: Drops,
     /// Frames moved from the VF's queue to the synthetic queue because the data path changed while they waited.
     pub resteered: u64,
+    /// Times that frames of the peer began to take another path: the data path changed, or the VF came or went.
+    pub turns: u64,
 }
 
 impl PortCounters {

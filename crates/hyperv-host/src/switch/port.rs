@@ -364,6 +364,10 @@ impl SwitchPort {
         if path == Path::Vf && state == SideState::Absent {
             self.vf_was_active = false;
         }
+        let absent = |state| state == SideState::Absent;
+        if path == Path::Vf && absent(state) != absent(self.vf.state) {
+            self.counters.turns += 1;
+        }
         if path == Path::Vf && state != SideState::Absent && self.data_path == Path::Vf {
             self.vf_was_active = true;
         }
@@ -392,6 +396,7 @@ impl SwitchPort {
     /// Sets the data path as the host knows it. Frames that wait for the VF when the path leaves it are delivered on
     /// the synthetic side, ahead of everything that arrives later.
     pub fn set_data_path(&mut self, path: Path) {
+        self.counters.turns += u64::from(self.data_path != path);
         self.data_path = path;
         if path == Path::Vf && self.vf.state != SideState::Absent {
             self.vf_was_active = true;

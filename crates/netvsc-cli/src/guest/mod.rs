@@ -376,6 +376,47 @@ impl<M: Machine> Guest<M> {
         self.nics.get(nic).and_then(NicDevice::adapter).is_none_or(netvsc::Adapter::is_quiet)
     }
 
+    /// The port that a NIC is paired with: the bus of its function and its number there.
+    #[must_use]
+    pub fn paired_port(&self, nic: usize) -> Option<(Guid, u32)> {
+        let (port, _) = self.pairing.bound(self.nics.get(nic)?.id?)?;
+        Some((port.key.function.bus, port.key.index))
+    }
+
+    /// Frames of a NIC that its VF has not confirmed.
+    #[must_use]
+    pub fn unconfirmed(&self, nic: usize) -> usize {
+        let adapter = self.nics.get(nic).and_then(NicDevice::adapter);
+        adapter.map_or(0, netvsc::Adapter::unconfirmed)
+    }
+
+    /// The path that the host confirmed last for a NIC, if none was asked for since.
+    #[must_use]
+    pub fn settled_path(&self, nic: usize) -> Option<netvsc::Path> {
+        let adapter = self.nics.get(nic)?.adapter()?;
+        (!adapter.is_switching()).then(|| adapter.host_path())
+    }
+
+    /// Something of a NIC that is under way and has no deadline. There should never be any.
+    #[must_use]
+    pub fn waits_forever(&self, nic: usize) -> Option<&'static str> {
+        let nic = self.nics.get(nic)?;
+        if nic.is_opening() && self.bus.poll_deadline().is_none() {
+            return Some("the opening of a channel");
+        }
+        let adapter = nic.adapter()?;
+        if nic.mac.is_none() && nic.deadline().is_none() {
+            return Some("the start of a NIC");
+        }
+        adapter.waits_forever().then_some("a switch, or the last frames of a path")
+    }
+
+    /// Channels that are in use.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.owners.len()
+    }
+
     /// The pairs that there are.
     #[must_use]
     pub fn pairs(&self) -> Vec<PairLine> {

@@ -84,6 +84,11 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
         self.stage = Stage::Opening(link);
     }
 
+    /// Whether its channel or its buffers are asked for.
+    pub(super) fn is_opening(&self) -> bool {
+        matches!(self.stage, Stage::Opening(_) | Stage::Sharing { .. })
+    }
+
     pub(super) fn adapter(&self) -> Option<&Adapter<Nic<D>, P>> {
         match &self.stage {
             Stage::Running(adapter) => Some(adapter),

@@ -1,6 +1,7 @@
 //! `netvsc sim`: whole systems from seeds, with what a host may do and what must hold all the same.
 
 pub mod args;
+mod invariant;
 mod outcome;
 mod script;
 mod system;

@@ -59,8 +59,6 @@ impl fmt::Display for Act {
 pub(super) struct Script {
     pub(super) plan: Plan,
     pub(super) acts: Vec<Act>,
-    /// The host may lie about switches, so that frames sent on its word may go nowhere.
-    pub(super) lies: bool,
 }
 
 fn below(random: &mut Xoshiro256PlusPlus, end: u64) -> u64 {
@@ -89,7 +87,7 @@ impl Script {
         };
         let disks = below(&mut random, 3) as u8;
         let plan = Plan::new(seed, nics, false).with_devices(layout, disks);
-        let mut script = Self { plan, acts: Vec::new(), lies: profile == Profile::Hostile };
+        let mut script = Self { plan, acts: Vec::new() };
         match profile {
             Profile::Smoke | Profile::Ports | Profile::Scale => script.mix(&mut random, 24),
             Profile::AzureBoot => script.boot(&mut random),

@@ -46,15 +46,14 @@ enum Phase {
 pub(super) struct System {
     stage: Stage,
     acts: Vec<Act>,
-    lies: bool,
     shared: bool,
     lanes: Vec<Lane>,
     random: Xoshiro256PlusPlus,
     now: Instant,
     tick: Instant,
     phase: Phase,
-    /// Pages shared when every NIC was on its VF for the first time.
-    pages: Option<usize>,
+    /// Pages, pieces of memory and channels in use when every NIC was on its VF for the first time.
+    in_use: Option<[usize; 3]>,
     done: usize,
     steps: u64,
     trace: u64,
@@ -71,15 +70,19 @@ impl System {
     /// # Errors
     /// If the host refuses a step of the set-up.
     pub(super) fn new(script: Script, acts: usize) -> Result<Self, String> {
-        let Script { mut plan, acts: mut all, lies } = script;
+        let Script { mut plan, acts: mut all } = script;
         all.truncate(acts);
         let now = Instant::ZERO;
         let lanes = plan.nics.iter().enumerate().map(|(nic, planned)| Lane {
             out: Flow::new(nic, Way::Out, peer_mac(nic), planned.nic.mac),
             back: Flow::new(nic, Way::In, planned.nic.mac, peer_mac(nic)),
             ready: false,
-            renewed: false,
-            given: false,
+            spoilt: false,
+            mac: planned.nic.mac,
+            answers: planned.nic.policy.switch_script.iter().copied().collect(),
+            told_lies: false,
+            away: false,
+            turns: 0,
         });
         let lanes = lanes.collect();
         let random = Xoshiro256PlusPlus::seed_from_u64(plan.random.next_u64());
@@ -89,14 +92,13 @@ impl System {
         Ok(Self {
             stage: stage.map_err(|error| error.to_string())?,
             acts: all,
-            lies,
             shared,
             lanes,
             random,
             now,
             tick: now,
             phase: Phase::Acting { next: 0, due: now + first },
-            pages: None,
+            in_use: None,
             done: 0,
             steps: 0,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -114,7 +116,7 @@ impl System {
         loop {
             self.steps += 1;
             self.settle(tell)?;
-            self.check_switch()?;
+            self.check_step()?;
             if self.phase == Phase::Over {
                 return self.check_end();
             }
@@ -141,13 +143,14 @@ impl System {
     fn settle(&mut self, tell: &mut dyn FnMut(&Event)) -> Result<(), String> {
         for _ in 0..ROUNDS {
             let now = self.now;
+            self.note_turns();
             let Self { lanes, buffer, stage, .. } = self;
             let mut wrong = Ok(());
             stage.world.settle(now, &mut |nic, fill| {
                 buffer.clear();
                 fill(buffer);
                 if let (Some(lane), true) = (lanes.get_mut(nic), wrong.is_ok()) {
-                    wrong = lane.back.arrived(buffer, false);
+                    wrong = lane.back.arrived(buffer);
                 }
             });
             wrong?;
@@ -175,6 +178,11 @@ impl System {
                 self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
             }
             tell(&event);
+            if let What::NicGone { nic, .. } = event.what
+                && let Some(lane) = self.lanes.get_mut(nic)
+            {
+                lane.carrier_gone();
+            }
             if let What::Failed { what } = event.what {
                 return Err(format!("something failed: {what}"));
             }
@@ -199,8 +207,9 @@ impl System {
                 } else {
                     self.behave();
                 }
-                if self.pages.is_none() && self.all_on_vf() {
-                    self.pages = Some(self.stage.world.shared_pages());
+                self.check_memory()?;
+                if self.in_use.is_none() && self.all_on_vf() {
+                    self.in_use = Some(self.in_use());
                 }
                 Ok(true)
             }

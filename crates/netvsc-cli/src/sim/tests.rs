@@ -1,4 +1,10 @@
+use std::time::Duration;
+
+use hyperv_host::host::Disassociation;
+
+use super::script::{Act, Deed};
 use super::*;
+use crate::run::Plan;
 
 const PROFILES: [Profile; 7] = [
     Profile::Smoke,
@@ -51,4 +57,38 @@ fn shares_divide_the_seeds_without_rest() {
     let mut all: Vec<_> = ["0/3", "1/3", "2/3"].into_iter().flat_map(|s| seeds(Some(s))).collect();
     all.sort_unstable();
     assert_eq!(all, (10..20).collect::<Vec<_>>());
+}
+
+/// A system that is quiet but for these acts, run to its end.
+fn acted(acts: Vec<Act>) -> System {
+    let plan = Plan::new(34, 1, false);
+    let mut system = System::new(Script { plan, acts }, usize::MAX).expect("a host");
+    assert_eq!(system.run(&mut |_| {}), Ok(()));
+    system
+}
+
+fn act(millis: u64, deed: Deed) -> Act {
+    Act { after: Duration::from_millis(millis), nic: 0, deed }
+}
+
+#[test]
+fn what_a_host_sends_to_a_vf_that_it_says_it_has_left_is_lost_by_its_lie_and_by_nothing_else() {
+    // The guest lets the VF go at once, since the host says that it is on synthetic already. It is not, and what waits for
+    // the VF's link finds nobody.
+    let then = Disassociation::After(Duration::from_millis(70));
+    let lie = |deed| {
+        acted(vec![
+            act(900, Deed::Rest),
+            act(800, deed),
+            act(40, Deed::Link(false)),
+            act(10, Deed::Eject(then)),
+        ])
+    };
+    let books = lie(Deed::Notice).books(0).expect("a NIC");
+    assert!(books.lied && books.missing_in > 0, "{books:?}");
+    assert_eq!(books.missing_in, books.dropped_in + books.left, "{books:?}");
+    assert_eq!(books.missing_out, 0, "{books:?}");
+    // The same without the lie: the guest switches first, and nothing is lost.
+    let books = lie(Deed::Rest).books(0).expect("a NIC");
+    assert!(!books.lied && books.missing_in == 0 && books.dropped_in == 0, "{books:?}");
 }

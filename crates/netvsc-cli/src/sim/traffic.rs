@@ -38,6 +38,10 @@ pub(super) struct Flow {
     /// Numbers below that have not arrived.
     missing: BTreeSet<u64>,
     duplicates: u64,
+    /// Numbers below may come in any order: the way has changed since they were sent.
+    unordered: u64,
+    /// Numbers that went down with what carried them, none of them by a fault of a path.
+    forgiven: BTreeSet<u64>,
 }
 
 fn filling(nic: u16, number: u64, at: usize) -> u8 {
@@ -57,7 +61,21 @@ impl Flow {
             expected: 0,
             missing: BTreeSet::new(),
             duplicates: 0,
+            unordered: 0,
+            forgiven: BTreeSet::new(),
         }
+    }
+
+    /// The way of the frames has changed: those under way may overtake each other, those sent from here on may not.
+    pub(super) fn way_changed(&mut self) {
+        self.unordered = self.sent;
+    }
+
+    /// What carried the frames is gone: those under way may never arrive.
+    pub(super) fn carrier_gone(&mut self) {
+        self.forgiven.extend(&self.missing);
+        self.forgiven.extend(self.expected..self.sent);
+        self.way_changed();
     }
 
     /// More frames are to be sent.
@@ -92,11 +110,11 @@ impl Flow {
         self.sent += 1;
     }
 
-    /// A frame has arrived at the other end. With `ordered`, none may be overtaken.
+    /// A frame has arrived at the other end. None may be overtaken, unless the way has changed since it was sent.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn arrived(&mut self, frame: &[u8], ordered: bool) -> Result<(), String> {
+    pub(super) fn arrived(&mut self, frame: &[u8]) -> Result<(), String> {
         let whose = self.whose();
         let number = self.read(frame).map_err(|why| format!("{whose}: {why}"))?;
         if number >= self.sent {
@@ -104,7 +122,8 @@ impl Flow {
         }
         if number < self.expected {
             if self.missing.remove(&number) {
-                if ordered {
+                self.forgiven.remove(&number);
+                if number >= self.unordered {
                     return Err(format!("{whose}: frame {number} was overtaken"));
                 }
             } else {
@@ -112,6 +131,7 @@ impl Flow {
             }
             return Ok(());
         }
+        self.forgiven.remove(&number);
         self.missing.extend(self.expected..number);
         self.expected = number + 1;
         Ok(())
@@ -154,9 +174,9 @@ impl Flow {
         self.sent
     }
 
-    /// Frames that were sent and have not arrived.
+    /// Frames that were sent and have not arrived, but for those whose carrier is gone.
     pub(super) fn lacking(&self) -> u64 {
-        self.sent - self.expected + self.missing.len() as u64
+        self.sent - self.expected + self.missing.len() as u64 - self.forgiven.len() as u64
     }
 
     pub(super) fn duplicates(&self) -> u64 {
@@ -187,26 +207,61 @@ mod tests {
     fn frames_in_order_are_all_right_and_a_repeated_one_is_counted() {
         let (mut flow, frames) = flow();
         for frame in &frames {
-            assert_eq!(flow.arrived(frame, true), Ok(()));
+            assert_eq!(flow.arrived(frame), Ok(()));
         }
-        assert_eq!(flow.arrived(&frames[1], true), Ok(()));
+        assert_eq!(flow.arrived(&frames[1]), Ok(()));
         assert_eq!((flow.lacking(), flow.duplicates()), (0, 1));
+    }
+
+    #[test]
+    fn a_frame_may_be_overtaken_only_if_its_way_has_changed_since_it_was_sent() {
+        let (mut changed, frames) = flow();
+        changed.way_changed();
+        changed.arrived(&frames[1]).unwrap();
+        assert_eq!(changed.arrived(&frames[0]), Ok(()));
+        changed.want(2);
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(2);
+        let later: Vec<_> = std::iter::from_fn(|| {
+            let frame = changed.front(&mut random)?.to_vec();
+            changed.taken();
+            Some(frame)
+        })
+        .collect();
+        changed.arrived(&later[1]).unwrap();
+        assert_eq!(changed.arrived(&frames[3]), Ok(()), "sent before the change");
+        assert!(changed.arrived(&later[0]).unwrap_err().contains("overtaken"));
+    }
+
+    #[test]
+    fn frames_whose_carrier_is_gone_are_not_missing_and_later_ones_are() {
+        let (mut gone, frames) = flow();
+        gone.arrived(&frames[1]).unwrap();
+        gone.carrier_gone();
+        assert_eq!(gone.lacking(), 0);
+        gone.arrived(&frames[3]).unwrap();
+        assert_eq!(gone.lacking(), 0, "those that do arrive count once");
+        gone.want(2);
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(2);
+        while gone.front(&mut random).is_some() {
+            gone.taken();
+        }
+        assert_eq!(gone.lacking(), 2);
     }
 
     #[test]
     fn a_frame_that_is_lost_overtaken_changed_or_a_stranger_is_noticed() {
         let (mut flow, frames) = flow();
-        flow.arrived(&frames[1], true).unwrap();
+        flow.arrived(&frames[1]).unwrap();
         assert_eq!(flow.lacking(), 3);
-        assert!(flow.arrived(&frames[0], true).unwrap_err().contains("overtaken"));
+        assert!(flow.arrived(&frames[0]).unwrap_err().contains("overtaken"));
         for at in [0, 6, 12, 20, 40, frames[2].len() - 1] {
             let mut frame = frames[2].clone();
             frame[at] ^= 1;
-            assert!(flow.arrived(&frame, true).is_err(), "{at}");
+            assert!(flow.arrived(&frame).is_err(), "{at}");
         }
         let mut other = Flow::new(4, Way::Out, MacAddress([2; 6]), MacAddress([4; 6]));
         other.want(1);
-        assert!(other.arrived(&frames[0], true).unwrap_err().contains("nic3"));
-        assert!(flow.arrived(&frames[0][..20], true).unwrap_err().contains("20 bytes"));
+        assert!(other.arrived(&frames[0]).unwrap_err().contains("nic3"));
+        assert!(flow.arrived(&frames[0][..20]).unwrap_err().contains("20 bytes"));
     }
 }

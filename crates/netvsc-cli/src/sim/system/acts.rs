@@ -18,6 +18,9 @@ impl System {
             Deed::Notice => match host.nic_mut(act.nic) {
                 Some(service) => {
                     service.send_notice(Path::Synthetic);
+                    if let Some(lane) = self.lanes.get_mut(act.nic) {
+                        lane.told_lies = true;
+                    }
                     true
                 }
                 None => false,

@@ -1,56 +1,95 @@
-//! What must hold: at every step, and in the end.
+//! The facts of a system, for the rules of [`invariant`](crate::sim::invariant).
 
-use netvsc::Path;
+use hyperv_host::switch::Path;
 
 use super::System;
-
-/// Frames of one NIC that may be on the switch at once, by far.
-const QUEUED: u64 = 50_000;
+use crate::sim::invariant::{Books, Moment, PairFacts, pages_bounded, returned};
 
 impl System {
-    /// The switch knows where every frame is, and holds no more than it may.
-    pub(super) fn check_switch(&self) -> Result<(), String> {
-        for nic in 0..self.lanes.len() {
+    /// Notices that frames for the guest take another way from here on.
+    pub(super) fn note_turns(&mut self) {
+        for (nic, lane) in self.lanes.iter_mut().enumerate() {
             let Some(port) = self.stage.world.host.port_counters(nic) else { continue };
-            if port.unaccounted() != (0, 0) {
-                return Err(format!("nic{nic}: the switch lost count: {:?}", port.unaccounted()));
-            }
-            if port.in_flight() > QUEUED {
-                return Err(format!("nic{nic}: {} frames queue up", port.in_flight()));
+            if port.turns != lane.turns {
+                lane.turns = port.turns;
+                lane.back.way_changed();
             }
         }
+    }
+
+    /// What holds at every step.
+    pub(super) fn check_step(&mut self) -> Result<(), String> {
+        self.note_turns();
+        for nic in 0..self.lanes.len() {
+            let wrong = |wrong| format!("nic{nic}: {wrong}; {}", self.standing());
+            self.moment(nic).map_or(Ok(()), |moment| moment.check()).map_err(wrong)?;
+        }
         Ok(())
+    }
+
+    /// Answers of a NIC's script that are still to come.
+    fn answers_left(&self, nic: usize) -> usize {
+        self.stage.world.host.switch_script(nic)
+    }
+
+    fn moment(&self, nic: usize) -> Option<Moment> {
+        let (host, guest) = (&self.stage.world.host, &self.stage.world.guest);
+        let lane = self.lanes.get(nic)?;
+        let port = host.port_counters(nic)?;
+        let pair = guest.paired_port(nic).map(|(bus, number)| {
+            let port = host.port_of_device(bus, number as usize);
+            PairFacts {
+                nic_mac: lane.mac,
+                port_mac: port.map(|(mac, _)| mac),
+                owner: port.map(|(_, owner)| owner),
+            }
+        });
+        let known = lane.ready && lane.honest(self.answers_left(nic));
+        let paths = guest.settled_path(nic).zip(host.data_path(nic)).filter(|_| known);
+        Some(Moment {
+            nic,
+            unaccounted: port.unaccounted(),
+            queued: port.in_flight(),
+            held: guest.unconfirmed(nic),
+            pair,
+            endless: guest.waits_forever(nic),
+            paths,
+        })
+    }
+
+    /// That the guest's memory is bounded. Looking at it costs much.
+    pub(super) fn check_memory(&self) -> Result<(), String> {
+        let pages = self.stage.world.shared_pages();
+        pages_bounded(pages, self.lanes.len()).map_err(|wrong| wrong.to_string())
+    }
+
+    /// The frames of a NIC, of which none is under way.
+    pub(in crate::sim) fn books(&self, nic: usize) -> Option<Books> {
+        let (host, guest) = (&self.stage.world.host, &self.stage.world.guest);
+        let lane = self.lanes.get(nic)?;
+        let port = host.port_counters(nic)?;
+        let perished = host.perished(nic);
+        Some(Books {
+            missing_out: lane.out.lacking(),
+            twice_out: lane.out.duplicates(),
+            resent: guest.counters(nic).frames_resent,
+            missing_in: lane.back.lacking(),
+            twice_in: lane.back.duplicates(),
+            dropped_out: port.dropped_from_guest.total(),
+            dropped_in: port.dropped_from_peer.total(),
+            torn: perished.received_surprise,
+            left: perished.received_orderly,
+            lied: lane.lied(self.answers_left(nic)),
+            away: lane.away,
+        })
     }
 
     /// What has to be so in the end.
     pub(super) fn check_end(&self) -> Result<(), String> {
         let (host, guest) = (&self.stage.world.host, &self.stage.world.guest);
-        for (nic, lane) in self.lanes.iter().enumerate() {
-            let lost = lane.out.lacking();
-            if lost > 0 && !self.lies {
-                return Err(format!("{lost} frames of nic{nic} never arrived"));
-            }
-            let not_switched = host.port_counters(nic).map_or(0, |port| port.dropped());
-            if lost > not_switched {
-                return Err(format!(
-                    "{lost} frames of nic{nic} are missing, {not_switched} dropped"
-                ));
-            }
-            // A host that lies about the path gives frames to a VF that the guest has left on its word; they go down with it.
-            let torn = host.perished(nic).received_surprise;
-            if lane.back.lacking() > torn && !self.lies {
-                let lost = lane.back.lacking();
-                return Err(format!(
-                    "{lost} frames for nic{nic} are missing, {torn} were torn away"
-                ));
-            }
-            let (twice, resent) = (lane.out.duplicates(), guest.counters(nic).frames_resent);
-            if twice > resent || lane.back.duplicates() > 0 {
-                let back = lane.back.duplicates();
-                return Err(format!(
-                    "nic{nic}: {twice} frames arrived twice, {resent} were sent again; {back} came twice"
-                ));
-            }
+        for nic in 0..self.lanes.len() {
+            let checked = self.books(nic).map_or(Ok(()), |books| books.check());
+            checked.map_err(|wrong| format!("nic{nic}: {wrong}"))?;
             if host.data_path(nic) != Some(Path::Vf) {
                 return Err(format!("host and guest disagree; {}", self.standing()));
             }
@@ -62,11 +101,18 @@ impl System {
         if pairs.len() != self.lanes.len() || !pairs.iter().all(right) {
             return Err(format!("wrong pairs in the end: {pairs:?}"));
         }
-        match (self.pages, self.stage.world.shared_pages()) {
-            (Some(before), after) if before != after => {
-                Err(format!("{before} pages were shared at first, {after} in the end"))
-            }
-            _ => Ok(()),
+        let Some(before) = self.in_use else { return Ok(()) };
+        let after = self.in_use();
+        let names = ["pages shared", "pieces of memory shared", "channels in use"];
+        for ((what, before), after) in names.into_iter().zip(before).zip(after) {
+            returned(what, before, after).map_err(|wrong| wrong.to_string())?;
         }
+        Ok(())
+    }
+
+    /// Pages, pieces of memory and channels that are in use.
+    pub(super) fn in_use(&self) -> [usize; 3] {
+        let world = &self.stage.world;
+        [world.shared_pages(), world.host.gpadls(), world.guest.channels()]
     }
 }

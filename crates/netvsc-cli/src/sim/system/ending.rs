@@ -18,6 +18,10 @@ impl System {
         for nic in 0..self.lanes.len() {
             if let Some(service) = self.stage.world.host.nic_mut(nic) {
                 let policy = service.policy_mut();
+                if let Some(lane) = self.lanes.get_mut(nic) {
+                    let given = lane.answers.len().saturating_sub(policy.switch_script.len());
+                    lane.answers.truncate(given);
+                }
                 policy.switch_script.clear();
                 policy.switch_answer = SwitchAnswer::Complete(Duration::from_millis(1));
             }
@@ -57,20 +61,18 @@ impl System {
         Ok(false)
     }
 
-    /// Sees to it that a NIC has a VF; after lies it gets a new one, since only a change undoes them.
+    /// Sees to it that a NIC has a VF that is its own.
     pub(super) fn restore(&mut self, nic: usize) -> Result<bool, String> {
-        let (lies, now) = (self.lies, self.now);
+        let now = self.now;
         let Some(lane) = self.lanes.get_mut(nic) else { return Ok(false) };
         match self.stage.world.host.vf_place(nic) {
             VfPlace::Absent => {
-                lane.renewed = true;
-                lane.given = true;
                 let serial = Serial(LAST_SERIALS + nic as u32);
                 self.stage.give_vf(nic, serial, now).map_err(|error| error.to_string())?;
                 Ok(true)
             }
-            VfPlace::Offered | VfPlace::InUse if lies && !lane.renewed => {
-                lane.renewed = true;
+            VfPlace::Offered | VfPlace::InUse if lane.spoilt => {
+                lane.spoilt = false;
                 let ejected = self.stage.world.host.eject_vf(nic, Disassociation::First, now);
                 ejected.map_err(|error| error.to_string())?;
                 Ok(true)

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use hyperv_host::nic::SwitchAnswer;
 use hyperv_host::switch::Offered;
+use netvsc::MacAddress;
 use rand_core::Rng;
 
 use super::System;
@@ -15,15 +17,56 @@ pub(super) struct Lane {
     pub(super) out: Flow,
     pub(super) back: Flow,
     pub(super) ready: bool,
-    /// The VF was taken and given once more in the end.
-    pub(super) renewed: bool,
-    pub(super) given: bool,
+    /// Its VF has a MAC that is not the NIC's.
+    pub(super) spoilt: bool,
+    pub(super) mac: MacAddress,
+    /// How the host answers the first switches, by the script.
+    pub(super) answers: Vec<SwitchAnswer>,
+    /// The host has told a path that was not so.
+    pub(super) told_lies: bool,
+    /// The NIC was not there for a while.
+    pub(super) away: bool,
+    /// How often the way of frames for the guest had changed when that was looked at last.
+    pub(super) turns: u64,
+}
+
+/// How long a guest waits for a switch before it goes on without.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Lane {
+    /// The host may have dropped frames by what it said of the path, or did not do; `left` answers of its script are to come.
+    pub(super) fn lied(&self, left: usize) -> bool {
+        let excuse = |answer: &SwitchAnswer| match answer {
+            SwitchAnswer::Fail(_) | SwitchAnswer::Lose => true,
+            SwitchAnswer::Complete(span)
+            | SwitchAnswer::Silent(span)
+            | SwitchAnswer::CompleteTwice(span) => *span >= PATIENCE,
+        };
+        self.told_lies || self.given_answers(left).iter().any(excuse)
+    }
+
+    /// Every switch was completed, once, in time.
+    pub(super) fn honest(&self, left: usize) -> bool {
+        let right = |answer: &SwitchAnswer| matches!(answer, SwitchAnswer::Complete(span) if *span < PATIENCE);
+        !self.told_lies && self.given_answers(left).iter().all(right)
+    }
+
+    /// The NIC is gone, and with it what it carried.
+    pub(super) fn carrier_gone(&mut self) {
+        (self.ready, self.away) = (false, true);
+        self.out.carrier_gone();
+        self.back.carrier_gone();
+    }
+
+    fn given_answers(&self, left: usize) -> &[SwitchAnswer] {
+        self.answers.get(..self.answers.len().saturating_sub(left)).unwrap_or_default()
+    }
 }
 
 impl System {
     /// Moves the traffic of one NIC as far as it goes.
     pub(super) fn carry(&mut self, nic: usize) -> Result<bool, String> {
-        let Self { lanes, stage, random, now, lies, .. } = self;
+        let Self { lanes, stage, random, now, .. } = self;
         let Some(lane) = lanes.get_mut(nic) else { return Ok(false) };
         let (mut moved, mut sent) = (false, false);
         while lane.ready
@@ -57,7 +100,7 @@ impl System {
             moved = true;
         }
         while let Some(frame) = stage.world.host.peer_receive(nic, *now) {
-            lane.out.arrived(&frame, !*lies)?;
+            lane.out.arrived(&frame)?;
             stage.world.host.recycle(nic, frame);
             moved = true;
         }
