@@ -1,5 +1,19 @@
 //! The program `netvsc`, as a library.
 
+/// Whether the bug of this name is the one that was put in: never, without the feature `seeded-bugs`.
+#[cfg(not(feature = "seeded-bugs"))]
+macro_rules! seeded {
+    ($name:literal) => {
+        false
+    };
+}
+#[cfg(feature = "seeded-bugs")]
+macro_rules! seeded {
+    ($name:literal) => {
+        vmbus::seeded::is(const { vmbus::seeded::number($name) })
+    };
+}
+
 pub mod args;
 pub mod capture;
 pub mod embedded;

@@ -400,9 +400,11 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     }
 
     fn transmit_synthetic(&mut self, frame: &[u8], now: Instant) -> Result<(), Refused> {
-        self.resend(now);
-        if self.backlog > 0 {
-            return Err(Refused::Full);
+        if !seeded!("resend-behind-newer") {
+            self.resend(now);
+            if self.backlog > 0 {
+                return Err(Refused::Full);
+            }
         }
         self.nic.transmit(frame)?;
         Self::show(&mut self.tap, Path::Synthetic, now, frame);
@@ -430,15 +432,21 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         now: Instant,
         sink: &mut dyn FnMut(Path, &dyn Frame),
     ) -> Result<(), N::Error> {
+        let on_vf = self.failover.path() == Path::Vf;
         let Self { counters, tap, .. } = self;
         let polled = self.nic.poll(now, &mut |frame| {
+            if on_vf && seeded!("deaf-to-synthetic") {
+                return;
+            }
             counters.frames_received += 1;
             if let Some(tap) = tap {
                 tap.frame(Path::Synthetic, Direction::In, now, frame);
             }
             sink(Path::Synthetic, frame);
         });
-        if let Some(port) = &mut self.port {
+        if let Some(port) = &mut self.port
+            && (on_vf || !seeded!("deaf-to-vf"))
+        {
             port.receive(&mut |frame| {
                 counters.frames_received += 1;
                 counters.frames_received_vf += 1;
@@ -495,6 +503,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         {
             // Counted from the end: of what the port has not confirmed, the oldest may have been sent again long ago.
             let unconfirmed = self.expected.saturating_sub(port.confirmed());
+            let unconfirmed = unconfirmed.saturating_sub(u64::from(seeded!("confirm-too-many")));
             let unconfirmed = usize::try_from(unconfirmed).unwrap_or(usize::MAX);
             self.replay.forget(self.replay.len().saturating_sub(unconfirmed));
         }

@@ -314,6 +314,7 @@ impl Failover {
     /// The port's carrier.
     pub fn port_link(&mut self, up: bool, now: Instant) {
         match self.port {
+            Port::Bound { .. } if !up && seeded!("ignore-carrier") => return,
             Port::Bound { up: was } if was != up => {
                 self.port = Port::Bound { up };
                 self.begin_anew();
@@ -351,7 +352,9 @@ impl Failover {
             self.move_to(Path::Synthetic, Cause::Gone, now);
         }
         self.draining = None;
-        self.actions.push_back(Action::Resend);
+        if !seeded!("skip-resend") {
+            self.actions.push_back(Action::Resend);
+        }
         self.actions.push_back(Action::Release { orderly: false });
         self.advance(Cause::Gone, now);
     }
@@ -370,6 +373,9 @@ impl Failover {
             self.retry = None;
         }
         self.confirmed = path;
+        if path == Path::Synthetic && seeded!("switch-with-transmit-on") {
+            self.move_to(path, Cause::Unbound, now);
+        }
         if request.void && path == Path::Vf && self.wants_vf() {
             // Which came first, this switch or the host's own? Only a new answer can tell.
             self.confirmed = Path::Synthetic;
@@ -379,6 +385,9 @@ impl Failover {
 
     /// The host says by itself where the data path is. It is the truth, and is not answered (F3).
     pub fn host_switched(&mut self, path: Path, now: Instant) {
+        if seeded!("ignore-host-override") {
+            return;
+        }
         self.confirmed = path;
         self.overruled = path == Path::Synthetic;
         self.retry = None;
@@ -410,7 +419,7 @@ impl Failover {
         let calm = last.is_some_and(|last| now.since(last) > self.config.flap_window);
         let tries = if calm { 0 } else { tries };
         self.retries = (tries, Some(now));
-        if tries < self.config.retry_limit {
+        if tries < self.config.retry_limit && !seeded!("never-retry") {
             let factor = 1u32.checked_shl(tries).unwrap_or(u32::MAX);
             self.retry = Some(now + self.config.retry_after.saturating_mul(factor));
         }
@@ -488,7 +497,8 @@ impl Failover {
 
     /// Whether there is all that the VF needs.
     fn could_use_vf(&self) -> bool {
-        self.open && self.associated && self.port == (Port::Bound { up: true })
+        let associated = self.associated || seeded!("switch-without-association");
+        self.open && associated && self.port == (Port::Bound { up: true })
     }
 
     /// Takes the next step towards the path that is wanted.
@@ -519,14 +529,19 @@ impl Failover {
     }
 
     fn request_path(&mut self, path: Path, now: Instant) {
-        let due = Some(now + self.config.switch_deadline);
+        let patience =
+            self.config.switch_deadline * if seeded!("never-time-out") { 1 << 20 } else { 1 };
+        let due = Some(now + patience);
         self.request = Some(Request { path, due, void: false });
         self.actions.push_back(Action::Switch(path));
+        if path == Path::Vf && seeded!("transmit-before-completion") {
+            self.move_to(path, Cause::PortUp, now);
+        }
     }
 
     /// Stops transmitting on the VF; what it has is waited for, unless it has no carrier to send it with.
     fn leave_vf(&mut self, cause: Cause, now: Instant) {
-        if self.transmit == Path::Vf {
+        if self.transmit == Path::Vf && !(self.open && seeded!("switch-with-transmit-on")) {
             self.move_to(Path::Synthetic, cause, now);
             if cause == Cause::LinkDown {
                 self.draining = Some(now);
@@ -539,7 +554,7 @@ impl Failover {
             return;
         }
         self.transmit = path;
-        self.draining = Some(now + self.config.drain_deadline);
+        self.draining = (!seeded!("skip-drain")).then(|| now + self.config.drain_deadline);
         self.actions.push_back(Action::Transmit { path, cause });
         self.recent.push_back(now);
         while self.recent.front().is_some_and(|at| now.since(*at) > self.config.flap_window)
@@ -562,7 +577,7 @@ impl Failover {
         let host_left = match self.request {
             None => self.confirmed == Path::Synthetic,
             // An answer that is late is not waited for any longer, so that the host never waits for us (F12).
-            Some(request) => request.due.is_none(),
+            Some(request) => request.due.is_none() || seeded!("release-before-completion"),
         };
         if self.port == Port::Leaving && quiet && (host_left || !self.open) {
             self.port = Port::Absent;

@@ -2,6 +2,20 @@
 #![no_std]
 extern crate alloc;
 
+/// Whether the bug of this name is the one that was put in: never, without the feature `seeded-bugs`.
+#[cfg(not(feature = "seeded-bugs"))]
+macro_rules! seeded {
+    ($name:literal) => {
+        false
+    };
+}
+#[cfg(feature = "seeded-bugs")]
+macro_rules! seeded {
+    ($name:literal) => {
+        vmbus::seeded::is(const { vmbus::seeded::number($name) })
+    };
+}
+
 pub mod adapter;
 pub mod failover;
 pub mod mac;

@@ -204,6 +204,9 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
     /// If the peer's index is impossible.
     pub fn arm(&mut self) -> Result<bool, RingError> {
         self.commit_read()?;
+        if seeded!("forget-to-rearm") {
+            return Ok(false);
+        }
         self.rx.unmask()
     }
 

@@ -2,6 +2,20 @@
 #![no_std]
 extern crate alloc;
 
+/// Whether the bug of this name is the one that was put in: never, without the feature `seeded-bugs`.
+#[cfg(not(feature = "seeded-bugs"))]
+macro_rules! seeded {
+    ($name:literal) => {
+        false
+    };
+}
+#[cfg(feature = "seeded-bugs")]
+macro_rules! seeded {
+    ($name:literal) => {
+        $crate::seeded::is(const { $crate::seeded::number($name) })
+    };
+}
+
 pub mod bus;
 pub mod channel;
 pub mod gpadl;
@@ -13,6 +27,8 @@ pub mod monitor;
 pub mod packet;
 pub mod platform;
 pub mod ring;
+#[cfg(feature = "seeded-bugs")]
+pub mod seeded;
 pub mod synic;
 pub mod time;
 

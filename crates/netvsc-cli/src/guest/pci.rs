@@ -246,7 +246,9 @@ impl<M: Machine> Guest<M> {
         let used = self.nics.iter().any(|nic| nic.has_bound(bus, function));
         let device = self.buses.get(&bus);
         let present = device.and_then(|device| device.functions.get(&function));
-        if !used && present.is_some_and(|present| present.ejecting) {
+        if (!used || seeded!("answer-eject-at-once"))
+            && present.is_some_and(|present| present.ejecting)
+        {
             self.let_go(bus, function, now);
         }
     }
@@ -283,7 +285,9 @@ impl<M: Machine> Guest<M> {
         let unbinding = nic.unbinding.take();
         let id = nic.id;
         self.keep_port(bound, port);
-        if let (Some(id), Some(port)) = (id, unbinding) {
+        if let (Some(id), Some(port)) = (id, unbinding)
+            && !seeded!("forget-unbound")
+        {
             let stale = self.pairing.unbound(id, port, now).err();
             self.note_stale(stale);
         }

@@ -173,6 +173,16 @@ pub struct SimArgs {
     #[arg(long, value_name = "N", requires = "replay")]
     pub acts: Option<usize>,
 
+    /// Put a bug in on purpose; see `--hunt` for their names
+    #[cfg(feature = "seeded-bugs")]
+    #[arg(long, value_name = "NAME")]
+    pub bug: Option<String>,
+
+    /// Look for each bug (or only `--bug`) in the scenarios, and in all profiles with these seeds, until it is found
+    #[cfg(feature = "seeded-bugs")]
+    #[arg(long, conflicts_with_all = ["profile", "until_failure", "shard", "replay"])]
+    pub hunt: bool,
+
     /// Print one JSON object per seed (or per event of a replay); the last line is the summary
     #[arg(long)]
     pub json: bool,

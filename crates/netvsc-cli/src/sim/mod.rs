@@ -1,6 +1,10 @@
 //! `netvsc sim`: whole systems from seeds, with what a host may do and what must hold all the same.
 
 pub mod args;
+#[cfg(any(test, feature = "seeded-bugs"))]
+mod bugs;
+#[cfg(feature = "seeded-bugs")]
+mod hunt;
 mod invariant;
 mod outcome;
 mod script;
@@ -33,6 +37,12 @@ use system::System;
 /// # Errors
 /// If a seed failed, or the output could not be written.
 pub fn run(args: &SimArgs) -> Result<ExitCode, Error> {
+    #[cfg(feature = "seeded-bugs")]
+    if args.hunt {
+        return hunt::run(args);
+    }
+    #[cfg(feature = "seeded-bugs")]
+    bugs::choose(args.bug.as_deref())?;
     match args.replay {
         Some(seed) => replay(args, seed),
         None => sweep(args),
@@ -98,10 +108,14 @@ fn seed_at(args: &SimArgs, place: u64) -> Option<u64> {
     (args.until_failure || seed < args.seeds.end).then_some(seed)
 }
 
+/// As many as run at a time without being told.
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
 fn sweep(args: &SimArgs) -> Result<ExitCode, Error> {
     let started = Clock::now();
-    let processors = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let jobs = args.jobs.unwrap_or_else(processors).get();
+    let jobs = args.jobs.map_or_else(processors, NonZeroUsize::get);
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let (sender, receiver) = mpsc::sync_channel(4 * jobs);
     let mut totals = Totals::default();

@@ -50,6 +50,10 @@ fn shares_divide_the_seeds_without_rest() {
         until_failure: false,
         replay: None,
         acts: None,
+        #[cfg(feature = "seeded-bugs")]
+        bug: None,
+        #[cfg(feature = "seeded-bugs")]
+        hunt: false,
         json: false,
     };
     let seeds = |shard| (0..).map_while(|at| seed_at(&args(shard), at)).collect::<Vec<_>>();

@@ -122,6 +122,12 @@ impl<D: Doorbell> Link<D> {
         status: Option<Status>,
     ) -> Result<bool, NicError> {
         let owed = Owed { transaction_id, status };
+        if transaction_id % 8 == 7 && seeded!("never-complete") {
+            return Ok(true);
+        }
+        if seeded!("complete-twice") {
+            self.owed.push_back(owed);
+        }
         if self.owed.is_empty() && self.stage_completion(owed)? == Sent::Yes {
             return Ok(true);
         }

@@ -498,6 +498,9 @@ impl<D: Doorbell> Nic<D> {
             return;
         }
         self.flushing = true;
+        if seeded!("forget-flush") {
+            return;
+        }
         if let Err(error) = self.pump() {
             self.fail(error);
         }

@@ -211,6 +211,7 @@ impl Slots {
     pub(super) fn section_of(&self, slot: u32) -> u32 {
         let Division { sections_per_slot, sections_per_long, short, .. } = self.division;
         match slot.checked_sub(short) {
+            None if seeded!("share-sections") => (slot & !1) * sections_per_slot as u32,
             None => slot * sections_per_slot as u32,
             Some(long) => short * sections_per_slot as u32 + long * sections_per_long as u32,
         }
@@ -261,7 +262,7 @@ impl Slots {
         }
         state.in_flight = false;
         self.in_flight -= 1;
-        if slot != CONTROL_SLOT {
+        if slot != CONTROL_SLOT && !(transaction_id >> 34 & 1 == 1 && seeded!("leak-section")) {
             self.put_back(slot);
         }
         Some(slot)

@@ -153,7 +153,8 @@ impl Pairing {
             self.decisions.push_back(Decision::Refused { party, refusal: Refusal::Isolated });
             return Ok(());
         }
-        self.associate(nic, Some(serial), now);
+        let none = serial.0 == 0 && seeded!("zero-serial-is-none");
+        self.associate(nic, (!none).then_some(serial), now);
         Ok(())
     }
 
@@ -275,6 +276,9 @@ impl Pairing {
         self.holds.remove(&port);
         self.held.remove(&nic);
         let mut dirty = Dirty::default();
+        if seeded!("forget-standby") {
+            return Ok(());
+        }
         dirty.nics.insert(nic);
         if let Some(Verdict::Claims(claimed, _)) = self.ports.get(port.0).map(|port| port.verdict) {
             dirty.nics.insert(claimed);

@@ -81,7 +81,7 @@ impl Pairing {
         let Some(record) = self.nics.get_mut(nic.0) else { return };
         let (mac, old) = (record.mac, record.associated);
         let named = NicRef { instance: record.instance, id: nic };
-        if old == serial {
+        if old == serial || serial.is_none() && seeded!("keep-serial") {
             return;
         }
         record.associated = serial;
@@ -290,7 +290,7 @@ impl Pairing {
                 let was = core::mem::replace(&mut hold.reason, reason);
                 self.decisions.push_back(Decision::Reexamined { nic, port, was, reason, facts });
             }
-            None if !self.held.contains_key(&nic.id) => {
+            None if !self.held.contains_key(&nic.id) || seeded!("rebind-before-unbind") => {
                 let hold = Hold { nic, port, reason, parting: false, watch: Watch::Off };
                 self.holds.insert(port.id, hold);
                 self.held.insert(nic.id, port.id);
@@ -436,7 +436,7 @@ impl Pairing {
         let due = now + self.config.patience;
         let Some(watch) = self.watch_of(waiter) else { return };
         match (*watch, waits) {
-            (Watch::Off, true) => {
+            (Watch::Off, true) if !seeded!("wait-in-silence") => {
                 *watch = Watch::Until(due);
                 self.deadlines.insert((due, waiter));
             }
@@ -445,7 +445,7 @@ impl Pairing {
                 self.deadlines.remove(&(due, waiter));
             }
             (Watch::Said, false) => *watch = Watch::Off,
-            (Watch::Off, false) | (Watch::Until(_) | Watch::Said, true) => {}
+            (Watch::Off, _) | (Watch::Until(_) | Watch::Said, true) => {}
         }
     }
 

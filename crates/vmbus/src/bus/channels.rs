@@ -258,6 +258,9 @@ impl Bus {
     }
 
     fn rescinded(&mut self, channel: ChannelId) {
+        if seeded!("ignore-rescind") {
+            return;
+        }
         match self.channels.get_mut(&channel) {
             Some(slot) if slot.next.is_some() => {
                 // That was the newer offer, which the driver never saw.
@@ -398,7 +401,9 @@ impl Bus {
             return;
         }
         let next = self.channels.remove(&channel).and_then(|slot| slot.next);
-        self.post(&ReleaseChannel { channel: U32::new(channel.0) });
+        if !seeded!("forget-release") {
+            self.post(&ReleaseChannel { channel: U32::new(channel.0) });
+        }
         self.events.push_back(Event::Released { channel });
         if let Some(offer) = next {
             self.channels.insert(channel, Slot::new(offer.clone()));

@@ -195,7 +195,7 @@ impl Bus {
             self.stats.late += 1;
             return;
         };
-        if entry.state != GpadlState::TearingDown {
+        if entry.state != GpadlState::TearingDown || seeded!("lose-gpadl-teardown") {
             self.stats.late += 1;
             return;
         }

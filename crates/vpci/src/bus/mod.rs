@@ -268,7 +268,9 @@ impl<D: Doorbell> PciBus<D> {
         let left = Event::FunctionLeft(child.function);
         self.events.push_back(left);
         self.delete_interrupts(Some(function));
-        self.send_eject_complete(function.slot());
+        if !seeded!("forget-eject-complete") {
+            self.send_eject_complete(function.slot());
+        }
         Ok(())
     }
 

@@ -1,0 +1,163 @@
+//! The bugs that can be put in on purpose, and where they sit.
+
+/// A bug. In the code stands `seeded!("name")` where it makes a difference.
+pub(super) struct Bug {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// The module where it is, by its source file below `crates`.
+    pub(super) file: &'static str,
+    /// What it does.
+    pub(super) what: &'static str,
+}
+
+const fn bug(name: &'static str, file: &'static str, what: &'static str) -> Bug {
+    Bug { name, file, what }
+}
+
+const RULES: &str = "netvsc/src/pairing/rules.rs";
+const SETTLE: &str = "netvsc/src/pairing/settle.rs";
+const PAIRING: &str = "netvsc/src/pairing/mod.rs";
+const FAILOVER: &str = "netvsc/src/failover.rs";
+const ADAPTER: &str = "netvsc/src/adapter.rs";
+const NIC: &str = "netvsc/src/nic/mod.rs";
+const PATH: &str = "netvsc/src/nic/path.rs";
+const SLOTS: &str = "netvsc/src/nic/slots.rs";
+const LINK: &str = "netvsc/src/nic/link.rs";
+const WRITER: &str = "vmbus/src/ring/writer.rs";
+const CHANNEL: &str = "vmbus/src/channel.rs";
+const CHANNELS: &str = "vmbus/src/bus/channels.rs";
+const MEMORY: &str = "vmbus/src/bus/memory.rs";
+const PCI_BUS: &str = "vpci/src/bus/mod.rs";
+const CHILDREN: &str = "vpci/src/bus/children.rs";
+const GUEST: &str = "netvsc-cli/src/guest/mod.rs";
+const GUEST_PCI: &str = "netvsc-cli/src/guest/pci.rs";
+const GUEST_NIC: &str = "netvsc-cli/src/guest/nic.rs";
+
+/// All of them.
+pub(super) const BUGS: &[Bug] = &[
+    bug("ignore-mac", RULES, "a port pairs by serial alone, whatever its MAC"),
+    bug("mac-is-enough", RULES, "a port whose serial names another NIC pairs by MAC"),
+    bug("keep-serial", SETTLE, "a serial counts on after the host has withdrawn it"),
+    bug("zero-serial-is-none", PAIRING, "serial 0 is taken for no serial"),
+    bug(
+        "rebind-before-unbind",
+        SETTLE,
+        "a NIC gets its next port before it has let go of the last",
+    ),
+    bug("forget-standby", PAIRING, "nobody looks for another port when one was let go"),
+    bug("wait-in-silence", SETTLE, "what never comes is not reported"),
+    bug("emulated-is-a-nic", GUEST, "an emulated card takes part in pairing"),
+    bug(
+        "transmit-before-completion",
+        FAILOVER,
+        "frames leave on the VF before the host has switched",
+    ),
+    bug("switch-with-transmit-on", FAILOVER, "frames leave on the VF until the host has left it"),
+    bug("skip-resend", FAILOVER, "what a vanished VF never confirmed is forgotten"),
+    bug("ignore-host-override", FAILOVER, "the host's own switches are not obeyed"),
+    bug("never-time-out", FAILOVER, "an answer that does not come is waited for without end"),
+    bug("never-retry", FAILOVER, "what the host has undone or lost is not asked for again"),
+    bug("skip-drain", FAILOVER, "frames do not wait until the path that was left is empty"),
+    bug("ignore-carrier", FAILOVER, "frames leave on a VF without carrier"),
+    bug("release-before-completion", FAILOVER, "a VF is let go before the host has left it"),
+    bug(
+        "switch-without-association",
+        FAILOVER,
+        "the host is asked for a VF that it has not announced",
+    ),
+    bug("resend-behind-newer", ADAPTER, "new frames overtake those that are sent again"),
+    bug(
+        "confirm-too-many",
+        ADAPTER,
+        "one frame more counts as confirmed than the VF has confirmed",
+    ),
+    bug("deaf-to-vf", ADAPTER, "nothing is received from a VF that frames do not leave on"),
+    bug(
+        "deaf-to-synthetic",
+        ADAPTER,
+        "nothing is received from the synthetic path while the VF is in use",
+    ),
+    bug("leak-section", SLOTS, "send sections get lost, some of those that come back"),
+    bug("share-sections", SLOTS, "two frames are put into one section"),
+    bug("never-complete", LINK, "every eighth packet of the host is not completed"),
+    bug("complete-twice", LINK, "packets of the host are completed twice"),
+    bug("forget-flush", NIC, "frames stay in the open batch until something else happens"),
+    bug("drop-switch-when-full", PATH, "a switch that finds no room in the ring is dropped"),
+    bug("forget-pending-send-size", WRITER, "the reader is not told that somebody waits for room"),
+    bug("forget-to-rearm", CHANNEL, "the peer is not asked to ring before resting"),
+    bug("ignore-rescind", CHANNELS, "a device that the host takes away stays"),
+    bug("forget-release", CHANNELS, "the id of a channel is never given back"),
+    bug("lose-gpadl-teardown", MEMORY, "memory that comes back is not noticed"),
+    bug("forget-eject-complete", PCI_BUS, "the host is not told that its function is free"),
+    bug(
+        "same-slot-same-function",
+        CHILDREN,
+        "another function in the same slot is taken for the old one",
+    ),
+    bug("answer-eject-at-once", GUEST_PCI, "a function is given back while a NIC still uses it"),
+    bug("forget-unbound", GUEST_PCI, "pairing never hears that a port was let go"),
+    bug("lose-port-of-closed-nic", GUEST_NIC, "a NIC that goes takes its port with it"),
+];
+
+/// The bug with this name.
+#[cfg(feature = "seeded-bugs")]
+fn named(name: &str) -> Result<&'static Bug, crate::error::Error> {
+    let known = BUGS.iter().find(|bug| bug.name == name);
+    known.ok_or_else(|| crate::error::Error::Run(format!("no bug is called {name}")))
+}
+
+/// Puts a bug in, or takes the one that is in out.
+#[cfg(feature = "seeded-bugs")]
+pub(super) fn choose(name: Option<&str>) -> Result<(), crate::error::Error> {
+    name.map(named).transpose()?;
+    vmbus::seeded::choose(name);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    fn crates() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    }
+
+    /// Names that a source asks for.
+    fn asked(text: &str) -> BTreeSet<&str> {
+        text.split("seeded!(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect()
+    }
+
+    #[test]
+    fn the_document_lists_every_bug_and_no_other() {
+        let path = crates().join("../docs/SIMULATION.md");
+        let text = std::fs::read_to_string(path).expect("the document");
+        let row = |bug: &Bug| format!("| `{}` | {} | {} |", bug.name, bug.file, bug.what);
+        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+        for expected in BUGS.iter().map(row) {
+            assert!(rows.iter().any(|row| row.starts_with(&expected)), "no row {expected}");
+        }
+        let known =
+            |row: &&str| BUGS.iter().any(|bug| row.starts_with(&format!("| `{}` |", bug.name)));
+        assert_eq!(rows.iter().filter(|row| known(row)).count(), BUGS.len());
+        assert!(rows.iter().all(|row| known(row)), "a bug that is not there: {rows:?}");
+    }
+
+    #[test]
+    fn every_bug_of_the_table_is_where_the_table_says() {
+        for Bug { name, file, .. } in BUGS {
+            let text = std::fs::read_to_string(crates().join(file)).expect("a source");
+            assert!(asked(&text).contains(name), "{name} is not in {file}");
+        }
+        let names: BTreeSet<_> = BUGS.iter().map(|bug| bug.name).collect();
+        assert_eq!(names.len(), BUGS.len(), "a name stands twice");
+        let files: BTreeSet<_> = BUGS.iter().map(|bug| bug.file).collect();
+        for file in files {
+            let text = std::fs::read_to_string(crates().join(file)).expect("a source");
+            let strange: Vec<_> = asked(&text).difference(&names).copied().collect();
+            assert!(strange.is_empty(), "{file} asks for {strange:?}, which the table lacks");
+        }
+    }
+}
