@@ -142,7 +142,7 @@ mod tests {
         let known =
             |row: &&str| BUGS.iter().any(|bug| row.starts_with(&format!("| `{}` |", bug.name)));
         assert_eq!(rows.iter().filter(|row| known(row)).count(), BUGS.len());
-        assert!(rows.iter().all(|row| known(row)), "a bug that is not there: {rows:?}");
+        assert!(rows.iter().all(known), "a bug that is not there: {rows:?}");
     }
 
     #[test]
