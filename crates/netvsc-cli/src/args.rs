@@ -13,6 +13,7 @@ use crate::manual::{self, CompletionsArgs};
 use crate::sim::args::{self as sim, SimArgs};
 use crate::udev::{self, UdevArgs};
 use crate::units::{ByteSize, Span};
+use crate::watch::{self, WatchArgs};
 
 const ABOUT: &str = "Hyper-V accelerated networking from user space";
 
@@ -111,6 +112,10 @@ pub enum Command {
     /// List all devices on VMBus
     #[command(after_long_help = LOOK_STATUS)]
     Lsvmbus(LsvmbusArgs),
+
+    /// Print what happens to the pairs of this Linux guest, as it happens
+    #[command(long_about = watch::LONG, after_long_help = watch::STATUS)]
+    Watch(WatchArgs),
 
     /// Say what a network device is, as properties for udev
     #[command(long_about = udev::LONG, after_long_help = udev::STATUS)]

@@ -44,6 +44,17 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The history cannot be written.
+    #[error("cannot write `{}`: {source}; give --log a file that you can write", path.display())]
+    History {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The kernel does not answer or tell.
+    #[error(transparent)]
+    Netlink(#[from] netvsc_linux::netlink::NetlinkError),
     /// The directory that holds the guest cannot be used.
     #[error(transparent)]
     Root(#[from] netvsc_linux::inventory::RootError),

@@ -27,6 +27,8 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod sim;
+mod stop;
 pub mod transfer;
 pub mod udev;
 pub mod units;
+pub mod watch;

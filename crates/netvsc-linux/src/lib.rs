@@ -8,6 +8,7 @@
 //! - [`netlink`]: what the kernel says about links, addresses and routes, now and as they change;
 //! - [`udev`]: what udev is told about a network device;
 //! - [`check`]: what is wrong, by which evidence, and how to mend it;
+//! - [`watch`]: what happens to the pairs of a guest, as it happens;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share.
 
@@ -20,6 +21,7 @@ pub mod netlink;
 pub mod relation;
 pub mod tap;
 pub mod udev;
+pub mod watch;
 
 pub use memfd::{MemfdError, SharedFile};
 pub use tap::{Tap, TapError, TapName, TapNameError};

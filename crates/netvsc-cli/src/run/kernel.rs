@@ -15,7 +15,6 @@ use netvsc::MacAddress;
 use netvsc_linux::{Tap, TapError, TapName};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use smoltcp::wire::Ipv4Address;
 use vmbus::Instant;
 
@@ -28,6 +27,7 @@ use crate::error::Error;
 use crate::guest::Sending;
 use crate::report::Report;
 use crate::scenario::Script;
+use crate::stop::stop_signal;
 use crate::transfer::Endpoint;
 
 /// Longest frame that a TAP without offloads gives, and one byte more: an MTU of 65,521 and its header.
@@ -160,18 +160,6 @@ pub(super) fn run(
         return Err(Error::Run(format!("{lost} frames were lost by orderly switches")));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A socket that becomes readable when the program is asked to stop.
-fn stop_signal() -> Result<UnixStream, Error> {
-    let system = |source| Error::System { doing: "watch for signals", source };
-    let (read, write) = UnixStream::pair().map_err(system)?;
-    read.set_nonblocking(true).map_err(system)?;
-    for signal in [SIGINT, SIGTERM] {
-        let end = write.try_clone().map_err(system)?;
-        signal_hook::low_level::pipe::register(signal, end).map_err(system)?;
-    }
-    Ok(read)
 }
 
 impl Session {

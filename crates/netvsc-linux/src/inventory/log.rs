@@ -3,10 +3,10 @@
 //! Two forms are read: the records of `/dev/kmsg` with their dictionaries, which carry a device's GUID even before it has
 //! a name, and the lines of a saved `dmesg`. Only records of the kernel itself count; anyone privileged can write others.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use vmbus::{Guid, Serial};
 
@@ -173,7 +173,64 @@ impl KernelLog {
     }
 }
 
+/// The kernel log cannot be read, for this reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LogUnreadable(pub String);
+
+/// The log of the running kernel as it grows.
+#[derive(Debug)]
+pub struct LogStream {
+    fd: OwnedFd,
+    reader: Reader,
+}
+
+impl LogStream {
+    /// Opens it, at its oldest record.
+    ///
+    /// # Errors
+    /// [`LogUnreadable`], above all without CAP_SYSLOG.
+    pub fn open() -> Result<Self, LogUnreadable> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = rustix::fs::open("/dev/kmsg", flags, Mode::empty()).map_err(unreadable)?;
+        Ok(Self { fd, reader: Reader::new() })
+    }
+
+    /// Everything that the kernel still knows. To be called once, first.
+    pub fn so_far(&mut self) -> KernelLog {
+        let read = self.reader.records(self.fd.as_fd()).is_ok();
+        self.reader.flush();
+        let log = std::mem::take(&mut self.reader.log);
+        KernelLog { read, complete: log.complete && read && log.lost == 0, ..log }
+    }
+
+    /// The lines since then that were understood, and how many times records were overwritten before they were read.
+    ///
+    /// # Errors
+    /// [`LogUnreadable`] if it cannot be read any more.
+    pub fn poll(&mut self) -> Result<(Vec<LogLine>, u64), LogUnreadable> {
+        self.reader.records(self.fd.as_fd()).map_err(unreadable)?;
+        self.reader.flush();
+        let log = std::mem::take(&mut self.reader.log);
+        Ok((log.lines, log.lost))
+    }
+}
+
+impl AsFd for LogStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn unreadable(error: Errno) -> LogUnreadable {
+    LogUnreadable(match error {
+        Errno::PERM | Errno::ACCESS => "permission denied; it needs CAP_SYSLOG".into(),
+        error => std::io::Error::from(error).to_string(),
+    })
+}
+
 /// Puts records together.
+#[derive(Debug)]
 struct Reader {
     log: KernelLog,
     first: bool,
@@ -187,7 +244,7 @@ impl Reader {
     }
 
     /// Everything that the kernel's buffer holds now.
-    fn records(&mut self, fd: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
+    fn records(&mut self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut buffer = vec![0; RECORD_SIZE];
         for _ in 0..RECORD_LIMIT {
             match rustix::io::read(fd, &mut *buffer) {

@@ -21,7 +21,7 @@ pub(crate) mod tree;
 use std::path::Path;
 
 pub use self::config::{ConfigFile, ConfigKind, folders};
-pub use self::log::{KernelLog, LogEvent, LogLine, Subject};
+pub use self::log::{KernelLog, LogEvent, LogLine, LogStream, LogUnreadable, Subject};
 pub use self::machine::{Interrupts, MODULES, Machine, Manager, Sample, sample};
 pub(crate) use self::model::mac_hint;
 pub use self::model::{
@@ -56,6 +56,18 @@ impl Depth {
 /// # Errors
 /// [`RootError`] if the directory cannot be used at all.
 pub fn take(root: Option<&Path>, depth: Depth) -> Result<Snapshot, RootError> {
+    gather(root, depth, true)
+}
+
+/// Reads a snapshot of the running system without its kernel log, for those who follow that themselves.
+///
+/// # Errors
+/// As [`take`].
+pub fn take_without_log(depth: Depth) -> Result<Snapshot, RootError> {
+    gather(None, depth, false)
+}
+
+fn gather(root: Option<&Path>, depth: Depth, with_log: bool) -> Result<Snapshot, RootError> {
     let mut tree = Tree::open(root)?;
     let tree_ref = &mut tree;
     let hyperv = tree_ref.exists("sys/bus/vmbus");
@@ -65,7 +77,7 @@ pub fn take(root: Option<&Path>, depth: Depth) -> Result<Snapshot, RootError> {
     let mut links = scan::links(tree_ref, depth);
     let mut teller = Teller::new(tree_ref, root.is_none());
     told::links(tree_ref, &mut teller, &mut links);
-    let log = if hyperv { KernelLog::read(tree_ref) } else { KernelLog::default() };
+    let log = if hyperv && with_log { KernelLog::read(tree_ref) } else { KernelLog::default() };
     let mut snapshot = Snapshot {
         live: root.is_none(),
         hyperv,

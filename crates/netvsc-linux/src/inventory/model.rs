@@ -318,6 +318,36 @@ pub struct Elsewhere {
 }
 
 impl NetDevice {
+    /// One made by software, of which nothing more is known yet.
+    pub(crate) fn software(index: u32, name: String, soft: SoftKind) -> Self {
+        Self {
+            name,
+            index: Some(index),
+            kind: None,
+            mac: None,
+            permanent: None,
+            parent: Parent::None,
+            soft,
+            master: None,
+            lowers: Vec::new(),
+            uppers: Vec::new(),
+            port: 0,
+            flags: None,
+            mtu: None,
+            operstate: None,
+            carrier: None,
+            speed: None,
+            queues: None,
+            counters: BTreeMap::new(),
+            udev: None,
+            initialized: None,
+            told: None,
+            ring: None,
+            lro: None,
+            path: String::new(),
+        }
+    }
+
     /// Whether it is administratively up.
     #[must_use]
     pub fn is_up(&self) -> Option<bool> {

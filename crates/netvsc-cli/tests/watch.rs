@@ -1,0 +1,337 @@
+//! `netvsc watch` as its users start it: on recorded guests, and on a real kernel in a network namespace of its own.
+
+#[path = "../../netvsc-linux/tests/guest/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod guest;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use guest::kinds;
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_netvsc");
+/// Set in the process that runs inside the namespaces.
+const INSIDE: &str = "NETVSC_TEST_INSIDE_NAMESPACE";
+/// How long an event may take to be printed before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn recorded(guest: &guest::Guest, arguments: &[&str]) -> String {
+    let output = Command::new(PROGRAM)
+        .arg("watch")
+        .args(arguments)
+        .arg("--sysfs-root")
+        .arg(guest.root())
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn a_recorded_guest_tells_its_past_and_ends() {
+    let text = recorded(&kinds::after_hibernation(), &[]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 9, "{text}");
+    assert_eq!(lines[6], "[   91.000000] eth0: VF eth1 is back, was gone for 31.0 s");
+    assert_eq!(lines[8], "[ 7200.000000] eth0: accelerated, VF enP6757s2");
+}
+
+#[test]
+fn json_is_one_object_per_line_and_the_history_the_same() {
+    let folder = tempfile::tempdir().expect("the temporary folder is writable");
+    let log = folder.path().join("history");
+    let arguments = ["--json", "--log", log.to_str().expect("text")];
+    let text = recorded(&kinds::mid_servicing(), &arguments);
+    assert_eq!(std::fs::read_to_string(&log).expect("a file"), text);
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/schema/watch-1.json");
+    let schema = std::fs::read_to_string(schema).expect("a schema");
+    let schema: Value = serde_json::from_str(&schema).expect("a schema is JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema that is one");
+    let mut events = Vec::new();
+    for line in text.lines() {
+        let value: Value = serde_json::from_str(line).expect("JSON");
+        let errors: Vec<_> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}: {line}");
+        events.push(value["event"].as_str().expect("a word").to_owned());
+        assert_eq!(value["ifname"], "eth0");
+    }
+    assert_eq!(events, ["associated", "path", "associated", "path", "vf-gone", "present"]);
+    // Once more: it is appended to.
+    recorded(&kinds::mid_servicing(), &arguments);
+    assert_eq!(std::fs::read_to_string(&log).expect("a file").len(), 2 * text.len());
+}
+
+#[test]
+fn a_history_that_cannot_be_written_is_an_error() {
+    let output = Command::new(PROGRAM)
+        .args(["watch", "--log", "/no/such/folder/history"])
+        .output()
+        .expect("the program runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/folder/history"));
+}
+
+/// Runs `body` in fresh network and mount namespaces, with the sysfs that belongs to them.
+fn in_namespaces(test: &str, body: fn()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    let enter = |command: &str| {
+        let mut unshare = Command::new("unshare");
+        let script = format!("mount -t sysfs none /sys && {command}");
+        unshare.args(["--net", "--mount", "--propagation", "private", "--", "sh", "-c", &script]);
+        unshare
+    };
+    let reason = match enter("ip link add v0 type veth peer v1").output() {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Some(format!("`unshare` cannot be run: {error}")),
+    };
+    if let Some(reason) = reason {
+        assert!(
+            std::env::var_os("NETVSC_NO_SKIP").is_none(),
+            "{test} must run here, but: {reason}"
+        );
+        return eprintln!("skipped: {test}: {reason}");
+    }
+    let output = enter("exec \"$0\" --exact \"$1\" --nocapture --test-threads=1")
+        .arg(std::env::current_exe().expect("a test knows its own program"))
+        .arg(test)
+        .env(INSIDE, "1")
+        .output()
+        .expect("unshare worked a moment ago");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "inside:\n{text}{errors}");
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip runs");
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A `netvsc watch` that runs.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(PROGRAM)
+            .args(["watch", "--json", "--all"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program runs");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let running = Self { child, lines };
+        running.ready();
+        running
+    }
+
+    /// Waits until it listens: from then on, an interface that comes is told.
+    fn ready(&self) {
+        let end = Instant::now() + PATIENCE;
+        for attempt in 0.. {
+            assert!(Instant::now() < end, "it never listened");
+            ip(&format!("link add ready{attempt} type veth peer name peer{attempt}"));
+            ip(&format!("link del ready{attempt}"));
+            if self.lines.recv_timeout(Duration::from_millis(100)).is_ok() {
+                break;
+            }
+        }
+        while self.lines.recv_timeout(Duration::from_millis(200)).is_ok() {}
+    }
+
+    /// The next event about this interface.
+    fn event(&self, event: &str, name: &str) -> Value {
+        let end = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            let line = line.unwrap_or_else(|_| panic!("no {event} of {name} in {seen:#?}"));
+            let value: Value = serde_json::from_str(&line).expect("JSON");
+            if value["event"] == event && value["ifname"] == name {
+                return value;
+            }
+            seen.push(line);
+        }
+    }
+
+    fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    fn status(&self, key: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("proc");
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("a line");
+        line.trim_start_matches(':')
+            .split_whitespace()
+            .next()
+            .expect("a word")
+            .parse()
+            .expect("a number")
+    }
+
+    /// Asks it to stop, and says with which status it did.
+    fn stop(mut self, signal: &str) -> Option<i32> {
+        let sent = Command::new("kill").args([signal, &self.pid()]).status().expect("kill runs");
+        assert!(sent.success());
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "it does not stop");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_kernels_events_are_told_as_they_happen() {
+    in_namespaces("the_kernels_events_are_told_as_they_happen", || {
+        let watch = Running::start(&[]);
+        ip("link add v0 type veth peer v1");
+        assert!(watch.event("link-arrived", "v0")["ifindex"].is_u64());
+        ip("link set v0 name far");
+        assert_eq!(watch.event("renamed", "far")["from"], "v0");
+        ip("link set far up");
+        assert_eq!(watch.event("up", "far")["up"], true);
+        ip("link set far down");
+        assert_eq!(watch.event("up", "far")["up"], false);
+        let mut other = Command::new("unshare")
+            .args(["--net", "--", "sh", "-c", "echo; cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare runs");
+        let mut line = String::new();
+        let mut said = BufReader::new(other.stdout.take().expect("a pipe"));
+        said.read_line(&mut line).expect("it has its namespace");
+        ip(&format!("link set far netns {}", other.id()));
+        watch.event("link-gone", "far");
+        drop(other.stdin.take());
+        other.wait().expect("our own child");
+        ip("tuntap add tap0 mode tap");
+        watch.event("link-arrived", "tap0");
+        ip("link del tap0");
+        watch.event("link-gone", "tap0");
+        assert_eq!(watch.stop("-TERM"), Some(0));
+        assert_eq!(Running::start(&[]).stop("-INT"), Some(0));
+    });
+}
+
+#[test]
+fn events_that_were_lost_are_made_up_for() {
+    in_namespaces("events_that_were_lost_are_made_up_for", || {
+        let watch = Running::start(&[]);
+        // While it is not looking, more happens than the kernel keeps.
+        let signal = |name: &str| {
+            let sent = Command::new("kill").args([name, &watch.pid()]).status().expect("kill runs");
+            assert!(sent.success());
+        };
+        signal("-STOP");
+        ip("link add lost0 type veth peer name lost1");
+        let batch = "link set lost0 up\nlink set lost0 down\n".repeat(3_000);
+        let mut child = Command::new("ip")
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("ip runs");
+        let mut input = child.stdin.take().expect("a pipe");
+        std::io::Write::write_all(&mut input, batch.as_bytes()).expect("ip reads");
+        drop(input);
+        assert!(child.wait().expect("our own child").success());
+        ip("link set lost0 name found");
+        signal("-CONT");
+        let event = watch.event_of("resynchronised");
+        assert_eq!(event["detail"], "links");
+        watch.event_of_name("found");
+        // It goes on as before.
+        ip("link set found name again");
+        assert_eq!(watch.event("renamed", "again")["from"], "found");
+        assert_eq!(watch.stop("-TERM"), Some(0));
+    });
+}
+
+impl Running {
+    fn event_of(&self, event: &str) -> Value {
+        self.first(|value| value["event"] == event)
+    }
+
+    fn event_of_name(&self, name: &str) -> Value {
+        self.first(|value| value["ifname"] == name)
+    }
+
+    fn first(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left).expect("it never came");
+            let value = serde_json::from_str(&line).expect("JSON");
+            if fits(&value) {
+                return value;
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_wakes_it_up_while_nothing_happens() {
+    in_namespaces("nothing_wakes_it_up_while_nothing_happens", || {
+        let watch = Running::start(&[]);
+        let switches = "voluntary_ctxt_switches";
+        // The kernel log is everybody's, and may have something to say. A timer would be in every window.
+        let quiet = (0..10).any(|_| {
+            let before = watch.status(switches);
+            std::thread::sleep(Duration::from_secs(2));
+            watch.status(switches) == before
+        });
+        assert!(quiet, "it woke up in each of ten times two seconds");
+    });
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_it() {
+    in_namespaces("a_reader_that_goes_away_ends_it", || {
+        let mut child = Command::new(PROGRAM)
+            .args(["watch", "--all"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program runs");
+        drop(child.stdout.take());
+        let end = Instant::now() + PATIENCE;
+        for attempt in 0.. {
+            ip(&format!("link add gone{attempt} type veth peer name peer{attempt}"));
+            if let Some(status) = child.try_wait().expect("our own child") {
+                assert_eq!(status.code(), Some(0));
+                break;
+            }
+            assert!(Instant::now() < end, "it goes on for nobody");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+}
