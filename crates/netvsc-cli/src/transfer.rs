@@ -8,8 +8,9 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use netvsc::MacAddress;
+use netvsc::nic::TxWork;
 use netvsc::stack::{Frames, FramesConfig};
+use netvsc::{MacAddress, PathOffloads};
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use sha2::{Digest, Sha256};
@@ -38,8 +39,28 @@ fn stack_time(now: Instant) -> StackInstant {
     StackInstant::from_micros(i64::try_from(now.as_nanos() / 1000).unwrap_or(i64::MAX))
 }
 
+fn interface(
+    mac: MacAddress,
+    address: Ipv4Address,
+    seed: u64,
+    frames: &mut Frames,
+    now: Instant,
+) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac.0)));
+    config.random_seed = seed;
+    let mut interface = Interface::new(config, frames, stack_time(now));
+    interface.update_ip_addrs(|addresses| {
+        // The list holds at least one address; it is empty before.
+        let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 24));
+    });
+    interface
+}
+
 /// A TCP/IP stack with one address and, at most, one connection.
 pub struct Endpoint {
+    mac: MacAddress,
+    address: Ipv4Address,
+    seed: u64,
     interface: Interface,
     sockets: SocketSet<'static>,
     socket: SocketHandle,
@@ -58,18 +79,20 @@ impl Endpoint {
     pub fn new(mac: MacAddress, address: Ipv4Address, seed: u64, now: Instant) -> Self {
         // Nothing is dropped between the NIC and the stack: the account of frames is about what is between the NICs.
         let (frame_size, send) = (FRAME_SIZE, SEND_QUEUE);
-        let mut frames = Frames::new(FramesConfig { mac, frame_size, send, receive: usize::MAX });
-        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac.0)));
-        config.random_seed = seed;
-        let mut interface = Interface::new(config, &mut frames, stack_time(now));
-        interface.update_ip_addrs(|addresses| {
-            // The list holds at least one address; it is empty before.
-            let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 24));
-        });
+        let receive = usize::MAX;
+        let config = FramesConfig { mac, frame_size, send, receive, ..FramesConfig::default() };
+        let mut frames = Frames::new(config);
+        let interface = interface(mac, address, seed, &mut frames, now);
         let buffer = || tcp::SocketBuffer::new(vec![0; SOCKET_BUFFER]);
         let mut sockets = SocketSet::new(Vec::new());
         let socket = sockets.add(tcp::Socket::new(buffer(), buffer()));
-        Self { interface, sockets, socket, frames }
+        Self { mac, address, seed, interface, sockets, socket, frames }
+    }
+
+    /// Leaves to the card what it does to frames. Comes before there is a connection.
+    pub fn leave(&mut self, offloads: PathOffloads, now: Instant) {
+        self.frames.set_offloads(offloads);
+        self.interface = interface(self.mac, self.address, self.seed, &mut self.frames, now);
     }
 
     fn socket(&mut self) -> &mut tcp::Socket<'static> {
@@ -102,6 +125,12 @@ impl Endpoint {
     #[must_use]
     pub fn front(&self) -> Option<&[u8]> {
         self.frames.front()
+    }
+
+    /// What the card is asked to do to that frame.
+    #[must_use]
+    pub fn front_work(&self) -> TxWork {
+        self.frames.front_work()
     }
 
     /// Removes the frame that [`Endpoint::front`] showed.

@@ -10,6 +10,7 @@
 mod counters;
 mod event;
 mod replay;
+mod send;
 mod tap;
 
 use alloc::boxed::Box;
@@ -20,12 +21,16 @@ use vmbus::Instant;
 use vmbus::time::earliest;
 
 use crate::failover::{Action, Cause, Failover, FailoverConfig, Outlet};
-use crate::port::{Path, PortError, PortLink, VfPort};
+use crate::nic::TxFrame;
+use crate::port::{Path, PathOffloads, PortError, PortLink, PortSettings, VfPort};
 
 pub use self::counters::AdapterCounters;
 pub use self::event::AdapterEvent;
 pub use self::replay::Replay;
 pub use self::tap::{Direction, Tap};
+
+/// Bytes of an Ethernet header without tag.
+const ETHERNET: usize = 14;
 
 /// A received frame, wherever it lies.
 pub trait Frame {
@@ -111,6 +116,19 @@ pub trait Synthetic {
     /// [`Refused`]; nothing was taken.
     fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused>;
 
+    /// The same with work for the host, of which it is told only what it offers; the rest is done on the way. A large send
+    /// only comes if the host cuts it.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was taken.
+    fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused>;
+
+    /// What the host does to frames.
+    fn offloads(&self) -> PathOffloads;
+
+    /// How a port has to be set up to carry what this NIC carries; `None` before start-up is finished.
+    fn settings(&self) -> Option<PortSettings>;
+
     /// Sends what was taken.
     fn flush(&mut self);
 
@@ -128,14 +146,21 @@ pub struct AdapterConfig {
     pub failover: FailoverConfig,
     /// Frames that a VF may have unconfirmed; beyond this it is treated as full.
     pub replay_frames: usize,
-    /// Longest frame, Ethernet header included.
+    /// Longest frame, Ethernet header and tag included.
     pub frame_size: usize,
+    /// Longest TCP segment to be cut, all headers included.
+    pub large_send: usize,
 }
 
 impl Default for AdapterConfig {
-    /// 512 unconfirmed frames of 1,518 bytes.
+    /// 512 unconfirmed frames of 1,518 bytes, and the longest segment that IPv4 has, with Ethernet header and tag.
     fn default() -> Self {
-        Self { failover: FailoverConfig::default(), replay_frames: 512, frame_size: 1518 }
+        Self {
+            failover: FailoverConfig::default(),
+            replay_frames: 512,
+            frame_size: 1518,
+            large_send: 65_535 + 18,
+        }
     }
 }
 
@@ -168,9 +193,24 @@ pub struct Adapter<N: Synthetic, P> {
     /// Frames that the port will have confirmed when it has confirmed everything. The last ones of them are in `replay`, unless
     /// they are, or were, sent again.
     expected: u64,
-    /// Of `replay`, frames that have to go out on the synthetic path first.
-    backlog: usize,
+    /// What is in `replay` has to go out on the synthetic path, before anything newer.
+    backlog: bool,
     frame_size: usize,
+    /// Longest frame without tag: less than `frame_size` if the NIC's MTU says so.
+    most: usize,
+    large_send: usize,
+    /// What the port does to frames.
+    port_offloads: PathOffloads,
+    /// How the port was set up last.
+    settings: Option<PortSettings>,
+    /// Why it cannot be used, if it cannot.
+    unfit: Option<PortError>,
+    /// A frame that the VF did not take has gone out on the synthetic path, and may still be there.
+    detour: bool,
+    /// The VF did not take what waits, and never will.
+    unwanted: bool,
+    /// Where a segment is put together.
+    segment: Vec<u8>,
     /// The port has frames that were not flushed.
     unflushed: bool,
     /// Since when no new frame is taken because of a switch, and what had been pushed back until then.
@@ -188,10 +228,18 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             nic,
             port: None,
             failover: Failover::new(config.failover),
-            replay: Replay::new(config.replay_frames, config.frame_size),
+            replay: Replay::new(config.replay_frames, config.frame_size, config.large_send),
             expected: 0,
-            backlog: 0,
+            backlog: false,
             frame_size: config.frame_size,
+            most: config.frame_size,
+            large_send: config.large_send,
+            port_offloads: PathOffloads::default(),
+            settings: None,
+            unfit: None,
+            detour: false,
+            unwanted: false,
+            segment: Vec::with_capacity(config.frame_size),
             unflushed: false,
             paused: None,
             events: VecDeque::new(),
@@ -203,14 +251,6 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     /// Has every frame shown to `tap`, or to none.
     pub fn set_tap(&mut self, tap: Option<Box<dyn Tap>>) {
         self.tap = tap;
-    }
-
-    /// Shows the tap a frame that a path took.
-    #[inline]
-    fn show(tap: &mut Option<Box<dyn Tap>>, path: Path, now: Instant, frame: &[u8]) {
-        if let Some(tap) = tap {
-            tap.frame(path, Direction::Out, now, &frame);
-        }
     }
 
     /// The NIC.
@@ -289,14 +329,50 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             return Err(port);
         }
         self.expected = port.confirmed();
+        self.port_offloads = port.offloads();
         let link = port.link();
         self.port = Some(port);
-        self.failover.port_bound(link == PortLink::Up, now);
+        (self.settings, self.unfit) = (None, None);
+        self.configure();
+        self.failover.port_bound(link == PortLink::Up && self.unfit.is_none(), now);
         if link == PortLink::Gone {
             self.failover.port_gone(now);
         }
         self.act(now);
         Ok(())
+    }
+
+    /// Sets the port up as the NIC is. A port that cannot be is not used.
+    fn configure(&mut self) {
+        let Some(settings) = self.nic.settings() else { return };
+        self.most = self.frame_size.min(settings.mtu as usize + ETHERNET);
+        let Some(port) = &mut self.port else { return };
+        if self.settings == Some(settings) {
+            return;
+        }
+        self.settings = Some(settings);
+        self.unfit = match port.configure(settings) {
+            // One that is gone says so by its link.
+            Ok(()) | Err(PortError::Gone) => None,
+            Err(error) => {
+                self.events.push_back(AdapterEvent::Unfit { error });
+                Some(error)
+            }
+        };
+    }
+
+    /// What frames can be given to the card to be done for nothing: what both paths do, or the NIC alone while there is no
+    /// VF. Everything else is done too, by this guest; so a connection may rely on what it was told, whatever comes.
+    #[must_use]
+    pub fn offloads(&self) -> PathOffloads {
+        let nic = self.nic.offloads();
+        if self.port.is_some() { nic.both(self.port_offloads) } else { nic }
+    }
+
+    /// Longest TCP segment that [`Adapter::transmit_with`] has cut, in bytes with all headers.
+    #[must_use]
+    pub fn large_send(&self) -> usize {
+        self.large_send
     }
 
     /// Takes the port back: it leaves the path, is drained, and comes back as [`AdapterEvent::Released`].
@@ -319,107 +395,6 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     pub fn channel_closed(&mut self, now: Instant) {
         self.failover.channel_closed(now);
         self.act(now);
-    }
-
-    /// Takes a frame to be sent with the next [`Adapter::flush`].
-    ///
-    /// # Errors
-    /// [`AdapterError`]; nothing was taken.
-    pub fn transmit(&mut self, frame: &[u8], now: Instant) -> Result<(), AdapterError> {
-        if frame.len() > self.frame_size {
-            self.counters.refused += 1;
-            return Err(AdapterError::Refused { len: frame.len(), most: self.frame_size });
-        }
-        if self.failover.outlet() == Outlet::Draining {
-            self.reap();
-            self.act(now);
-        }
-        let result = match self.failover.outlet() {
-            Outlet::Draining => Err(Refused::Full),
-            Outlet::Path(Path::Vf) => self.transmit_vf(frame, now),
-            Outlet::Path(Path::Synthetic) => self.transmit_synthetic(frame, now),
-        };
-        match result {
-            Ok(()) => {
-                self.counters.frames_accepted += 1;
-                Ok(())
-            }
-            Err(Refused::Full) => {
-                self.counters.pushed_back += 1;
-                Err(AdapterError::Full)
-            }
-            Err(Refused::NotReady) => {
-                self.counters.pushed_back += 1;
-                Err(AdapterError::NotReady)
-            }
-            Err(Refused::Never) => {
-                self.counters.refused += 1;
-                Err(AdapterError::Refused { len: frame.len(), most: self.frame_size })
-            }
-        }
-    }
-
-    fn transmit_vf(&mut self, frame: &[u8], now: Instant) -> Result<(), Refused> {
-        if self.replay.is_full() {
-            self.reap();
-            if self.replay.is_full() {
-                return Err(Refused::Full);
-            }
-        }
-        // What an earlier VF left behind goes first, on the path that is safe.
-        self.resend(now);
-        if self.backlog > 0 {
-            return Err(Refused::Full);
-        }
-        let Some(port) = &mut self.port else { return self.transmit_synthetic(frame, now) };
-        match port.transmit(frame) {
-            Ok(()) => {
-                Self::show(&mut self.tap, Path::Vf, now, frame);
-                self.replay.push(frame);
-                self.expected = self.expected.saturating_add(1);
-                self.unflushed = true;
-                self.counters.frames_vf += 1;
-                Ok(())
-            }
-            Err(PortError::Full) => {
-                // The port may wait for its doorbell before it can confirm anything.
-                port.flush();
-                self.unflushed = false;
-                self.reap();
-                Err(Refused::Full)
-            }
-            Err(PortError::Gone) => {
-                self.port_gone(now);
-                self.transmit_synthetic(frame, now)
-            }
-            Err(PortError::Length { .. }) => {
-                self.counters.too_long_for_vf += 1;
-                self.transmit_synthetic(frame, now)
-            }
-        }
-    }
-
-    fn transmit_synthetic(&mut self, frame: &[u8], now: Instant) -> Result<(), Refused> {
-        if !seeded!("resend-behind-newer") {
-            self.resend(now);
-            if self.backlog > 0 {
-                return Err(Refused::Full);
-            }
-        }
-        self.nic.transmit(frame)?;
-        Self::show(&mut self.tap, Path::Synthetic, now, frame);
-        self.counters.frames_synthetic += 1;
-        Ok(())
-    }
-
-    /// Sends what was taken.
-    pub fn flush(&mut self) {
-        self.nic.flush();
-        if core::mem::take(&mut self.unflushed)
-            && let Some(port) = &mut self.port
-        {
-            port.flush();
-        }
     }
 
     /// Does what can be done now, and passes up what came on either path (F1). Call it when the NIC's or the port's doorbell rang,
@@ -457,6 +432,8 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             });
         }
         self.reap();
+        // Before anything that leads to a switch.
+        self.configure();
         self.look_at_port(now);
         while let Some(event) = self.nic.poll_event() {
             self.heed(N::sign(&event), now);
@@ -469,8 +446,11 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         self.failover.handle_deadline(now);
         self.act(now);
         self.resend(now);
+        if self.failover.outlet() == Outlet::Path(Path::Vf) && !self.backlog {
+            self.give(now);
+        }
         self.watch_pause(now);
-        self.nic.flush();
+        self.flush();
         polled
     }
 
@@ -490,31 +470,9 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     fn look_at_port(&mut self, now: Instant) {
         let Some(port) = &mut self.port else { return };
         match port.link() {
-            PortLink::Up => self.failover.port_link(true, now),
+            PortLink::Up => self.failover.port_link(self.unfit.is_none(), now),
             PortLink::Down => self.failover.port_link(false, now),
             PortLink::Gone => self.failover.port_gone(now),
-        }
-    }
-
-    /// Forgets frames that the VF has confirmed, and notices when the path that was left has sent everything.
-    fn reap(&mut self) {
-        if let Some(port) = &mut self.port
-            && self.backlog == 0
-        {
-            // Counted from the end: of what the port has not confirmed, the oldest may have been sent again long ago.
-            let unconfirmed = self.expected.saturating_sub(port.confirmed());
-            let unconfirmed = unconfirmed.saturating_sub(u64::from(seeded!("confirm-too-many")));
-            let unconfirmed = usize::try_from(unconfirmed).unwrap_or(usize::MAX);
-            self.replay.forget(self.replay.len().saturating_sub(unconfirmed));
-        }
-        if self.failover.outlet() == Outlet::Draining {
-            let sent = match self.failover.path() {
-                Path::Synthetic => self.replay.is_empty(),
-                Path::Vf => self.backlog == 0 && self.nic.is_idle(),
-            };
-            if sent {
-                self.failover.drained();
-            }
         }
     }
 
@@ -535,11 +493,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                     self.events.push_back(AdapterEvent::Path { path, cause });
                 }
                 Action::Resend => {
-                    self.reap();
-                    self.backlog = self.replay.len();
-                    if self.backlog > 0 {
-                        self.events.push_back(AdapterEvent::Resending { frames: self.backlog });
-                    }
+                    self.begin_resend();
                 }
                 Action::Release { orderly } => {
                     if let Some(port) = self.port.take() {
@@ -564,7 +518,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     /// Tells how long a switch kept new frames waiting, once it does so no longer.
     fn watch_pause(&mut self, now: Instant) {
         let Outlet::Path(path) = self.failover.outlet() else { return };
-        if self.backlog == 0
+        if !self.backlog
             && let Some((since, before)) = self.paused.take()
         {
             let pushed_back = self.counters.pushed_back - before;
@@ -573,27 +527,6 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                 blackout: now.since(since),
                 pushed_back,
             });
-        }
-    }
-
-    /// Sends what has to go out again, as far as there is room. Without a channel it waits for the next one.
-    fn resend(&mut self, now: Instant) {
-        while self.backlog > 0 && self.failover.is_open() {
-            let Some(frame) = self.replay.front() else {
-                self.backlog = 0;
-                return;
-            };
-            match self.nic.transmit(frame) {
-                Ok(()) => {
-                    Self::show(&mut self.tap, Path::Synthetic, now, frame);
-                    self.counters.frames_synthetic += 1;
-                    self.counters.frames_resent += 1;
-                }
-                Err(Refused::Full | Refused::NotReady) => return,
-                Err(Refused::Never) => self.counters.frames_lost += 1,
-            }
-            self.replay.forget(1);
-            self.backlog -= 1;
         }
     }
 

@@ -1,4 +1,4 @@
-//! Whatever comes and goes, every frame arrives, and none overtakes another (F5, F6).
+//! Whatever comes and goes, every frame arrives, and none overtakes another (F5, F6), segments of large sends included (F11).
 
 extern crate std;
 use std::cell::RefCell;
@@ -10,18 +10,23 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mac::MacAddress;
+use crate::nic::TxWork;
+use crate::rndis::offload::IpOffloads;
+use crate::rndis::packet::LargeSend;
 
 /// A host: its end of the NIC's ring, its VF, and the wire behind both.
 struct Host {
     /// Numbers of frames, in the order in which they arrived behind the host.
     wire: Vec<u32>,
-    ring: VecDeque<u32>,
+    ring: VecDeque<Vec<u32>>,
     ring_room: usize,
     /// What the VF has not sent yet. The generation says which VF.
-    queue: VecDeque<u32>,
+    queue: VecDeque<Vec<u32>>,
     confirmed: u64,
     generation: u32,
     link: PortLink,
+    /// Which of NIC and VF cut large sends.
+    cuts: [bool; 2],
     asked: VecDeque<Path>,
     signs: VecDeque<Sign>,
 }
@@ -55,8 +60,26 @@ impl Synthetic for HostNic {
         if host.ring.len() == host.ring_room {
             return Err(Refused::Full);
         }
-        host.ring.push_back(number(frame));
+        host.ring.push_back(vec![number(frame)]);
         Ok(())
+    }
+
+    fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused> {
+        let mut host = self.0.borrow_mut();
+        if host.ring.len() == host.ring_room {
+            return Err(Refused::Full);
+        }
+        assert!(frame.large_send.is_none() || host.cuts[0], "this host cuts nothing");
+        host.ring.push_back(numbers(frame.pieces));
+        Ok(())
+    }
+
+    fn offloads(&self) -> PathOffloads {
+        offloads(self.0.borrow().cuts[0])
+    }
+
+    fn settings(&self) -> Option<PortSettings> {
+        None
     }
 
     fn flush(&mut self) {}
@@ -95,7 +118,23 @@ impl VfPort for HostPort {
         if host.queue.len() == 8 {
             return Err(PortError::Full);
         }
-        host.queue.push_back(number(frame));
+        host.queue.push_back(vec![number(frame)]);
+        Ok(())
+    }
+
+    fn configure(&mut self, _: PortSettings) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn offloads(&self) -> PathOffloads {
+        offloads(self.0.borrow().cuts[1])
+    }
+
+    fn transmit_with(&mut self, frame: &[u8], work: &TxWork) -> Result<(), PortError> {
+        assert!(work.large_send.is_some(), "nothing else is asked for here");
+        self.transmit(frame)?;
+        let mut host = self.0.borrow_mut();
+        *host.queue.back_mut().expect("the frame") = numbers(&[frame]);
         Ok(())
     }
 
@@ -111,12 +150,38 @@ impl VfPort for HostPort {
 }
 
 fn number(frame: &[u8]) -> u32 {
-    u32::from_le_bytes(frame[..4].try_into().expect("four bytes"))
+    u32::from_le_bytes(*frame.last_chunk().expect("four bytes"))
+}
+
+fn offloads(cuts: bool) -> PathOffloads {
+    let large_send = if cuts { 1000 } else { 0 };
+    let ipv4 = IpOffloads { large_send, ..IpOffloads::default() };
+    PathOffloads { ipv4, ..PathOffloads::default() }
+}
+
+/// Bytes of the headers of a large send; each segment has four bytes of payload, a number.
+const HEADERS: usize = 54;
+
+/// What a large send that was handed over whole is about.
+fn numbers(pieces: &[&[u8]]) -> Vec<u32> {
+    let words = pieces.concat()[HEADERS..].to_vec();
+    words.chunks(4).map(|word| u32::from_le_bytes(word.try_into().expect("a word"))).collect()
+}
+
+fn headers() -> [u8; HEADERS] {
+    let mut bytes = [0; HEADERS];
+    bytes[12..15].copy_from_slice(&[8, 0, 0x45]);
+    bytes[23] = 6;
+    bytes[46] = 0x50;
+    bytes
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Send,
+    SendLarge(u32),
+    /// Another host, another VF: whether they cut.
+    Cuts(bool, bool),
     Poll,
     HostTakes(usize),
     VfSends(usize),
@@ -132,6 +197,8 @@ enum Step {
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         24 => Just(Step::Send),
+        6 => (1..9u32).prop_map(Step::SendLarge),
+        1 => any::<(bool, bool)>().prop_map(|(nic, vf)| Step::Cuts(nic, vf)),
         12 => Just(Step::Poll),
         8 => (1..6usize).prop_map(Step::HostTakes),
         8 => (1..6usize).prop_map(Step::VfSends),
@@ -150,6 +217,7 @@ struct World {
     host: Shared,
     now: Instant,
     next: u32,
+    accepted: u64,
 }
 
 impl World {
@@ -162,13 +230,14 @@ impl World {
             confirmed: 0,
             generation: 0,
             link: PortLink::Up,
+            cuts: [false; 2],
             asked: VecDeque::new(),
             signs: VecDeque::from([Sign::Ready, Sign::Associated]),
         }));
         let config =
-            AdapterConfig { replay_frames: 12, frame_size: 60, ..AdapterConfig::default() };
+            AdapterConfig { replay_frames: 12, frame_size: 60, large_send: 200, ..<_>::default() };
         let card = Adapter::new(HostNic(host.clone()), config);
-        Self { card, host, now: Instant::ZERO, next: 0 }
+        Self { card, host, now: Instant::ZERO, next: 0, accepted: 0 }
     }
 
     fn poll(&mut self) {
@@ -178,10 +247,29 @@ impl World {
 
     fn send(&mut self) -> bool {
         let mut frame = [0; 60];
-        frame[..4].copy_from_slice(&self.next.to_le_bytes());
+        frame[56..].copy_from_slice(&self.next.to_le_bytes());
         let sent = self.card.transmit(&frame, self.now).is_ok();
         self.next += u32::from(sent);
+        self.accepted += u64::from(sent);
         sent
+    }
+
+    fn send_large(&mut self, segments: u32) {
+        let data: Vec<u8> = (0..segments).flat_map(|at| (self.next + at).to_le_bytes()).collect();
+        let (head, tail) = data.split_at(data.len() / 2);
+        let pieces = [&headers()[..], head, tail];
+        let large_send = Some(LargeSend { segment: 4, layer4: 34, ipv6: false });
+        let frame = TxFrame { large_send, ..TxFrame::plain(&pieces) };
+        match self.card.transmit_with(&frame, self.now) {
+            Ok(()) => {
+                self.next += segments;
+                self.accepted += 1;
+            }
+            Err(error) => {
+                let now = matches!(error, AdapterError::Full | AdapterError::NotReady);
+                assert!(now, "{error}");
+            }
+        }
     }
 
     fn step(&mut self, step: Step) {
@@ -192,19 +280,24 @@ impl World {
             Step::HostTakes(most) => {
                 let count = most.min(host.ring.len());
                 let frames: Vec<_> = host.ring.drain(..count).collect();
-                host.wire.extend(frames);
+                host.wire.extend(frames.into_iter().flatten());
             }
             Step::VfSends(most) if host.link == PortLink::Up => {
                 let count = most.min(host.queue.len());
                 let frames: Vec<_> = host.queue.drain(..count).collect();
                 host.confirmed += frames.len() as u64;
-                host.wire.extend(frames);
+                host.wire.extend(frames.into_iter().flatten());
             }
             Step::HostSwitches => {
                 let path = host.asked.pop_front();
                 host.signs.extend(path.map(Sign::SwitchCompleted));
             }
             Step::HostLeavesVf => host.signs.push_back(Sign::HostSwitched(Path::Synthetic)),
+            Step::Cuts(nic, vf) => {
+                host.cuts[0] = nic;
+                // A VF is what it is for as long as it is there.
+                host.cuts[1] = if self.card.has_port() { host.cuts[1] } else { vf };
+            }
             Step::Associates(true) => host.signs.push_back(Sign::Associated),
             Step::Associates(false) => host.signs.push_back(Sign::Disassociated),
             Step::Link(up) => host.link = if up { PortLink::Up } else { PortLink::Down },
@@ -221,6 +314,7 @@ impl World {
             Step::Send => {
                 self.send();
             }
+            Step::SendLarge(segments) => self.send_large(segments),
             Step::Poll => self.poll(),
             Step::Bind if !self.card.has_port() => {
                 // A new VF knows nothing of the old one's frames.
@@ -245,7 +339,8 @@ impl World {
             if host.asked.is_empty() && host.ring.is_empty() && host.queue.is_empty() {
                 drop(host);
                 self.poll();
-                if self.card.is_quiet() && self.host.borrow().asked.is_empty() {
+                let host = self.host.borrow();
+                if self.card.is_quiet() && host.asked.is_empty() && host.ring.is_empty() {
                     return;
                 }
             }
@@ -278,9 +373,9 @@ proptest! {
         let counters = world.card.counters();
         let arrived = first_arrivals(&world.host.borrow().wire);
         prop_assert_eq!(arrived, (0..world.next).collect::<Vec<_>>());
-        prop_assert_eq!(counters.frames_accepted, u64::from(world.next));
+        prop_assert_eq!(counters.frames_accepted, world.accepted);
         prop_assert_eq!(
-            counters.frames_accepted + counters.frames_resent,
+            counters.frames_accepted + counters.frames_cut + counters.frames_resent,
             counters.frames_vf + counters.frames_synthetic
         );
         prop_assert_eq!(counters.frames_lost, 0);

@@ -6,6 +6,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::mac::MacAddress;
+use crate::nic::TxWork;
 
 /// What fake NIC and fake port share with the test.
 #[derive(Default)]
@@ -26,6 +27,12 @@ struct Wire {
     /// The NIC is between two lives.
     not_ready: bool,
     switches: Vec<Path>,
+    /// What NIC and port do to frames, and what they were asked for.
+    offloads: [PathOffloads; 2],
+    work: Vec<TxWork>,
+    settings: Option<PortSettings>,
+    /// How the port was set up, and the last switch asked for before.
+    configured: Vec<(PortSettings, Option<Path>)>,
     signs: VecDeque<Sign>,
     from_nic: Vec<Vec<u8>>,
     from_port: Vec<Vec<u8>>,
@@ -78,6 +85,20 @@ impl Synthetic for FakeNic {
         Ok(())
     }
 
+    fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused> {
+        self.transmit(&frame.pieces.concat())?;
+        self.0.borrow_mut().work.push(frame.work());
+        Ok(())
+    }
+
+    fn offloads(&self) -> PathOffloads {
+        self.0.borrow().offloads[0]
+    }
+
+    fn settings(&self) -> Option<PortSettings> {
+        self.0.borrow().settings
+    }
+
     fn flush(&mut self) {}
 
     fn is_idle(&self) -> bool {
@@ -114,6 +135,27 @@ impl VfPort for FakePort {
             return Err(PortError::Full);
         }
         wire.queued.push_back(frame.to_vec());
+        Ok(())
+    }
+
+    fn configure(&mut self, settings: PortSettings) -> Result<(), PortError> {
+        let mut wire = self.0.borrow_mut();
+        let switched = wire.switches.last().copied();
+        wire.configured.push((settings, switched));
+        let most = 1500;
+        if settings.mtu > most {
+            return Err(PortError::Mtu { mtu: settings.mtu, most });
+        }
+        Ok(())
+    }
+
+    fn offloads(&self) -> PathOffloads {
+        self.0.borrow().offloads[1]
+    }
+
+    fn transmit_with(&mut self, frame: &[u8], work: &TxWork) -> Result<(), PortError> {
+        self.transmit(frame)?;
+        self.0.borrow_mut().work.push(*work);
         Ok(())
     }
 
@@ -494,3 +536,6 @@ fn every_switch_tells_how_long_it_kept_frames_waiting() {
     });
     assert_eq!(told, Some((Path::Synthetic, core::time::Duration::from_millis(2), 1)));
 }
+
+#[path = "adapter_work_tests.rs"]
+mod work_tests;

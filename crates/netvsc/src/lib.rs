@@ -30,4 +30,4 @@ pub mod stack;
 pub use adapter::Adapter;
 pub use mac::{MacAddress, MacAddressError};
 pub use nic::{Nic, NicConfig, NicError, NicEvent, RxFrame, SharedBuffer, TransmitError};
-pub use port::{Path, PortError, PortLink, VfPort};
+pub use port::{Path, PathOffloads, PortError, PortLink, PortSettings, VfPort};

@@ -6,6 +6,10 @@
 use core::fmt;
 
 use crate::mac::MacAddress;
+use crate::nic::TxWork;
+use crate::rndis::PacketFilter;
+use crate::rndis::offload::IpOffloads;
+use crate::rndis::packet::TransmitChecksum;
 
 /// A way a NIC's frames can go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +50,52 @@ impl fmt::Display for PortLink {
     }
 }
 
+/// What a path does to frames that ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct PathOffloads {
+    /// To IPv4.
+    pub ipv4: IpOffloads,
+    /// To IPv6.
+    pub ipv6: IpOffloads,
+    /// Whether it puts 802.1Q tags in.
+    pub vlan: bool,
+}
+
+impl PathOffloads {
+    /// What both of two paths do.
+    #[must_use]
+    pub fn both(self, other: Self) -> Self {
+        Self {
+            ipv4: self.ipv4.both(other.ipv4),
+            ipv6: self.ipv6.both(other.ipv6),
+            vlan: self.vlan && other.vlan,
+        }
+    }
+
+    /// Whether all the checksums are computed that are asked for.
+    #[must_use]
+    pub fn computes(&self, request: TransmitChecksum) -> bool {
+        let ipv6 = request.contains(TransmitChecksum::IPV6);
+        crate::nic::offload::offered(if ipv6 { &self.ipv6 } else { &self.ipv4 }, request)
+    }
+
+    /// Whether a segment of `len` bytes is cut.
+    #[must_use]
+    pub fn cuts(&self, ipv6: bool, len: usize) -> bool {
+        let offered = if ipv6 { self.ipv6 } else { self.ipv4 };
+        len <= offered.large_send as usize
+    }
+}
+
+/// How a port has to be set up to carry what its NIC carries (F2, F11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortSettings {
+    /// Largest packet without Ethernet header, in bytes.
+    pub mtu: u32,
+    /// Which frames to receive.
+    pub filter: PacketFilter,
+}
+
 /// Why a port did not take a frame. Nothing of the frame has been sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
@@ -63,6 +113,14 @@ pub enum PortError {
         /// Most that the port sends.
         most: usize,
     },
+    /// The port cannot carry packets of the NIC's size, so that it cannot be used.
+    #[error("MTU of {mtu}: this port carries up to {most}")]
+    Mtu {
+        /// The MTU that the NIC has.
+        mtu: u32,
+        /// Most that the port has.
+        most: u32,
+    },
 }
 
 /// One Ethernet port of a virtual function.
@@ -72,6 +130,27 @@ pub trait VfPort {
 
     /// The state of the link right now. Once it is [`PortLink::Gone`] it stays so.
     fn link(&mut self) -> PortLink;
+
+    /// Sets the port up. Comes before the first frame, and whenever the NIC's settings have changed.
+    ///
+    /// # Errors
+    /// [`PortError::Mtu`] if it cannot carry such packets: it is not used then. [`PortError::Gone`].
+    fn configure(&mut self, settings: PortSettings) -> Result<(), PortError>;
+
+    /// What the device does to frames. What it does not is done before they are given to it.
+    fn offloads(&self) -> PathOffloads {
+        PathOffloads::default()
+    }
+
+    /// Queues one frame with work for the device, which is only asked for what [`offloads`](Self::offloads) names. A large
+    /// send is one frame, also where frames are counted.
+    ///
+    /// # Errors
+    /// [`PortError`]; the frame was not taken.
+    fn transmit_with(&mut self, frame: &[u8], work: &TxWork) -> Result<(), PortError> {
+        debug_assert!(work.is_none(), "this port states no offloads");
+        self.transmit(frame)
+    }
 
     /// Queues one frame. The device may wait with it until [`flush`](Self::flush).
     ///

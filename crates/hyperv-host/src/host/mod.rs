@@ -23,7 +23,7 @@ use crate::memory::GuestMemory;
 use crate::nic::{GuestView, NicPolicy, NicService, NicServiceConfig, NicServiceEvent};
 use crate::pci::{MOST_PORTS, PciPolicy, PciService, SlotTaken};
 use crate::switch::{Offered, PortConfig, PortCounters, PortId, Switch};
-use crate::vf::{VfCounters, VfWindow};
+use crate::vf::{VfCounters, VfFeatures, VfWindow};
 use device::HostPci;
 
 /// A NIC to be offered.
@@ -170,6 +170,7 @@ pub struct Host {
     owners: BTreeMap<DeviceId, Owner>,
     events: VecDeque<HostEvent>,
     pci_policy: PciPolicy,
+    vf_features: VfFeatures,
 }
 
 impl std::fmt::Debug for Host {
@@ -191,7 +192,13 @@ impl Host {
             owners: BTreeMap::new(),
             events: VecDeque::new(),
             pci_policy: pci,
+            vf_features: VfFeatures::all(),
         }
+    }
+
+    /// Chooses what VFs that come from now on do to frames: everything, unless it is said.
+    pub fn set_vf_features(&mut self, features: VfFeatures) {
+        self.vf_features = features;
     }
 
     /// Offers a NIC. Returns its number: 0 for the first.

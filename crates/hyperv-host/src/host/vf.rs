@@ -68,6 +68,10 @@ pub(super) fn sum(a: VfCounters, b: VfCounters) -> VfCounters {
         rx_handed: a.rx_handed + b.rx_handed,
         rx_perished: a.rx_perished + b.rx_perished,
         rx_too_long: a.rx_too_long + b.rx_too_long,
+        rx_filtered: a.rx_filtered + b.rx_filtered,
+        tx_checksums: a.tx_checksums + b.tx_checksums,
+        tx_large: a.tx_large + b.tx_large,
+        tx_tags: a.tx_tags + b.tx_tags,
         faults: a.faults + b.faults,
         starts: a.starts + b.starts,
     }
@@ -119,7 +123,8 @@ impl Host {
             if entry.vf.is_some() || ports.iter().any(|port| port.nic == *nic) {
                 return Err(ActError::VfPresent(*nic));
             }
-            let config = VfConfig { mac: entry.service.mac(), link: true };
+            let (mac, features) = (entry.service.mac(), self.vf_features);
+            let config = VfConfig { mac, link: true, features };
             ports.push(HostPort { nic: *nic, device: VfDevice::new(config, self.memory.clone()) });
         }
         let mut service = PciService::new(self.pci_policy.clone());

@@ -4,18 +4,21 @@ use std::fmt;
 use std::sync::Arc;
 
 use netvsc::MacAddress;
+use netvsc::rndis::PacketFilter;
 use vmbus::channel::Doorbell;
 use vmbus::memory::{PAGE_SIZE, PageList, SharedMemory, SharedPages};
 use vmbus::{Instant, Pfn, SignalFlag};
 
 use super::layout::{
-    CONTROL, CONTROL_ON, DEPTH, DEVICE_ID, Descriptor, GONE, ID, LONGEST_FRAME, MAC_HIGH, MAC_LOW,
-    MAX_FRAME, MOST_DESCRIPTORS, REPORT, RX_DONE, RX_POSTED, RX_RING, STATUS, STATUS_FAULT,
-    STATUS_LINK, STATUS_RUNNING, TX_DONE, TX_FIRST, TX_PRODUCED, TX_RING, load, load_address,
-    place, store, wipe,
+    CONTROL, CONTROL_ON, DEPTH, DEVICE_ID, Descriptor, FEATURES, FILTER, GONE, ID, LARGEST_SEND,
+    LONGEST_FRAME, MAC_HIGH, MAC_LOW, MAX_FRAME, MOST_DESCRIPTORS, MTU, REPORT, RX_DONE, RX_POSTED,
+    RX_RING, STATUS, STATUS_FAULT, STATUS_LINK, STATUS_RUNNING, TX_DONE, TX_FIRST, TX_PRODUCED,
+    TX_RING, load, load_address, place, store, wipe,
 };
+use super::transmit::VfFeatures;
 use crate::memory::{GuestMemory, UnknownFrame};
-use crate::switch::{Offered, Path, SideState, SwitchPort};
+use crate::nic::offload::OffloadError;
+use crate::switch::{Path, SideState, SwitchPort};
 
 /// What a device is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct VfConfig {
     pub mac: MacAddress,
     /// Whether its link is up from the start.
     pub link: bool,
+    /// What it does to frames.
+    pub features: VfFeatures,
 }
 
 /// What a driver in the guest needs: the registers, a doorbell to ring and an interrupt to look at.
@@ -59,6 +64,25 @@ pub enum VfFault {
         /// How far it may be.
         depth: u32,
     },
+    /// Descriptors of a frame that do not make one: it does not end, or asks for work without saying which.
+    #[error(
+        "a frame in descriptors up to {end}: expected it to end before that, and to start with its work"
+    )]
+    Chain {
+        /// The running number behind the last descriptor that was handed over.
+        end: u32,
+    },
+    /// A frame that is longer than the device sends in one piece, and is not to be cut; or too long for that, too.
+    #[error(
+        "frame of {length} bytes: expected at most {LONGEST_FRAME}, or {LARGEST_SEND} if it is to be cut"
+    )]
+    Length {
+        /// Its length.
+        length: usize,
+    },
+    /// Work that the device has not offered, or that the frame's headers do not bear out.
+    #[error("work on a frame: {0}")]
+    Work(#[from] OffloadError),
     /// A buffer that crosses a page, or is empty or too long to send.
     #[error(
         "buffer of {length} bytes at {address:#x}: expected 1 to {LONGEST_FRAME} within a page"
@@ -71,7 +95,8 @@ pub enum VfFault {
     },
 }
 
-/// What became of the frames.
+/// What became of the frames. What is handed over and done is counted in descriptors, of which a frame that is to be cut takes
+/// several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VfCounters {
     /// Frames that the guest has handed over.
@@ -88,8 +113,16 @@ pub struct VfCounters {
     pub rx_handed: u64,
     /// Of these, frames that the guest had not read when the device went or was turned off.
     pub rx_perished: u64,
-    /// Frames that were too long for the guest's buffers and were dropped.
+    /// Frames that were too long for the guest's buffers or its MTU and were dropped.
     pub rx_too_long: u64,
+    /// Frames that the guest's filter does not let through.
+    pub rx_filtered: u64,
+    /// Frames whose checksums the device computed.
+    pub tx_checksums: u64,
+    /// Frames that it cut.
+    pub tx_large: u64,
+    /// Frames that it put a tag into.
+    pub tx_tags: u64,
     /// Times that the guest broke a rule.
     pub faults: u64,
     /// Times that a queue of the device was taken into use.
@@ -106,21 +139,23 @@ impl VfCounters {
 }
 
 /// A buffer's page, kept so that each is looked up once and not for every frame.
-type Mapped = Option<(Pfn, PageList)>;
+pub(super) type Mapped = Option<(Pfn, PageList)>;
 
 /// The rings while the device runs.
 #[derive(Debug)]
-struct Queues {
-    depth: u32,
-    tx_ring: PageList,
+pub(super) struct Queues {
+    pub(super) depth: u32,
+    pub(super) tx_ring: PageList,
     rx_ring: PageList,
-    report: PageList,
+    pub(super) report: PageList,
     /// What `TX_PRODUCED` was when last looked at.
-    tx_seen: u32,
-    tx_done: u32,
+    pub(super) tx_seen: u32,
+    pub(super) tx_done: u32,
+    /// Segments of the next frame that the switch has already.
+    pub(super) tx_segments: usize,
     rx_first: u32,
     rx_done: u32,
-    tx_buffers: Vec<Mapped>,
+    pub(super) tx_buffers: Vec<Mapped>,
     rx_buffers: Vec<Mapped>,
 }
 
@@ -143,7 +178,9 @@ pub struct VfDevice {
     /// The value of `CONTROL` that was acted upon last.
     control: u32,
     counters: VfCounters,
-    frame: Box<[u8]>,
+    /// Where a frame is put together, and one of its segments.
+    frame: Vec<u8>,
+    segment: Vec<u8>,
 }
 
 impl VfDevice {
@@ -156,6 +193,9 @@ impl VfDevice {
         store(&registers, MAC_LOW, u32::from_le_bytes([a, b, c, d]));
         store(&registers, MAC_HIGH, u32::from_le_bytes([e, f, 0, 0]));
         store(&registers, MAX_FRAME, LONGEST_FRAME as u32);
+        store(&registers, FEATURES, config.features.bits());
+        store(&registers, MTU, LONGEST_FRAME as u32);
+        store(&registers, FILTER, u32::MAX);
         store(&registers, DEPTH, MOST_DESCRIPTORS);
         let window =
             VfWindow { registers, doorbell: SignalFlag::new(), interrupt: SignalFlag::new() };
@@ -167,7 +207,8 @@ impl VfDevice {
             link: config.link,
             control: 0,
             counters: VfCounters::default(),
-            frame: vec![0; LONGEST_FRAME].into(),
+            frame: Vec::with_capacity(LONGEST_FRAME),
+            segment: Vec::with_capacity(LONGEST_FRAME),
         };
         device.show_status();
         device
@@ -260,12 +301,14 @@ impl VfDevice {
             port.set_side(Path::Vf, SideState::Down);
         }
         let State::Running(queues) = &mut self.state else { return };
-        let mut queues = Work {
+        let mut queues = AtWork {
             queues,
             registers: &self.window.registers,
             memory: &*self.memory,
             counters: &mut self.counters,
             frame: &mut self.frame,
+            segment: &mut self.segment,
+            features: self.config.features,
             link: self.link,
         };
         let moved = queues.transmit(port, now).and_then(|sent| {
@@ -330,6 +373,7 @@ impl VfDevice {
             report,
             tx_seen: tx_done,
             tx_done,
+            tx_segments: 0,
             rx_first: rx_done,
             rx_done,
             tx_buffers: vec![None; depth as usize],
@@ -404,64 +448,25 @@ impl fmt::Debug for VfDevice {
 }
 
 /// A running device at work: everything it touches, borrowed apart.
-struct Work<'a> {
-    queues: &'a mut Queues,
-    registers: &'a SharedPages,
-    memory: &'a dyn GuestMemory,
-    counters: &'a mut VfCounters,
-    frame: &'a mut [u8],
-    link: bool,
+pub(super) struct AtWork<'a> {
+    pub(super) queues: &'a mut Queues,
+    pub(super) registers: &'a SharedPages,
+    pub(super) memory: &'a dyn GuestMemory,
+    pub(super) counters: &'a mut VfCounters,
+    pub(super) frame: &'a mut Vec<u8>,
+    pub(super) segment: &'a mut Vec<u8>,
+    pub(super) features: VfFeatures,
+    pub(super) link: bool,
 }
 
-impl Work<'_> {
-    /// Forwards frames until there are no more or the switch takes no more; the number of descriptors done.
-    fn transmit(&mut self, port: &mut SwitchPort, now: Instant) -> Result<usize, VfFault> {
-        let depth = self.queues.depth;
-        let produced = load(self.registers, TX_PRODUCED);
-        let waiting = ahead("TX_PRODUCED", produced, self.queues.tx_done, depth)?;
-        self.counters.tx_seen += u64::from(produced.wrapping_sub(self.queues.tx_seen));
-        self.queues.tx_seen = produced;
-        let taken_back = self.skip(waiting);
-        let mut done = taken_back as usize;
-        if !self.link {
-            return Ok(done);
-        }
-        for _ in taken_back..waiting {
-            let place = place(self.queues.tx_done, depth);
-            let descriptor = Descriptor::read(&self.queues.tx_ring, place);
-            let length = descriptor.length as usize;
-            let Some(frame) = self.frame.get_mut(..length).filter(|frame| !frame.is_empty()) else {
-                return Err(VfFault::Buffer {
-                    address: descriptor.address,
-                    length: descriptor.length,
-                });
-            };
-            let Some(buffer) = self.queues.tx_buffers.get_mut(place) else { break };
-            let (page, offset) = buffer_page(buffer, self.memory, &descriptor)?;
-            if page.read(offset, frame).is_err() {
-                return Err(VfFault::Buffer {
-                    address: descriptor.address,
-                    length: descriptor.length,
-                });
-            }
-            match port.accept_from_guest(Path::Vf, frame, now) {
-                Offered::Accepted => self.counters.tx_confirmed += 1,
-                Offered::Dropped(_) => self.counters.tx_dropped += 1,
-                Offered::Busy => break,
-            }
-            self.queues.tx_done = self.queues.tx_done.wrapping_add(1);
-            store(&self.queues.report, TX_DONE, self.queues.tx_done);
-            done += 1;
-        }
-        Ok(done)
-    }
-
+impl AtWork<'_> {
     /// Passes over the frames that the driver has taken back, of `waiting` ones; their number.
-    fn skip(&mut self, waiting: u32) -> u32 {
+    pub(super) fn skip(&mut self, waiting: u32) -> u32 {
         let first = load(self.registers, TX_FIRST).wrapping_sub(self.queues.tx_done);
         if first == 0 || first > waiting {
             return 0;
         }
+        self.queues.tx_segments = 0;
         self.counters.tx_taken_back += u64::from(first);
         self.queues.tx_done = self.queues.tx_done.wrapping_add(first);
         store(&self.queues.report, TX_DONE, self.queues.tx_done);
@@ -480,8 +485,11 @@ impl Work<'_> {
             let descriptor = Descriptor::read(&self.queues.rx_ring, place);
             let Some(buffer) = self.queues.rx_buffers.get_mut(place) else { break };
             let (page, offset) = buffer_page(buffer, self.memory, &descriptor)?;
-            let fits = frame.len() <= descriptor.length as usize;
-            if fits && page.write(offset, frame).is_ok() {
+            let mtu = load(self.registers, MTU) as usize;
+            let fits = frame.len() <= (descriptor.length as usize).min(mtu.saturating_add(18));
+            if !passes(frame, load(self.registers, FILTER)) {
+                self.counters.rx_filtered += 1;
+            } else if fits && page.write(offset, frame).is_ok() {
                 let used = Descriptor { used: frame.len() as u32, ..descriptor };
                 used.write(&self.queues.rx_ring, place);
                 self.queues.rx_done = self.queues.rx_done.wrapping_add(1);
@@ -499,8 +507,26 @@ impl Work<'_> {
     }
 }
 
+/// Whether a filter lets a frame through.
+fn passes(frame: &[u8], filter: u32) -> bool {
+    let filter = PacketFilter::from_bits_retain(filter);
+    let wanted = match frame.get(..6) {
+        Some([0xff, 0xff, 0xff, 0xff, 0xff, 0xff]) => PacketFilter::BROADCAST,
+        Some([first, ..]) if first & 1 == 1 => {
+            PacketFilter::MULTICAST | PacketFilter::ALL_MULTICAST
+        }
+        _ => PacketFilter::DIRECTED,
+    };
+    filter.intersects(wanted | PacketFilter::PROMISCUOUS)
+}
+
 /// How far a count of the guest is ahead of what is done.
-fn ahead(which: &'static str, count: u32, done: u32, depth: u32) -> Result<u32, VfFault> {
+pub(super) fn ahead(
+    which: &'static str,
+    count: u32,
+    done: u32,
+    depth: u32,
+) -> Result<u32, VfFault> {
     match count.wrapping_sub(done) {
         ahead if ahead <= depth => Ok(ahead),
         ahead => Err(VfFault::Count { which, ahead, depth }),
@@ -509,7 +535,7 @@ fn ahead(which: &'static str, count: u32, done: u32, depth: u32) -> Result<u32, 
 
 /// The page of a descriptor's buffer and the offset in it. A guest that uses the same buffer for the same place every
 /// time has it looked up once.
-fn buffer_page<'a>(
+pub(super) fn buffer_page<'a>(
     known: &'a mut Mapped,
     memory: &dyn GuestMemory,
     descriptor: &Descriptor,

@@ -19,6 +19,8 @@ pub const MAC_LOW: usize = 0x08;
 pub const MAC_HIGH: usize = 0x0c;
 /// Read only: longest frame in bytes, Ethernet header included.
 pub const MAX_FRAME: usize = 0x10;
+/// Read only: what the device does to frames, as [`VfFeatures`](super::VfFeatures).
+pub const FEATURES: usize = 0x14;
 /// Descriptors per ring: a power of two, 2 to [`MOST_DESCRIPTORS`].
 pub const DEPTH: usize = 0x18;
 /// [`CONTROL_ON`] and, in the other bits, a number that each driver changes. Any change turns the device off first, so
@@ -38,6 +40,10 @@ pub const TX_RING: usize = 0x30;
 pub const RX_RING: usize = 0x38;
 /// Guest physical address of the page that the device reports to.
 pub const REPORT: usize = 0x40;
+/// Largest packet without Ethernet header: longer frames are not received. As much as fits, unless it is set.
+pub const MTU: usize = 0x48;
+/// Which frames are received: bits as of an NDIS packet filter. All of them, unless it is set.
+pub const FILTER: usize = 0x4c;
 
 /// [`CONTROL`]: the device is to work on the rings.
 pub const CONTROL_ON: u32 = 1;
@@ -54,11 +60,53 @@ pub const TX_DONE: usize = 0x00;
 /// In the report page: receive descriptors filled so far.
 pub const RX_DONE: usize = 0x40;
 
+/// In a transmit descriptor's `used`: the frame goes on in the next one.
+pub const TX_MORE: u32 = 1;
+/// In the `used` of a frame's first transmit descriptor: its buffer starts with a [`Work`] of [`WORK`] bytes.
+pub const TX_WORK: u32 = 2;
+/// Bytes of a [`Work`].
+pub const WORK: usize = 16;
+/// Longest frame that is to be cut, all headers and a tag included.
+pub const LARGEST_SEND: usize = 65_535 + 18;
+
+/// What the device shall do to a frame, in front of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Work {
+    /// 0: checksums, as in RNDIS per-packet information; 0 for none.
+    pub checksum: u32,
+    /// 4: how to cut it, likewise; 0 for not at all.
+    pub large_send: u32,
+    /// 8: the tag to put in, with [`WORK_TAG`] set; 0 for none.
+    pub tag: u32,
+}
+
+/// [`Work::tag`]: there is one, in the low half.
+pub const WORK_TAG: u32 = 0x1_0000;
+
+impl Work {
+    pub(super) fn decode(bytes: [u8; WORK]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = bytes;
+        Self {
+            checksum: u32::from_le_bytes([a, b, c, d]),
+            large_send: u32::from_le_bytes([e, f, g, h]),
+            tag: u32::from_le_bytes([i, j, k, l]),
+        }
+    }
+
+    pub(super) fn encode(self) -> [u8; WORK] {
+        let mut bytes = [0; WORK];
+        bytes[..4].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.large_send.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.tag.to_le_bytes());
+        bytes
+    }
+}
+
 /// Bytes of a descriptor.
 pub const DESCRIPTOR: usize = 16;
 /// Most descriptors of a ring: it takes one page.
 pub const MOST_DESCRIPTORS: u32 = (PAGE_SIZE / DESCRIPTOR) as u32;
-/// Longest frame of this device. A buffer lies within one page, and two share a page.
+/// Longest frame of this device, and most bytes of one buffer. A buffer lies within one page, and two share a page.
 pub const LONGEST_FRAME: usize = PAGE_SIZE / 2;
 
 /// One entry of a ring.
@@ -68,7 +116,8 @@ pub struct Descriptor {
     pub address: u64,
     /// 8: bytes to send, or bytes that the buffer takes.
     pub length: u32,
-    /// 12: in the receive ring, written by the device: bytes of the frame.
+    /// 12: in the receive ring, written by the device: bytes of the frame. In the transmit ring, by the guest: [`TX_MORE`]
+    /// and [`TX_WORK`].
     pub used: u32,
 }
 

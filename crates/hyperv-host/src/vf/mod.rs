@@ -29,7 +29,10 @@
 //! While the link is down no frame moves in either direction; what was handed over goes on when it is up again. A driver
 //! that has sent those frames elsewhere meanwhile says so in [`TX_FIRST`], and they are done without being sent.
 //!
-//! Frames longer than [`LONGEST_FRAME`] do not fit; there are no offloads and no filters.
+//! # Work for the device
+//! [`FEATURES`] says what the device does to frames on their way out. A frame may have a [`Work`] in front of it that asks for
+//! that, and may lie in several buffers, in successive descriptors. It is done, with all its descriptors, when the switch has all
+//! of it. Frames longer than [`LONGEST_FRAME`] have to be cut; [`MTU`] and [`FILTER`] say what is received.
 //!
 //! [`DEPTH`]: layout::DEPTH
 //! [`CONTROL`]: layout::CONTROL
@@ -41,6 +44,10 @@
 //! [`RX_POSTED`]: layout::RX_POSTED
 //! [`RX_DONE`]: layout::RX_DONE
 //! [`Descriptor`]: layout::Descriptor
+//! [`FEATURES`]: layout::FEATURES
+//! [`Work`]: layout::Work
+//! [`MTU`]: layout::MTU
+//! [`FILTER`]: layout::FILTER
 //! [`LONGEST_FRAME`]: layout::LONGEST_FRAME
 
 mod device;
@@ -48,9 +55,11 @@ pub mod layout;
 mod port;
 #[cfg(test)]
 mod tests;
+mod transmit;
 
 pub use device::{VfConfig, VfCounters, VfDevice, VfFault, VfWindow};
 pub use port::{OpenError, SimulatedPort};
+pub use transmit::VfFeatures;
 
 use vmbus::Serial;
 use vpci::Slot;

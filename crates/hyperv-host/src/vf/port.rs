@@ -1,19 +1,28 @@
 //! The guest's side: a driver for the device.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use netvsc::MacAddress;
-use netvsc::port::{PortError, PortLink, VfPort};
+use netvsc::nic::TxWork;
+use netvsc::port::{PathOffloads, PortError, PortLink, PortSettings, VfPort};
+use netvsc::rndis::offload::{ChecksumSet, IpOffloads};
+use netvsc::rndis::packet::LargeSend;
 use vmbus::channel::Doorbell;
 use vmbus::memory::{PAGE_SIZE, SharedMemory, SharedPages};
 use vmbus::platform::{AllocError, Platform};
 
 use super::device::VfWindow;
 use super::layout::{
-    CONTROL, CONTROL_ON, DEPTH, DEVICE_ID, Descriptor, GONE, ID, LONGEST_FRAME, MAC_HIGH, MAC_LOW,
-    MOST_DESCRIPTORS, REPORT, RX_DONE, RX_POSTED, RX_RING, STATUS, STATUS_FAULT, STATUS_LINK,
-    STATUS_RUNNING, TX_DONE, TX_FIRST, TX_PRODUCED, TX_RING, load, place, store, store_address,
+    CONTROL, CONTROL_ON, DEPTH, DEVICE_ID, Descriptor, FEATURES, FILTER, GONE, ID, LARGEST_SEND,
+    LONGEST_FRAME, MAC_HIGH, MAC_LOW, MOST_DESCRIPTORS, MTU, REPORT, RX_DONE, RX_POSTED, RX_RING,
+    STATUS, STATUS_FAULT, STATUS_LINK, STATUS_RUNNING, TX_DONE, TX_FIRST, TX_MORE, TX_PRODUCED,
+    TX_RING, TX_WORK, WORK, WORK_TAG, Work, load, place, store, store_address,
 };
+use super::transmit::VfFeatures;
+
+/// Bytes of an Ethernet header with tag.
+const ETHERNET_AND_TAG: usize = 18;
 
 /// Buffers that share a page.
 const BUFFERS_PER_PAGE: usize = PAGE_SIZE / LONGEST_FRAME;
@@ -54,6 +63,9 @@ pub struct SimulatedPort {
     tx_done: u32,
     /// Frames that the switch got, over all time.
     confirmed: u64,
+    /// For each frame that is not done, the running number behind its last descriptor.
+    ends: VecDeque<u32>,
+    features: VfFeatures,
     rx_read: u32,
     frame: Box<[u8]>,
     /// The link was down when last looked at, and what the device had not sent by then was taken back.
@@ -91,6 +103,8 @@ impl SimulatedPort {
             tx_published: FIRST,
             tx_done: FIRST,
             confirmed: 0,
+            ends: VecDeque::with_capacity(depth as usize),
+            features: VfFeatures::from_bits_truncate(load(&window.registers, FEATURES)),
             rx_read: FIRST,
             frame: vec![0; LONGEST_FRAME].into(),
             cut_off: false,
@@ -161,12 +175,40 @@ impl SimulatedPort {
         let done = load(&self.report, TX_DONE);
         let newly = done.wrapping_sub(self.tx_done);
         if newly <= self.tx_published.wrapping_sub(self.tx_done) {
-            self.confirmed += u64::from(newly);
+            while self.ends.front().is_some_and(|end| end.wrapping_sub(self.tx_done) <= newly) {
+                self.ends.pop_front();
+                self.confirmed += 1;
+            }
             self.tx_done = done;
         } else {
             tracing::debug!(done, known = self.tx_done, "VF confirms what it was never given");
             self.gone = true;
         }
+    }
+
+    /// Looks for this many free descriptors.
+    fn make_room(&mut self, descriptors: u32) -> Result<(), PortError> {
+        let free = |port: &Self| port.depth - port.tx_produced.wrapping_sub(port.tx_done);
+        if free(self) < descriptors {
+            self.read_confirmations();
+            if free(self) < descriptors {
+                return Err(PortError::Full);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the next transmit descriptor and its buffer.
+    fn fill(&mut self, work: &[u8], bytes: &[u8], flags: u32) -> Option<()> {
+        let place = place(self.tx_produced, self.depth);
+        let at = place * LONGEST_FRAME;
+        self.tx_buffers.write(at, work).ok()?;
+        self.tx_buffers.write(at + work.len(), bytes).ok()?;
+        let length = (work.len() + bytes.len()) as u32;
+        let address = address_of(&self.tx_buffers, at);
+        Descriptor { address, length, used: flags }.write(&self.tx_ring, place);
+        self.tx_produced = self.tx_produced.wrapping_add(1);
+        Some(())
     }
 
     /// Copies a received frame out of shared memory; `None` if the device wrote an impossible length.
@@ -208,20 +250,71 @@ impl VfPort for SimulatedPort {
         if frame.is_empty() || frame.len() > LONGEST_FRAME {
             return Err(wrong_length);
         }
-        if self.tx_produced.wrapping_sub(self.tx_done) >= self.depth {
-            self.read_confirmations();
-            if self.tx_produced.wrapping_sub(self.tx_done) >= self.depth {
-                return Err(PortError::Full);
-            }
+        self.make_room(1)?;
+        self.fill(&[], frame, 0).ok_or(wrong_length)?;
+        self.ends.push_back(self.tx_produced);
+        Ok(())
+    }
+
+    fn configure(&mut self, settings: PortSettings) -> Result<(), PortError> {
+        if self.is_gone() {
+            return Err(PortError::Gone);
         }
-        let place = place(self.tx_produced, self.depth);
-        let at = place * LONGEST_FRAME;
-        if self.tx_buffers.write(at, frame).is_err() {
+        let most = (LONGEST_FRAME - ETHERNET_AND_TAG) as u32;
+        if settings.mtu > most {
+            return Err(PortError::Mtu { mtu: settings.mtu, most });
+        }
+        store(&self.window.registers, MTU, settings.mtu);
+        store(&self.window.registers, FILTER, settings.filter.bits());
+        Ok(())
+    }
+
+    fn offloads(&self) -> PathOffloads {
+        let has = |feature| self.features.contains(feature);
+        let sums = match has(VfFeatures::CHECKSUM) {
+            true => ChecksumSet::TCP | ChecksumSet::UDP,
+            false => ChecksumSet::empty(),
+        };
+        // One that needs more than half of the ring would wait for it to be empty.
+        let room = (self.depth as usize / 2 * LONGEST_FRAME).saturating_sub(WORK).min(LARGEST_SEND);
+        let large_send = if has(VfFeatures::LARGE_SEND) { room as u32 } else { 0 };
+        let ipv6 = IpOffloads { transmit: sums, large_send, ..IpOffloads::default() };
+        let own = if sums.is_empty() { sums } else { ChecksumSet::IP_HEADER };
+        let ipv4 = IpOffloads { transmit: sums | own, ..ipv6 };
+        PathOffloads { ipv4, ipv6, vlan: has(VfFeatures::TAG) }
+    }
+
+    fn transmit_with(&mut self, frame: &[u8], work: &TxWork) -> Result<(), PortError> {
+        if self.is_gone() {
+            return Err(PortError::Gone);
+        }
+        let most = if work.large_send.is_some() { LARGEST_SEND } else { LONGEST_FRAME };
+        let wrong_length = PortError::Length { len: frame.len(), most };
+        let first = frame.len().min(LONGEST_FRAME - WORK);
+        let Some((head, rest)) = frame.split_at_checked(first).filter(|_| frame.len() <= most)
+        else {
+            return Err(wrong_length);
+        };
+        let pieces = rest.len().div_ceil(LONGEST_FRAME);
+        if frame.is_empty() || pieces >= self.depth as usize {
             return Err(wrong_length);
         }
-        let address = address_of(&self.tx_buffers, at);
-        Descriptor { address, length: frame.len() as u32, used: 0 }.write(&self.tx_ring, place);
-        self.tx_produced = self.tx_produced.wrapping_add(1);
+        self.make_room(1 + pieces as u32)?;
+        let work = Work {
+            checksum: match work.large_send {
+                Some(_) => 0,
+                None => work.checksum.bits(),
+            },
+            large_send: work.large_send.map_or(0, LargeSend::to_ppi),
+            tag: work.vlan.map_or(0, |tag| WORK_TAG | u32::from(tag.0)),
+        };
+        let more = |last: bool| if last { 0 } else { TX_MORE };
+        let flags = TX_WORK | more(rest.is_empty());
+        self.fill(&work.encode(), head, flags).ok_or(wrong_length)?;
+        for (number, piece) in rest.chunks(LONGEST_FRAME).enumerate() {
+            self.fill(&[], piece, more(number + 1 == pieces)).ok_or(wrong_length)?;
+        }
+        self.ends.push_back(self.tx_produced);
         Ok(())
     }
 

@@ -58,7 +58,7 @@ fn wire(config: WireConfig, vf_transmit: VfTransmit) -> SwitchPort {
 impl World {
     fn new(to_peer: WireConfig) -> Self {
         let ram = GuestRam::new(5, 64);
-        let config = VfConfig { mac: MAC, link: true };
+        let config = VfConfig { mac: MAC, link: true, features: VfFeatures::all() };
         let device = VfDevice::new(config, Arc::new(ram.clone()));
         let port = SimulatedPort::open(device.window(), &ram, DEPTH_USED).unwrap();
         let mut world = Self {
@@ -142,7 +142,10 @@ fn a_driver_takes_the_device_into_use() {
 #[test]
 fn the_link_is_down_until_the_device_has_taken_the_rings() {
     let ram = GuestRam::new(1, 64);
-    let mut device = VfDevice::new(VfConfig { mac: MAC, link: true }, Arc::new(ram.clone()));
+    let mut device = VfDevice::new(
+        VfConfig { mac: MAC, link: true, features: VfFeatures::all() },
+        Arc::new(ram.clone()),
+    );
     let mut wire = wire(instant(), VfTransmit::Always);
     let mut port = SimulatedPort::open(device.window(), &ram, 2).unwrap();
     assert_eq!(port.link(), PortLink::Down);
@@ -389,7 +392,10 @@ fn a_dropped_driver_turns_the_device_off_and_the_next_one_starts_afresh() {
 #[test]
 fn a_driver_that_cannot_start_says_why() {
     let ram = GuestRam::new(1, 8);
-    let device = VfDevice::new(VfConfig { mac: MAC, link: true }, Arc::new(ram.clone()));
+    let device = VfDevice::new(
+        VfConfig { mac: MAC, link: true, features: VfFeatures::all() },
+        Arc::new(ram.clone()),
+    );
     for depth in [0, 1, 3, 512] {
         let error = SimulatedPort::open(device.window(), &ram, depth).unwrap_err();
         assert_eq!(error, OpenError::Depth(depth));
@@ -412,7 +418,10 @@ struct Raw {
 impl Raw {
     fn new() -> Self {
         let ram = GuestRam::new(9, 16);
-        let device = VfDevice::new(VfConfig { mac: MAC, link: true }, Arc::new(ram.clone()));
+        let device = VfDevice::new(
+            VfConfig { mac: MAC, link: true, features: VfFeatures::all() },
+            Arc::new(ram.clone()),
+        );
         let registers = device.window().registers;
         let rest = ram.allocate(4).unwrap();
         let tx_ring = rest.slice(0, 1).unwrap();
@@ -543,14 +552,17 @@ fn a_device_that_reports_the_impossible_counts_as_gone() {
 #[test]
 fn registers_and_window_are_what_the_layout_says() {
     let ram = GuestRam::new(1, 8);
-    let device = VfDevice::new(VfConfig { mac: MAC, link: false }, Arc::new(ram));
+    let device = VfDevice::new(
+        VfConfig { mac: MAC, link: false, features: VfFeatures::all() },
+        Arc::new(ram),
+    );
     let mut bytes = [0; 0x18];
     device.window().registers.read(0, &mut bytes).unwrap();
     #[rustfmt::skip]
     assert_eq!(bytes, [
         b'N', b'V', b'F', b'1', 0, 0, 0, 0,
         0x00, 0x15, 0x5d, 0x01, 0x02, 0x03, 0, 0,
-        0x00, 0x08, 0, 0, 0, 0, 0, 0,
+        0x00, 0x08, 0, 0, 7, 0, 0, 0,
     ]);
     let described = description(Slot::new(0, 0).unwrap(), Serial(4));
     assert_eq!((described.class, described.subclass, described.serial), (2, 0, Serial(4)));

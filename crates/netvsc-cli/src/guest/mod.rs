@@ -11,8 +11,9 @@ mod pci;
 use std::collections::{BTreeMap, VecDeque};
 
 use netvsc::adapter::{AdapterConfig, AdapterCounters, AdapterError};
+use netvsc::nic::{NicOffloads, TxFrame};
 use netvsc::pairing::{DeviceKind, Pairing, PairingConfig};
-use netvsc::{MacAddress, VfPort};
+use netvsc::{MacAddress, NicConfig, PathOffloads, VfPort};
 use vmbus::bus::{Bus, BusConfig, Error as BusError, Event as BusEvent, Offer, Post};
 use vmbus::memory::SharedPages;
 use vmbus::message::{NIC_CLASS, VPCI_CLASS};
@@ -80,6 +81,7 @@ pub struct Guest<M: Machine> {
     pairing: Pairing,
     events: VecDeque<What>,
     capture: Option<Capture>,
+    nic_config: NicConfig,
     blackouts: Blackouts,
 }
 
@@ -102,6 +104,7 @@ impl<M: Machine> Guest<M> {
             pairing: Pairing::new(PairingConfig::default()),
             events: VecDeque::new(),
             capture: None,
+            nic_config: NicConfig::default(),
             blackouts: Blackouts::default(),
         }
     }
@@ -348,10 +351,27 @@ impl<M: Machine> Guest<M> {
         let Some(adapter) = self.nics.get_mut(nic).and_then(NicDevice::adapter_mut) else {
             return Sending::Taken;
         };
-        match adapter.transmit(frame, now) {
-            Err(AdapterError::Full) => Sending::Later,
-            Ok(()) | Err(AdapterError::NotReady | AdapterError::Refused { .. }) => Sending::Taken,
-        }
+        sending(adapter.transmit(frame, now))
+    }
+
+    /// The same for a frame that leaves work to the card.
+    pub fn transmit_with(&mut self, nic: usize, frame: &TxFrame<'_>, now: Instant) -> Sending {
+        let Some(adapter) = self.nics.get_mut(nic).and_then(NicDevice::adapter_mut) else {
+            return Sending::Taken;
+        };
+        sending(adapter.transmit_with(frame, now))
+    }
+
+    /// What a NIC does to frames, on both of its paths if it has a VF.
+    #[must_use]
+    pub fn offloads(&self, nic: usize) -> PathOffloads {
+        let adapter = self.nics.get(nic).and_then(NicDevice::adapter);
+        adapter.map_or_else(PathOffloads::default, netvsc::Adapter::offloads)
+    }
+
+    /// Chooses what NICs that start from now on leave to the host.
+    pub fn leave_to_host(&mut self, offloads: NicOffloads) {
+        self.nic_config.offloads = offloads;
     }
 
     /// Sends what a NIC was handed.
@@ -459,6 +479,13 @@ impl<M: Machine> Guest<M> {
             }),
             progress: None,
         }
+    }
+}
+
+fn sending(result: Result<(), AdapterError>) -> Sending {
+    match result {
+        Err(AdapterError::Full) => Sending::Later,
+        Ok(()) | Err(AdapterError::NotReady | AdapterError::Refused { .. }) => Sending::Taken,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The life of a NIC in the guest: channel, buffers, start-up, frames, and its end.
 
 use netvsc::adapter::{Adapter, AdapterCounters, AdapterEvent, append};
-use netvsc::nic::{Nic, NicConfig, NicEvent, SharedBuffer};
+use netvsc::nic::{Nic, NicEvent, SharedBuffer};
 use netvsc::nvsp::Version;
 use netvsc::pairing::{NicId, PortId};
 use netvsc::{MacAddress, VfPort};
@@ -155,7 +155,7 @@ impl<M: Machine> Guest<M> {
                 if waiting > 1 {
                     Stage::Sharing { link, receive, send, waiting: waiting - 1 }
                 } else {
-                    match Nic::new(link, receive, Some(send), NicConfig::default(), now) {
+                    match Nic::new(link, receive, Some(send), self.nic_config.clone(), now) {
                         Ok(started) => {
                             nic.rung = true;
                             let mut adapter = Adapter::new(started, adapter_config());
@@ -224,6 +224,10 @@ impl<M: Machine> Guest<M> {
             }
             AdapterEvent::Retrying { attempt } => {
                 let why = format!("the host is asked for the VF again, try {attempt}");
+                self.events.push_back(What::Pairing { nic: Some(number), why });
+            }
+            AdapterEvent::Unfit { error } => {
+                let why = format!("the VF is not used: {error}");
                 self.events.push_back(What::Pairing { nic: Some(number), why });
             }
             AdapterEvent::Flapping { switches } => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyperv_host::host::VfPlace;
 use hyperv_host::switch::Offered;
-use netvsc::MacAddress;
+use netvsc::{MacAddress, PathOffloads};
 use smoltcp::wire::Ipv4Address;
 use vmbus::Instant;
 use vmbus::time::earliest;
@@ -146,10 +146,17 @@ impl Simulation {
                     lane.local.push(fill);
                 }
             });
-            let mut moved = self.stage.handle_events(now, |nic| match lanes.get_mut(nic) {
-                Some(lane) => lane.start(nic),
-                None => Ok(()),
+            let mut ready = Vec::new();
+            let mut moved = self.stage.handle_events(now, |nic| {
+                ready.push(nic);
+                Ok(())
             })?;
+            for nic in ready {
+                let offloads = self.stage.world.guest.offloads(nic);
+                if let Some(lane) = lanes.get_mut(nic) {
+                    lane.start(nic, offloads, now)?;
+                }
+            }
             moved |= self.stage.follow_scripts(now, |nic| lanes[nic].progress())?;
             for nic in 0..self.lanes.len() {
                 moved |= self.carry(nic)?;
@@ -169,7 +176,8 @@ impl Simulation {
         lane.peer.poll(now);
         let mut sent = false;
         while let Some(frame) = lane.local.front() {
-            match self.stage.world.guest.transmit(nic, frame, now) {
+            let work = lane.local.front_work();
+            match self.stage.world.guest.transmit_with(nic, &work.of(&[frame]), now) {
                 Sending::Taken => sent = true,
                 Sending::Later => break,
             }
@@ -268,8 +276,9 @@ impl Simulation {
 
 impl Lane {
     /// The NIC is ready: the transfer begins, unless it has begun before.
-    fn start(&mut self, nic: usize) -> Result<(), Error> {
+    fn start(&mut self, nic: usize, offloads: PathOffloads, now: Instant) -> Result<(), Error> {
         let Some(source) = self.source.take() else { return Ok(()) };
+        self.local.leave(offloads, now);
         let transfer = if self.upload {
             Transfer::start(source, &mut self.local, &mut self.peer, address(nic, 2))
         } else {

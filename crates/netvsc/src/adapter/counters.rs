@@ -1,7 +1,8 @@
 //! What an adapter counts.
 
-/// What an adapter did. Every frame taken went out on exactly one path first, so that
-/// `frames_accepted + frames_resent == frames_vf + frames_synthetic`; those of `frames_lost` went no further than the VF.
+/// What an adapter did. Every frame taken went out on exactly one path first, so that once nothing waits
+/// `frames_accepted + frames_cut + frames_resent == frames_vf + frames_synthetic`, if
+/// none is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AdapterCounters {
     /// Frames taken from the upper layer.
@@ -10,6 +11,8 @@ pub struct AdapterCounters {
     pub frames_vf: u64,
     /// Frames sent on the synthetic path, those sent again included.
     pub frames_synthetic: u64,
+    /// Frames that came of cutting large sends here: their segments, less one for each.
+    pub frames_cut: u64,
     /// Frames sent again since a VF never confirmed them.
     pub frames_resent: u64,
     /// Frames that a VF never confirmed and that the synthetic NIC can never send.
@@ -40,6 +43,7 @@ impl core::ops::Add for AdapterCounters {
             frames_accepted: self.frames_accepted + other.frames_accepted,
             frames_vf: self.frames_vf + other.frames_vf,
             frames_synthetic: self.frames_synthetic + other.frames_synthetic,
+            frames_cut: self.frames_cut + other.frames_cut,
             frames_resent: self.frames_resent + other.frames_resent,
             frames_lost: self.frames_lost + other.frames_lost,
             frames_received: self.frames_received + other.frames_received,

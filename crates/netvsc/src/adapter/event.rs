@@ -4,7 +4,7 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::failover::Cause;
-use crate::port::Path;
+use crate::port::{Path, PortError};
 
 /// What an adapter has to say.
 #[derive(Debug)]
@@ -49,6 +49,11 @@ pub enum AdapterEvent<E, P> {
         /// Which try this is, from 1.
         attempt: u32,
     },
+    /// The port cannot carry what the NIC carries. It stays bound, and is not used until one of them is set up otherwise.
+    Unfit {
+        /// Why.
+        error: PortError,
+    },
     /// The path switches too often.
     Flapping {
         /// Switches within the window of the configuration.
@@ -68,6 +73,7 @@ impl<E, P> AdapterEvent<E, P> {
             Self::SwitchOverdue { .. } => "switch-overdue",
             Self::Resumed { .. } => "resumed",
             Self::Retrying { .. } => "retrying",
+            Self::Unfit { .. } => "unfit",
             Self::Flapping { .. } => "flapping",
         }
     }
@@ -97,6 +103,7 @@ impl<E: fmt::Display, P> fmt::Display for AdapterEvent<E, P> {
             Self::Retrying { attempt } => {
                 write!(f, "the host is asked for the VF again, try {attempt}")
             }
+            Self::Unfit { error } => write!(f, "the VF is not used: {error}"),
             Self::Flapping { switches } => {
                 write!(f, "the path switches too often: {switches} times in the window")
             }

@@ -4,6 +4,38 @@ use super::transmit::{ADDRESSES, VLAN_TYPE};
 use super::types::{ETHERNET_HEADER, TransmitError, VLAN_TAG};
 use crate::rndis::packet::{LargeSend, TransmitChecksum, VlanTag};
 
+/// What is asked for beside the bytes of a frame: the fields of a [`TxFrame`] that are not its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TxWork {
+    /// A tag to be put in.
+    pub vlan: Option<VlanTag>,
+    /// Checksums to be computed.
+    pub checksum: TransmitChecksum,
+    /// A TCP segment to be cut.
+    pub large_send: Option<LargeSend>,
+    /// The hash of the flow.
+    pub hash: Option<u32>,
+}
+
+impl TxWork {
+    /// Nothing.
+    pub const NONE: Self =
+        Self { vlan: None, checksum: TransmitChecksum::empty(), large_send: None, hash: None };
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+
+    /// The frame that these bytes and this make.
+    #[must_use]
+    pub const fn of<'a>(&self, pieces: &'a [&'a [u8]]) -> TxFrame<'a> {
+        let Self { vlan, checksum, large_send, hash } = *self;
+        TxFrame { pieces, vlan, checksum, large_send, hash }
+    }
+}
+
 /// A frame to be sent: its bytes in one piece or several, and what the host shall do to it.
 ///
 /// [`Nic::transmit`](super::Nic::transmit) sends plain bytes; this is for those who leave work to the host.
@@ -36,6 +68,13 @@ impl<'a> TxFrame<'a> {
             large_send: None,
             hash: None,
         }
+    }
+
+    /// What is asked for beside the bytes.
+    #[must_use]
+    pub const fn work(&self) -> TxWork {
+        let Self { vlan, checksum, large_send, hash, .. } = *self;
+        TxWork { vlan, checksum, large_send, hash }
     }
 
     /// Bytes of all pieces.

@@ -12,7 +12,7 @@
 //! | `control` | RNDIS requests, replies and indications |
 //! | `settings` | what can be changed at work, and what is left to the host |
 //! | `flaps` | the link, told with restraint |
-//! | `frame`, `offload` | a frame to be sent, and work on its headers |
+//! | `frame`, `offload`, `cut` | a frame to be sent, and work on its headers and pieces |
 //! | `transmit` | frames into the send buffer |
 //! | `slots`, `pool` | how the send buffer is divided, also among queues |
 //! | `receive` | frames out of transfer pages |
@@ -28,10 +28,11 @@
 //! answer during start-up, or a broken ring, ends the NIC with a [`NicError`].
 
 mod control;
+pub(crate) mod cut;
 mod flaps;
 mod frame;
 mod link;
-mod offload;
+pub(crate) mod offload;
 mod path;
 mod pool;
 mod queue;
@@ -71,7 +72,7 @@ use receive::{Content, MOST_CONTROL, Receive};
 use transmit::Transmit;
 use waits::Waits;
 
-pub use frame::TxFrame;
+pub use frame::{TxFrame, TxWork};
 pub use queue::{NicQueue, QueueError};
 pub use receive::RxFrame;
 pub use restart::Remains;

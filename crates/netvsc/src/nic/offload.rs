@@ -2,8 +2,8 @@
 //! checksums that the host does not offer (PROTOCOL §9.2).
 
 use super::frame::Split;
-use super::types::TransmitError;
-use crate::rndis::offload::{ChecksumSet, OffloadCapabilities};
+use super::types::{TransmitError, VLAN_TAG};
+use crate::rndis::offload::{ChecksumSet, IpOffloads, OffloadCapabilities};
 use crate::rndis::packet::{LargeSend, TransmitChecksum};
 
 /// Bytes of an Ethernet header without tag.
@@ -17,7 +17,7 @@ const IPV4_FIELD: usize = 10;
 
 /// Bytes to be written over those of a frame: at most three fields.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Patches {
+pub(crate) struct Patches {
     fields: [(usize, [u8; 2]); 3],
     count: usize,
 }
@@ -30,13 +30,13 @@ impl Patches {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, [u8; 2])> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, [u8; 2])> {
         self.fields.into_iter().take(self.count)
     }
 }
 
 /// Adds the words of `bytes` to a sum; `odd`: the first byte is the lower half of a word.
-fn add(mut sum: u32, bytes: &[u8], odd: bool) -> u32 {
+pub(super) fn add(mut sum: u32, bytes: &[u8], odd: bool) -> u32 {
     let (head, rest) = bytes.split_at(usize::from(odd && !bytes.is_empty()));
     for byte in head {
         sum += u32::from(*byte);
@@ -53,7 +53,7 @@ fn add(mut sum: u32, bytes: &[u8], odd: bool) -> u32 {
     (sum & 0xffff) + (sum >> 16)
 }
 
-fn fold(mut sum: u32) -> u16 {
+pub(super) fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -93,6 +93,34 @@ fn headers<'a>(
     Ok(Headers { addresses: addresses.ok_or(wrong)?, ipv6, layer4 })
 }
 
+/// Whether there are headers where a request says.
+pub(super) fn check_headers(
+    frame: &Split<'_>,
+    ipv6: bool,
+    layer4: usize,
+    protocol: u8,
+) -> Result<(), TransmitError> {
+    headers(frame, ipv6, layer4, protocol).map(|_| ())
+}
+
+/// Whether the checksums that are asked for can be computed, by whomever.
+pub(super) fn check(frame: &Split<'_>, request: TransmitChecksum) -> Result<(), TransmitError> {
+    let layer4 = request.layer4();
+    if request.contains(TransmitChecksum::IP_HEADER) {
+        let len = frame.at::<1>(ETHERNET).map_or(0, |[first]| usize::from(first & 15) * 4);
+        let header = frame.range(ETHERNET, ETHERNET + len).filter(|header| header.len() >= 20);
+        header.ok_or(TransmitError::Headers { layer4 })?;
+    }
+    let ipv6 = request.contains(TransmitChecksum::IPV6);
+    if request.contains(TransmitChecksum::TCP) {
+        check_headers(frame, ipv6, layer4, TCP)
+    } else if request.contains(TransmitChecksum::UDP) {
+        check_headers(frame, ipv6, layer4, UDP)
+    } else {
+        Ok(())
+    }
+}
+
 /// What a large send has to look like: no lengths, and a pseudo-header without one.
 pub(super) fn prepare_large_send(
     frame: &Split<'_>,
@@ -114,18 +142,22 @@ pub(super) fn prepare_large_send(
 /// Whether the host computes all that is asked for.
 pub(super) fn offers(offloads: &OffloadCapabilities, request: TransmitChecksum) -> bool {
     let ipv6 = request.contains(TransmitChecksum::IPV6);
-    let offered = if ipv6 { offloads.ipv6.transmit } else { offloads.ipv4.transmit };
+    offered(if ipv6 { &offloads.ipv6 } else { &offloads.ipv4 }, request)
+}
+
+/// Whether all that is asked for is among what is offered for its IP version.
+pub(crate) fn offered(offloads: &IpOffloads, request: TransmitChecksum) -> bool {
     [
         (TransmitChecksum::TCP, ChecksumSet::TCP),
         (TransmitChecksum::UDP, ChecksumSet::UDP),
         (TransmitChecksum::IP_HEADER, ChecksumSet::IP_HEADER),
     ]
     .into_iter()
-    .all(|(wanted, has)| !request.contains(wanted) || offered.contains(has))
+    .all(|(wanted, has)| !request.contains(wanted) || offloads.transmit.contains(has))
 }
 
 /// Whether anything is asked for at all.
-pub(super) fn asks(request: TransmitChecksum) -> bool {
+pub(crate) fn asks(request: TransmitChecksum) -> bool {
     let kinds = TransmitChecksum::TCP | TransmitChecksum::UDP | TransmitChecksum::IP_HEADER;
     request.intersects(kinds)
 }
@@ -179,6 +211,19 @@ fn packet_end(frame: &Split<'_>, ipv6: bool) -> usize {
         frame.at(ETHERNET + 2).map(|len| usize::from(u16::from_be_bytes(len)))
     };
     len.map_or(usize::MAX, |len| ETHERNET + len)
+}
+
+/// Where things are once a tag has been taken out of the bytes.
+fn moved(layer4: usize, cut: bool) -> u16 {
+    layer4.saturating_sub(if cut { VLAN_TAG } else { 0 }) as u16
+}
+
+pub(super) fn moved_checksum(request: TransmitChecksum, cut: bool) -> TransmitChecksum {
+    request.at(moved(request.layer4(), cut))
+}
+
+pub(super) fn moved_send(send: LargeSend, cut: bool) -> LargeSend {
+    LargeSend { layer4: moved(usize::from(send.layer4), cut), ..send }
 }
 
 #[cfg(test)]

@@ -3,9 +3,22 @@
 use vmbus::Instant;
 use vmbus::channel::Doorbell;
 
-use super::{Nic, NicError, NicEvent, RxFrame, TransmitError};
+use super::{Nic, NicError, NicEvent, RxFrame, TransmitError, TxFrame};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
-use crate::port::Path;
+use crate::port::{Path, PathOffloads, PortSettings};
+use crate::rndis::offload::{IpOffloads, OffloadCapabilities};
+
+fn refused(error: TransmitError) -> Refused {
+    match error {
+        TransmitError::Full(_) => Refused::Full,
+        // A NIC that failed may be replaced or started anew, and the frame go out then.
+        TransmitError::NotReady | TransmitError::Failed(_) => Refused::NotReady,
+        TransmitError::TooShort(_)
+        | TransmitError::TooLong { .. }
+        | TransmitError::LargeSend { .. }
+        | TransmitError::Headers { .. } => Refused::Never,
+    }
+}
 
 impl Frame for RxFrame<'_> {
     fn len(&self) -> usize {
@@ -51,15 +64,25 @@ impl<D: Doorbell> Synthetic for Nic<D> {
     }
 
     fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused> {
-        Nic::transmit(self, frame).map_err(|error| match error {
-            TransmitError::Full(_) => Refused::Full,
-            // A NIC that failed may be replaced or started anew, and the frame go out then.
-            TransmitError::NotReady | TransmitError::Failed(_) => Refused::NotReady,
-            TransmitError::TooShort(_)
-            | TransmitError::TooLong { .. }
-            | TransmitError::LargeSend { .. }
-            | TransmitError::Headers { .. } => Refused::Never,
-        })
+        Nic::transmit(self, frame).map_err(refused)
+    }
+
+    fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused> {
+        Nic::transmit_with(self, frame).map_err(refused)
+    }
+
+    fn offloads(&self) -> PathOffloads {
+        let limit = |mut offloads: IpOffloads| {
+            offloads.large_send = offloads.large_send.min(self.info.large_send);
+            offloads
+        };
+        let OffloadCapabilities { ipv4, ipv6 } = self.info.offloads;
+        PathOffloads { ipv4: limit(ipv4), ipv6: limit(ipv6), vlan: true }
+    }
+
+    fn settings(&self) -> Option<PortSettings> {
+        let settings = PortSettings { mtu: self.info.mtu, filter: self.config.filter };
+        self.info.ready.then_some(settings)
     }
 
     fn flush(&mut self) {

@@ -15,9 +15,7 @@ use super::stats::NicStats;
 use super::types::{ETHERNET_HEADER, Lack, NicError, SharedBuffer, TransmitError, VLAN_TAG};
 use crate::nvsp::{ChannelType, SectionUse, Version, rndis_packet};
 use crate::rndis::offload::OffloadCapabilities;
-use crate::rndis::packet::{
-    LargeSend, PACKET_HEADER, PpiType, TransmitChecksum, VlanTag, WORD_PPI, write_header,
-};
+use crate::rndis::packet::{LargeSend, PACKET_HEADER, PpiType, VlanTag, WORD_PPI, write_header};
 
 /// Bytes of the two addresses in front of a tag.
 pub(super) const ADDRESSES: usize = 12;
@@ -299,7 +297,7 @@ impl Transmit {
     ) -> Result<(), TransmitError> {
         let split = frame.split()?;
         let data_len = split.len();
-        let large = frame.large_send.map(|send| moved_send(send, split.cut));
+        let large = frame.large_send.map(|send| offload::moved_send(send, split.cut));
         match large {
             Some(send) => self.check_large(data_len, send)?,
             None => self.check_length(frame.len(), data_len, split.tag)?,
@@ -357,7 +355,7 @@ impl Transmit {
         if let Some(tag) = split.tag {
             info.add(PpiType::VLAN, tag.to_ppi());
         }
-        let checksum = moved_checksum(frame.checksum, split.cut);
+        let checksum = offload::moved_checksum(frame.checksum, split.cut);
         if let Some(send) = large {
             patches = offload::prepare_large_send(split, send)?;
             info.add(PpiType::LARGE_SEND, send.to_ppi());
@@ -457,17 +455,4 @@ impl Transmit {
         });
         Ok(Some(base + start + header_len))
     }
-}
-
-/// Where things are once a tag has been taken out of the bytes.
-fn moved(layer4: usize, cut: bool) -> u16 {
-    layer4.saturating_sub(if cut { VLAN_TAG } else { 0 }) as u16
-}
-
-fn moved_checksum(request: TransmitChecksum, cut: bool) -> TransmitChecksum {
-    request.at(moved(request.layer4(), cut))
-}
-
-fn moved_send(send: LargeSend, cut: bool) -> LargeSend {
-    LargeSend { layer4: moved(usize::from(send.layer4), cut), ..send }
 }

@@ -58,6 +58,22 @@ pub struct OffloadCapabilities {
     pub ipv6: IpOffloads,
 }
 
+impl IpOffloads {
+    /// What both of two can do.
+    #[must_use]
+    pub fn both(self, other: Self) -> Self {
+        let large_send = self.large_send.min(other.large_send);
+        let segments = self.large_send_segments.max(other.large_send_segments);
+        Self {
+            transmit: self.transmit & other.transmit,
+            receive: self.receive & other.receive,
+            large_send,
+            large_send_segments: if large_send > 0 { segments } else { 0 },
+            coalescing: self.coalescing && other.coalescing,
+        }
+    }
+}
+
 /// Capabilities that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OffloadDecodeError {

@@ -3,7 +3,7 @@
 use vmbus::{Doorbell, Instant};
 
 use crate::adapter::{Adapter, AdapterError, Frame, Refused, Synthetic};
-use crate::nic::{Nic, NicError};
+use crate::nic::{Nic, NicError, TxFrame};
 use crate::port::VfPort;
 
 /// A network card as a [`Device`](super::Device) uses it.
@@ -23,11 +23,25 @@ pub trait Card {
     /// [`Refused`]; nothing was taken.
     fn transmit(&mut self, frame: &[u8], now: Instant) -> Result<(), Refused>;
 
+    /// The same with checksums left to the card.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was taken.
+    fn transmit_with(&mut self, frame: &TxFrame<'_>, now: Instant) -> Result<(), Refused>;
+
     /// Sends what was taken.
     fn flush(&mut self);
 
     /// When to poll at the latest.
     fn poll_deadline(&self) -> Option<Instant>;
+}
+
+fn refused(error: AdapterError) -> Refused {
+    match error {
+        AdapterError::Full => Refused::Full,
+        AdapterError::NotReady => Refused::NotReady,
+        AdapterError::Refused { .. } => Refused::Never,
+    }
 }
 
 impl<N: Synthetic, P: VfPort> Card for Adapter<N, P> {
@@ -38,11 +52,11 @@ impl<N: Synthetic, P: VfPort> Card for Adapter<N, P> {
     }
 
     fn transmit(&mut self, frame: &[u8], now: Instant) -> Result<(), Refused> {
-        Adapter::transmit(self, frame, now).map_err(|error| match error {
-            AdapterError::Full => Refused::Full,
-            AdapterError::NotReady => Refused::NotReady,
-            AdapterError::Refused { .. } => Refused::Never,
-        })
+        Adapter::transmit(self, frame, now).map_err(refused)
+    }
+
+    fn transmit_with(&mut self, frame: &TxFrame<'_>, now: Instant) -> Result<(), Refused> {
+        Adapter::transmit_with(self, frame, now).map_err(refused)
     }
 
     fn flush(&mut self) {
@@ -63,6 +77,10 @@ impl<D: Doorbell> Card for Nic<D> {
 
     fn transmit(&mut self, frame: &[u8], _: Instant) -> Result<(), Refused> {
         Synthetic::transmit(self, frame)
+    }
+
+    fn transmit_with(&mut self, frame: &TxFrame<'_>, _: Instant) -> Result<(), Refused> {
+        Synthetic::transmit_with(self, frame)
     }
 
     fn flush(&mut self) {

@@ -2,7 +2,9 @@
 
 use core::task::Context;
 
-use embassy_net_driver::{Capabilities, Driver, HardwareAddress, LinkState, RxToken, TxToken};
+use embassy_net_driver::{
+    Capabilities, Checksum, Driver, HardwareAddress, LinkState, RxToken, TxToken,
+};
 
 use super::{Device, Frames, Received, Room};
 
@@ -54,6 +56,12 @@ impl Driver for Frames {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::default();
         capabilities.max_transmission_unit = self.config.frame_size;
+        capabilities.max_burst_size = self.burst();
+        let left = self.left();
+        let sums = |left| if left { Checksum::Rx } else { Checksum::Both };
+        capabilities.checksum.ipv4 = sums(left.ipv4);
+        capabilities.checksum.tcp = sums(left.tcp);
+        capabilities.checksum.udp = sums(left.udp);
         capabilities
     }
 

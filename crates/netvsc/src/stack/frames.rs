@@ -8,8 +8,11 @@ use core::task::Waker;
 use vmbus::Instant;
 
 use super::Card;
+use super::sums::Left;
 use crate::MacAddress;
 use crate::adapter::{Frame, Refused, append};
+use crate::nic::TxWork;
+use crate::port::PathOffloads;
 
 /// How large the queues are, and what the stack is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +21,9 @@ pub struct FramesConfig {
     pub mac: MacAddress,
     /// Longest frame, in bytes, Ethernet header included.
     pub frame_size: usize,
+    /// What the card does to frames, so that the stack need not: all that [`Adapter::offloads`](crate::Adapter::offloads) says,
+    /// or less.
+    pub offloads: PathOffloads,
     /// Frames that the stack may have waiting to go out.
     pub send: usize,
     /// Frames that may wait for the stack. Beyond that they are dropped, as by any card whose owner does not keep up.
@@ -25,9 +31,10 @@ pub struct FramesConfig {
 }
 
 impl Default for FramesConfig {
-    /// Frames of 1,514 bytes, 64 out and 1,024 in, and no address.
+    /// Frames of 1,514 bytes, 64 out and 1,024 in, no address, and nothing left to the card.
     fn default() -> Self {
-        Self { mac: MacAddress([0; 6]), frame_size: 1514, send: 64, receive: 1024 }
+        let offloads = PathOffloads::default();
+        Self { mac: MacAddress([0; 6]), frame_size: 1514, offloads, send: 64, receive: 1024 }
     }
 }
 
@@ -37,7 +44,7 @@ impl Default for FramesConfig {
 pub struct Frames {
     pub(super) config: FramesConfig,
     incoming: VecDeque<Vec<u8>>,
-    outgoing: VecDeque<Vec<u8>>,
+    outgoing: VecDeque<(Vec<u8>, TxWork)>,
     spare: Vec<Vec<u8>>,
     dropped: u64,
     refused: u64,
@@ -91,12 +98,33 @@ impl Frames {
     /// The next frame that the stack sends, if any.
     #[must_use]
     pub fn front(&self) -> Option<&[u8]> {
-        self.outgoing.front().map(Vec::as_slice)
+        self.outgoing.front().map(|(frame, _)| frame.as_slice())
+    }
+
+    /// What the card is asked to do to that frame.
+    #[must_use]
+    pub fn front_work(&self) -> TxWork {
+        self.outgoing.front().map_or(TxWork::NONE, |(_, work)| *work)
+    }
+
+    /// What the card does to frames has become known. Stacks ask for it once, at their beginning.
+    pub fn set_offloads(&mut self, offloads: PathOffloads) {
+        self.config.offloads = offloads;
+    }
+
+    /// What the stack leaves to the card.
+    pub(super) fn left(&self) -> Left {
+        Left::to(&self.config.offloads)
+    }
+
+    /// Frames that can come in one go and find room, as far as stacks can count them.
+    pub(super) fn burst(&self) -> Option<usize> {
+        u16::try_from(self.config.receive).ok().map(usize::from)
     }
 
     /// Removes the frame that [`Frames::front`] showed.
     pub fn pop(&mut self) {
-        if let Some(buffer) = self.outgoing.pop_front() {
+        if let Some((buffer, _)) = self.outgoing.pop_front() {
             self.spare.push(buffer);
             self.wake();
         }
@@ -106,7 +134,12 @@ impl Frames {
     pub fn send(&mut self, card: &mut impl Card, now: Instant) -> bool {
         let mut any = false;
         while let Some(frame) = self.front() {
-            match card.transmit(frame, now) {
+            let work = self.front_work();
+            let result = match work.is_none() {
+                true => card.transmit(frame, now),
+                false => card.transmit_with(&work.of(&[frame]), now),
+            };
+            match result {
                 Ok(()) => {}
                 Err(Refused::Full) => break,
                 // A card that is not at work is a cable that is not plugged in.
@@ -171,8 +204,9 @@ impl Frames {
         }
         let frame = self.incoming.pop_front()?;
         let buffer = self.buffer();
+        let left = self.left();
         let Self { outgoing, spare, .. } = self;
-        Some((Received { frame, spare }, Room { buffer, queue: outgoing }))
+        Some((Received { frame, spare }, Room { buffer, queue: outgoing, left }))
     }
 
     /// Room for a frame of the stack.
@@ -181,7 +215,7 @@ impl Frames {
             return None;
         }
         let buffer = self.buffer();
-        Some(Room { buffer, queue: &mut self.outgoing })
+        Some(Room { buffer, left: self.left(), queue: &mut self.outgoing })
     }
 }
 
@@ -204,14 +238,16 @@ impl Received<'_> {
 #[derive(Debug)]
 pub struct Room<'a> {
     buffer: Vec<u8>,
-    queue: &'a mut VecDeque<Vec<u8>>,
+    queue: &'a mut VecDeque<(Vec<u8>, TxWork)>,
+    left: Left,
 }
 
 impl Room<'_> {
     pub(super) fn fill<R>(mut self, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
         self.buffer.resize(len, 0);
         let result = f(&mut self.buffer);
-        self.queue.push_back(self.buffer);
+        let work = self.left.ask(&mut self.buffer);
+        self.queue.push_back((self.buffer, work));
         result
     }
 }

@@ -4,8 +4,10 @@
 //! [`Adapter`](crate::Adapter) or a bare [`Nic`](crate::Nic); its owner polls it when the host rang, when its deadline has come, and after the
 //! stack. A shell that keeps its cards elsewhere takes [`Frames`] alone and carries the frames itself.
 //!
-//! What a stack is told of checksums and segmentation is what holds on both paths, since a frame does not know which one it will take.
-//! A [`VfPort`](crate::VfPort) promises neither, so stacks do both.
+//! What a stack is told of checksums is what the card's owner says in [`FramesConfig::offloads`], which should be what both paths do
+//! ([`Adapter::offloads`](crate::Adapter::offloads)): then nobody computes them in software. A stack may rely on it whatever comes: an
+//! [`Adapter`](crate::Adapter) computes for a path what that path does not. These stacks know of no segments longer than the MTU, so
+//! that they leave none to be cut; those that do call [`Adapter::transmit_with`](crate::Adapter::transmit_with).
 
 mod card;
 #[cfg(feature = "embassy")]
@@ -13,6 +15,7 @@ mod embassy;
 mod frames;
 #[cfg(feature = "smoltcp")]
 mod smoltcp;
+mod sums;
 
 use vmbus::Instant;
 

@@ -1,6 +1,6 @@
 //! smoltcp's `phy::Device`.
 
-use ::smoltcp::phy::{Device as Phy, DeviceCapabilities, Medium, RxToken, TxToken};
+use ::smoltcp::phy::{Checksum, Device as Phy, DeviceCapabilities, Medium, RxToken, TxToken};
 use ::smoltcp::time::Instant;
 
 use super::{Device, Frames, Received, Room};
@@ -33,6 +33,13 @@ impl Phy for Frames {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.config.frame_size;
+        capabilities.max_burst_size = self.burst();
+        // What was received is checked, and what is left to the card is not computed.
+        let left = self.left();
+        let sums = |left| if left { Checksum::Rx } else { Checksum::Both };
+        capabilities.checksum.ipv4 = sums(left.ipv4);
+        capabilities.checksum.tcp = sums(left.tcp);
+        capabilities.checksum.udp = sums(left.udp);
         capabilities
     }
 }

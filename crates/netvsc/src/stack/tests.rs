@@ -4,12 +4,14 @@ use std::vec::Vec;
 
 use super::*;
 use crate::adapter::{Frame, Refused};
+use crate::nic::TxFrame;
 
 /// A card that keeps what it is given, up to a number of frames, and receives what it is told to.
 #[derive(Debug, Default)]
 struct Loop {
     arriving: Vec<Vec<u8>>,
     sent: Vec<Vec<u8>>,
+    work: Vec<crate::nic::TxWork>,
     room: usize,
     flushes: usize,
 }
@@ -32,6 +34,12 @@ impl Card for Loop {
                 Ok(())
             }
         }
+    }
+
+    fn transmit_with(&mut self, frame: &TxFrame<'_>, now: Instant) -> Result<(), Refused> {
+        self.transmit(frame.pieces[0], now)?;
+        self.work.push(frame.work());
+        Ok(())
     }
 
     fn flush(&mut self) {
