@@ -19,6 +19,7 @@ const SETTLE: &str = "netvsc/src/pairing/settle.rs";
 const PAIRING: &str = "netvsc/src/pairing/mod.rs";
 const FAILOVER: &str = "netvsc/src/failover.rs";
 const ADAPTER: &str = "netvsc/src/adapter.rs";
+const SEND: &str = "netvsc/src/adapter/send.rs";
 const NIC: &str = "netvsc/src/nic/mod.rs";
 const PATH: &str = "netvsc/src/nic/path.rs";
 const SLOTS: &str = "netvsc/src/nic/slots.rs";
@@ -65,12 +66,8 @@ pub(super) const BUGS: &[Bug] = &[
         FAILOVER,
         "the host is asked for a VF that it has not announced",
     ),
-    bug("resend-behind-newer", ADAPTER, "new frames overtake those that are sent again"),
-    bug(
-        "confirm-too-many",
-        ADAPTER,
-        "one frame more counts as confirmed than the VF has confirmed",
-    ),
+    bug("resend-behind-newer", SEND, "new frames overtake those that are sent again"),
+    bug("confirm-too-many", SEND, "one frame more counts as confirmed than the VF has confirmed"),
     bug("deaf-to-vf", ADAPTER, "nothing is received from a VF that frames do not leave on"),
     bug(
         "deaf-to-synthetic",

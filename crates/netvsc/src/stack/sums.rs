@@ -1,7 +1,5 @@
 //! Checksums that a stack leaves to the card.
 
-use alloc::vec::Vec;
-
 use crate::nic::TxWork;
 use crate::port::PathOffloads;
 use crate::rndis::offload::ChecksumSet;
@@ -32,7 +30,7 @@ impl Left {
     }
 
     /// What the card is asked for, for a frame of the stack; the sum of the pseudo-header is put where it belongs.
-    pub(super) fn ask(self, frame: &mut Vec<u8>) -> TxWork {
+    pub(super) fn ask(self, frame: &mut [u8]) -> TxWork {
         let checksum = self.request(frame).unwrap_or(TransmitChecksum::empty());
         TxWork { checksum, ..TxWork::NONE }
     }
