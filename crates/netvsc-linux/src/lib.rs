@@ -10,7 +10,8 @@
 //! - [`check`]: what is wrong, by which evidence, and how to mend it;
 //! - [`watch`]: what happens to the pairs of a guest, as it happens;
 //! - [`mapping`]: rings in which no packet wraps;
-//! - [`memfd`]: memory that a guest and a host in two processes share.
+//! - [`memfd`]: memory that a guest and a host in two processes share;
+//! - [`uio`]: devices of a real VMBus, driven from user space.
 
 pub mod check;
 pub mod inventory;
@@ -22,6 +23,7 @@ pub mod relation;
 pub mod tap;
 pub mod udev;
 pub mod watch;
+pub mod uio;
 
 pub use memfd::{MemfdError, SharedFile};
 pub use tap::{Tap, TapError, TapName, TapNameError};

@@ -34,17 +34,19 @@ pub fn map_ring(file: impl AsFd, offset: u64, data_pages: usize) -> Result<Doubl
     DoublyMapped::new(pages).ok_or(Errno::INVAL)
 }
 
-/// Maps the first `pages` pages (4,096 bytes each) of `file`, known to the peer as `frames`, which is empty or as long.
+/// Maps `pages` pages (4,096 bytes each) of `file` from the byte `offset` on, known to the peer as `frames`, which is empty or
+/// as long. What an offset means is up to the file: those of a uio device number its maps.
 ///
 /// The file has to stay as long as it is, as for [`map_ring`].
 pub(crate) fn map_file(
     file: impl AsFd,
+    offset: u64,
     pages: usize,
     frames: &[Pfn],
 ) -> Result<SharedPages, Errno> {
     let len = pages.checked_mul(PAGE_SIZE).filter(|len| *len > 0).ok_or(Errno::INVAL)?;
     let region = Region::reserve(len)?;
-    region.place(&file, 0, 0, len)?;
+    region.place(&file, offset, 0, len)?;
     let base = region.base;
     // SAFETY: `region` is mapped readable and writable in full, page aligned, and unmapped when it goes. Nothing else in this
     // process knows the address; what other processes do to the memory is what `SharedPages` is made for.

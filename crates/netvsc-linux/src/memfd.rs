@@ -111,7 +111,7 @@ impl SharedFile {
         if !frames.is_empty() && frames.len() != self.pages {
             return Err(MemfdError::Frames { pages: self.pages, frames: frames.len() });
         }
-        map_file(&self.file, self.pages, frames).map_err(kernel("mmap"))
+        map_file(&self.file, 0, self.pages, frames).map_err(kernel("mmap"))
     }
 }
 

@@ -1,0 +1,472 @@
+//! Taking a device from its driver and giving it back, the way `driverctl` does, with a journal.
+//!
+//! `driver_override` keeps every other driver away, also after a re-offer; `unbind` takes the device from the one it has;
+//! `drivers_probe` lets the kernel look for the one that is wanted. Each step is a [`Change`], so that all of them can be shown first.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vmbus::Guid;
+
+use super::UioError;
+
+/// The driver that hands devices to user space.
+pub const UIO_DRIVER: &str = "uio_hv_generic";
+/// The kernel's own driver of synthetic NICs.
+pub const KERNEL_NIC_DRIVER: &str = "hv_netvsc";
+
+/// How often the kernel is asked again to look for a driver.
+const PROBES: usize = 40;
+/// How long it is left alone in between.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Longest attribute that is believed, in bytes.
+const LINE: u64 = 4096;
+
+/// Why a device could not change its driver.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Not the name of a device on VMBus.
+    #[error("`{0}` is no VMBus device: expected the GUID by which /sys/bus/vmbus/devices knows it")]
+    Name(String),
+    /// There is no such device.
+    #[error("there is no device {device} on VMBus ({} is missing)", folder.display())]
+    NoDevice {
+        /// The device.
+        device: String,
+        /// Its folder.
+        folder: PathBuf,
+    },
+    /// The driver is not there.
+    #[error("the driver {driver} is not loaded: `modprobe {driver}`")]
+    NoDriver {
+        /// The driver.
+        driver: String,
+    },
+    /// An earlier run took the device and did not give it back.
+    #[error("{device} was taken from its driver before and not given back ({} is there): `netvsc bind --restore` gives it back", journal.display())]
+    Journalled {
+        /// The device.
+        device: String,
+        /// The record of the earlier run.
+        journal: PathBuf,
+    },
+    /// A record that cannot be understood.
+    #[error("{}, line {line}: expected `{expected}`", path.display())]
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// The line, from 1 on.
+        line: usize,
+        /// How it should begin.
+        expected: &'static str,
+    },
+    /// A write was refused. What had been done before was undone.
+    #[error("{change}: {source}")]
+    Refused {
+        /// The write.
+        change: Change,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The kernel took every write, and another driver or none has the device. What had been done was undone.
+    #[error("{device} has {} after all writes, expected {wanted}; the kernel log says why", found.as_deref().unwrap_or("no driver"))]
+    Elsewhere {
+        /// The device.
+        device: String,
+        /// The driver that has it.
+        found: Option<String>,
+        /// The driver that should.
+        wanted: String,
+    },
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> BindError {
+    let path = path.into();
+    move |source| BindError::File { path, source }
+}
+
+/// One write to sysfs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The attribute.
+    pub path: PathBuf,
+    /// What is written to it; empty for a line without text.
+    pub value: String,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "echo '{}' > {}", self.value, self.path.display())
+    }
+}
+
+/// Whoever takes writes to sysfs: the kernel, or a test in its place.
+pub(super) trait Sysfs {
+    fn write(&mut self, change: &Change) -> io::Result<()>;
+
+    /// Lets others finish what they are at.
+    fn pause(&mut self);
+}
+
+/// The running kernel.
+pub(super) struct Kernel;
+
+impl Sysfs for Kernel {
+    fn write(&mut self, change: &Change) -> io::Result<()> {
+        // One write for the whole value: sysfs takes each as a value of its own.
+        let mut attribute = OpenOptions::new().write(true).open(&change.path)?;
+        attribute.write_all(format!("{}\n", change.value).as_bytes())
+    }
+
+    fn pause(&mut self) {
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// How a device was before it was taken: what is needed to give it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The device.
+    pub device: Guid,
+    /// The driver that had it.
+    pub driver: Option<String>,
+    /// The driver that an operator had chosen for it.
+    pub driver_override: Option<String>,
+}
+
+impl Record {
+    /// How the device `device` is now.
+    ///
+    /// # Errors
+    /// [`BindError::Name`] and [`BindError::NoDevice`].
+    pub fn of(root: &Path, device: &str) -> Result<Self, BindError> {
+        let guid = Guid::try_parse(device).map_err(|_| BindError::Name(device.to_owned()))?;
+        let folder = device_folder(root, &guid.to_string());
+        if !folder.is_dir() {
+            return Err(BindError::NoDevice { device: guid.to_string(), folder });
+        }
+        let chosen = read_line(&folder.join("driver_override")).ok();
+        // An override that is not there reads as `(null)`.
+        let chosen = chosen.filter(|name| !name.is_empty() && name != "(null)");
+        Ok(Self { device: guid, driver: driver_of(&folder), driver_override: chosen })
+    }
+
+    /// The writes that give the device to `driver` and keep every other away from it.
+    #[must_use]
+    pub fn changes_to(&self, root: &Path, driver: &str) -> Vec<Change> {
+        self.changes(root, self.driver.is_some(), driver)
+    }
+
+    /// The writes that make the device what the record says, from whatever driver has it now.
+    #[must_use]
+    pub fn changes_back(&self, root: &Path) -> Vec<Change> {
+        let bound = driver_of(&device_folder(root, &self.device.to_string())).is_some();
+        self.changes(root, bound, self.driver_override.as_deref().unwrap_or(""))
+    }
+
+    fn changes(&self, root: &Path, bound: bool, chosen: &str) -> Vec<Change> {
+        let device = self.device.to_string();
+        let folder = device_folder(root, &device);
+        let mut changes =
+            vec![Change { path: folder.join("driver_override"), value: chosen.to_owned() }];
+        if bound {
+            changes.push(Change { path: folder.join("driver/unbind"), value: device.clone() });
+        }
+        changes.push(self.probe(root));
+        changes
+    }
+
+    fn probe(&self, root: &Path) -> Change {
+        let value = self.device.to_string();
+        Change { path: root.join("sys/bus/vmbus/drivers_probe"), value }
+    }
+
+    fn to_text(&self) -> String {
+        let name = |name: &Option<String>| name.clone().unwrap_or_default();
+        let (driver, chosen) = (name(&self.driver), name(&self.driver_override));
+        format!("device {}\ndriver {driver}\noverride {chosen}\n", self.device)
+    }
+
+    fn from_text(path: &Path, text: &str) -> Result<Self, BindError> {
+        let mut lines = text.lines().enumerate();
+        let mut next = |expected: &'static str| {
+            let wrong = |line| BindError::Record { path: path.to_owned(), line, expected };
+            let (at, line) = lines.next().ok_or_else(|| wrong(1))?;
+            let value = line.strip_prefix(expected).and_then(|rest| rest.strip_prefix(' '));
+            // Names of drivers become parts of what is written: only what can be one.
+            let fits = |value: &&str| value.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+            value.filter(fits).ok_or_else(|| wrong(at + 1))
+        };
+        let device = next("device")?;
+        let wrong =
+            |_| BindError::Record { path: path.to_owned(), line: 1, expected: "device GUID" };
+        let device = Guid::try_parse(device).map_err(wrong)?;
+        let name = |name: &str| (!name.is_empty()).then(|| name.to_owned());
+        Ok(Self { device, driver: name(next("driver")?), driver_override: name(next("override")?) })
+    }
+}
+
+/// The folder in which records are kept until their devices are given back, so that a run that was killed can be undone.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    folder: PathBuf,
+}
+
+impl Journal {
+    /// The journal in `folder`, which is made when it is needed; `/run/netvsc/bind` on a running system, where it goes with the
+    /// boot as the bindings do.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    fn path(&self, device: Guid) -> PathBuf {
+        self.folder.join(device.to_string())
+    }
+
+    /// Writes a record down, on the disk if there is one, before anything is changed.
+    fn enter(&self, record: &Record) -> Result<(), BindError> {
+        fs::create_dir_all(&self.folder).map_err(file(&self.folder))?;
+        let path = self.path(record.device);
+        if path.exists() {
+            let device = record.device.to_string();
+            return Err(BindError::Journalled { device, journal: path });
+        }
+        let draft = path.with_extension("new");
+        let written = File::create(&draft).and_then(|mut file| {
+            file.write_all(record.to_text().as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(file(&draft))?;
+        fs::rename(&draft, &path).map_err(file(&path))
+    }
+
+    fn strike(&self, device: Guid) -> Result<(), BindError> {
+        let path = self.path(device);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file(path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was taken and not given back, in the order of the devices.
+    ///
+    /// # Errors
+    /// [`BindError::Record`] for a record that cannot be understood, [`BindError::File`] for one that cannot be read.
+    pub fn records(&self) -> Result<Vec<Record>, BindError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(file(&self.folder)(error)),
+        };
+        let mut records = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(file(&self.folder))?.path();
+            // A draft is a record of which nothing was done yet.
+            if path.extension().is_some() {
+                continue;
+            }
+            let text = read_bounded(&path).map_err(file(&path))?;
+            records.push(Record::from_text(&path, &text)?);
+        }
+        records.sort_by_key(|record| record.device);
+        Ok(records)
+    }
+}
+
+/// A device that was given to another driver, and goes back to its own when this goes, unless it is [kept](Binding::keep).
+#[derive(Debug)]
+#[must_use = "the device goes back to its driver when the binding goes"]
+pub struct Binding {
+    root: PathBuf,
+    journal: Journal,
+    /// None once the device was given back, or kept.
+    record: Option<Record>,
+}
+
+impl Binding {
+    /// Gives `device` to `driver`.
+    ///
+    /// What was is written into the journal first. If anything fails, all is as before.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn to(
+        root: &Path,
+        device: &str,
+        driver: &str,
+        journal: Journal,
+    ) -> Result<Self, BindError> {
+        Self::to_by(&mut Kernel, root, device, driver, journal)
+    }
+
+    pub(super) fn to_by(
+        sysfs: &mut dyn Sysfs,
+        root: &Path,
+        device: &str,
+        driver: &str,
+        journal: Journal,
+    ) -> Result<Self, BindError> {
+        let record = Record::of(root, device)?;
+        if !root.join("sys/bus/vmbus/drivers").join(driver).is_dir() {
+            return Err(BindError::NoDriver { driver: driver.to_owned() });
+        }
+        journal.enter(&record)?;
+        let outcome = apply(sysfs, &record.changes_to(root, driver))
+            .and_then(|()| settle(sysfs, root, &record, Some(driver)));
+        if let Err(error) = outcome {
+            give_back(sysfs, root, &record, &journal)?;
+            return Err(error);
+        }
+        Ok(Self { root: root.to_owned(), journal, record: Some(record) })
+    }
+
+    /// How the device was.
+    #[must_use]
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// Leaves the device where it is. The journal keeps the record, for [`restore_all`].
+    pub fn keep(mut self) {
+        self.record = None;
+    }
+
+    /// Gives the device back.
+    ///
+    /// # Errors
+    /// As for [`Binding::to`]; the record then stays in the journal.
+    pub fn restore(mut self) -> Result<(), BindError> {
+        self.restore_by(&mut Kernel)
+    }
+
+    pub(super) fn restore_by(&mut self, sysfs: &mut dyn Sysfs) -> Result<(), BindError> {
+        let Some(record) = self.record.take() else {
+            return Ok(());
+        };
+        give_back(sysfs, &self.root, &record, &self.journal)
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        if let Err(error) = self.restore_by(&mut Kernel) {
+            tracing::warn!(%error, "a device was not given back; `netvsc bind --restore` tries again");
+        }
+    }
+}
+
+/// What became of a device that the journal had.
+#[derive(Debug)]
+pub struct Restored {
+    /// How it was before it was taken.
+    pub record: Record,
+    /// Whether it is so again. Otherwise the record stays in the journal.
+    pub outcome: Result<(), BindError>,
+}
+
+/// Gives back whatever the journal has, as far as that is possible, and returns what became of each.
+///
+/// # Errors
+/// As for [`Journal::records`]; what goes wrong with a device stands with that device.
+pub fn restore_all(root: &Path, journal: &Journal) -> Result<Vec<Restored>, BindError> {
+    restore_all_by(&mut Kernel, root, journal)
+}
+
+pub(super) fn restore_all_by(
+    sysfs: &mut dyn Sysfs,
+    root: &Path,
+    journal: &Journal,
+) -> Result<Vec<Restored>, BindError> {
+    let mut give = |record: Record| {
+        let outcome = give_back(sysfs, root, &record, journal);
+        Restored { record, outcome }
+    };
+    Ok(journal.records()?.into_iter().map(&mut give).collect())
+}
+
+/// Makes a device what a record says, and strikes the record.
+fn give_back(
+    sysfs: &mut dyn Sysfs,
+    root: &Path,
+    record: &Record,
+    journal: &Journal,
+) -> Result<(), BindError> {
+    // A device that the host has taken away meanwhile needs nothing any more.
+    if device_folder(root, &record.device.to_string()).is_dir() {
+        apply(sysfs, &record.changes_back(root))?;
+        settle(sysfs, root, record, record.driver.as_deref())?;
+    }
+    journal.strike(record.device)
+}
+
+fn apply(sysfs: &mut dyn Sysfs, changes: &[Change]) -> Result<(), BindError> {
+    for change in changes {
+        sysfs
+            .write(change)
+            .map_err(|source| BindError::Refused { change: change.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// Sees to it that the driver that is wanted has the device. Where none had it before, any may have found it meanwhile.
+fn settle(
+    sysfs: &mut dyn Sysfs,
+    root: &Path,
+    record: &Record,
+    wanted: Option<&str>,
+) -> Result<(), BindError> {
+    let Some(wanted) = wanted else {
+        return Ok(());
+    };
+    let device = record.device.to_string();
+    let folder = device_folder(root, &device);
+    let probe = record.probe(root);
+    for _ in 0..PROBES {
+        match driver_of(&folder) {
+            Some(driver) if driver == wanted => return Ok(()),
+            Some(_) => break,
+            // While somebody else is taking it from a driver, it shows none, and the kernel looks for none. A driver that
+            // refuses it refuses it again.
+            None => {
+                sysfs.pause();
+                apply(sysfs, std::slice::from_ref(&probe))?;
+            }
+        }
+    }
+    let found = driver_of(&folder);
+    if found.as_deref() == Some(wanted) {
+        return Ok(());
+    }
+    Err(BindError::Elsewhere { device, found, wanted: wanted.to_owned() })
+}
+
+pub(super) fn device_folder(root: &Path, device: &str) -> PathBuf {
+    root.join("sys/bus/vmbus/devices").join(device)
+}
+
+fn driver_of(folder: &Path) -> Option<String> {
+    fs::read_link(folder.join("driver")).ok()?.file_name()?.to_str().map(str::to_owned)
+}
+
+/// The first line of an attribute, without its end.
+pub(super) fn read_line(path: &Path) -> Result<String, UioError> {
+    let text = read_bounded(path).map_err(UioError::file(path))?;
+    Ok(text.lines().next().unwrap_or_default().trim_end().to_owned())
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = Vec::new();
+    File::open(path)?.take(LINE).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}

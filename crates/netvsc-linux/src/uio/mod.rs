@@ -1,0 +1,107 @@
+//! VMBus devices that `uio_hv_generic` has given to this process (PROTOCOL §12; Linux `uio_hv_generic.c`).
+//!
+//! [`Binding`] takes a device from its driver and gives it back; [`Device`] opens one that is bound: its rings as a
+//! [`vmbus::Channel`], the buffers that the kernel shared with the host already, and the descriptor that tells of interrupts
+//! and rings the host's doorbell.
+//!
+//! What the kernel keeps for itself: GPADLs cannot be made, sub-channels not be closed one by one, and the interrupt mask in the
+//! ring header is the user's alone from here on.
+
+mod bind;
+mod device;
+mod map;
+
+pub use self::bind::{
+    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, Restored, UIO_DRIVER,
+    restore_all,
+};
+pub use self::device::{Device, Interrupt, SubChannel, UioDoorbell};
+pub use self::map::{Map, MapKind};
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a device cannot be used from user space.
+#[derive(Debug, thiserror::Error)]
+pub enum UioError {
+    /// The driver has no uio device for it.
+    #[error("{device} has no uio device: expected one entry in {}; is it bound to `uio_hv_generic`?", folder.display())]
+    NotBound {
+        /// The device, as its folder is called.
+        device: String,
+        /// Where its uio device would be.
+        folder: PathBuf,
+    },
+    /// A file that has to be there cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// An attribute holds what it should not.
+    #[error("{} holds `{found}`: expected {expected}", path.display())]
+    Attribute {
+        /// The file.
+        path: PathBuf,
+        /// What it holds, the beginning of it.
+        found: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// One of the maps that the driver always has is missing.
+    #[error(
+        "{device} has no map `{map}`; expected txrx_rings, int_page, monitor_page, recv:N and send:N"
+    )]
+    NoMap {
+        /// The uio device.
+        device: String,
+        /// The map.
+        map: &'static str,
+    },
+    /// A map cannot be mapped.
+    #[error("{device}, map `{map}` of {size} bytes: {source}")]
+    Mapping {
+        /// The uio device.
+        device: String,
+        /// The map.
+        map: String,
+        /// Its size in bytes.
+        size: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Rings of a size that cannot be.
+    #[error("rings of {size} bytes: expected two halves of whole pages, at least two pages each")]
+    RingSize {
+        /// The size of both in bytes.
+        size: u64,
+    },
+    /// The rings hold what no kernel leaves there.
+    #[error("the rings of {device}: {source}")]
+    Ring {
+        /// The uio device.
+        device: String,
+        /// What is wrong with them.
+        source: vmbus::ring::RingError,
+    },
+    /// The monitor page or the number of its bit makes no sense.
+    #[error("the monitor page of {device}: {source}")]
+    Monitor {
+        /// The uio device.
+        device: String,
+        /// What is wrong with it.
+        source: vmbus::monitor::MonitorError,
+    },
+}
+
+impl UioError {
+    fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests;

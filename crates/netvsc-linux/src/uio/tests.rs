@@ -1,0 +1,334 @@
+//! Binding against a small imitation of the kernel; what is mapped is tried on a real VMBus (testbed/).
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use vmbus::GpadlId;
+
+use super::bind::{Sysfs, restore_all_by};
+use super::*;
+
+const NIC: &str = "f8615163-0000-1000-2000-6045bd000001";
+
+/// A VMBus with one device, as a kernel would keep it.
+struct Bus {
+    dir: TempDir,
+    /// Drivers that refuse every device.
+    refusing: Vec<&'static str>,
+    /// The write, counted from 0, that is not permitted.
+    forbidden: Option<usize>,
+    written: Vec<Change>,
+    /// How many probes still find the device in the hands of a driver that is leaving it.
+    leaving: usize,
+}
+
+impl Bus {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let folder = root.join("sys/bus/vmbus/devices").join(NIC);
+        fs::create_dir_all(&folder).unwrap();
+        for driver in [KERNEL_NIC_DRIVER, UIO_DRIVER] {
+            fs::create_dir_all(root.join("sys/bus/vmbus/drivers").join(driver)).unwrap();
+        }
+        fs::write(folder.join("driver_override"), "(null)\n").unwrap();
+        let bus =
+            Self { dir, refusing: Vec::new(), forbidden: None, written: Vec::new(), leaving: 0 };
+        bus.attach(KERNEL_NIC_DRIVER);
+        bus
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.dir.path().join("sys/bus/vmbus/devices").join(NIC)
+    }
+
+    fn journal(&self) -> Journal {
+        Journal::new(self.dir.path().join("run/netvsc/bind"))
+    }
+
+    fn attach(&self, driver: &str) {
+        let drivers = self.dir.path().join("sys/bus/vmbus/drivers");
+        symlink(drivers.join(driver), self.folder().join("driver")).unwrap();
+    }
+
+    fn driver(&self) -> Option<String> {
+        Record::of(self.dir.path(), NIC).unwrap().driver
+    }
+
+    fn bind(&mut self) -> Result<Binding, BindError> {
+        let (root, journal) = (self.root(), self.journal());
+        Binding::to_by(self, &root, NIC, UIO_DRIVER, journal)
+    }
+}
+
+impl Sysfs for Bus {
+    fn write(&mut self, change: &Change) -> io::Result<()> {
+        let at = self.written.len();
+        self.written.push(change.clone());
+        if self.forbidden == Some(at) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let link = self.folder().join("driver");
+        match change.path.file_name().and_then(|name| name.to_str()) {
+            Some("driver_override") => {
+                let text = if change.value.is_empty() { "(null)" } else { &change.value };
+                fs::write(&change.path, format!("{text}\n"))
+            }
+            Some("unbind") => {
+                assert_eq!(change.value, NIC);
+                fs::remove_file(link)
+            }
+            Some("drivers_probe") => {
+                assert_eq!(change.value, NIC);
+                let chosen = fs::read_to_string(self.folder().join("driver_override"))?;
+                let driver = match chosen.trim_end() {
+                    "(null)" => KERNEL_NIC_DRIVER,
+                    chosen => chosen,
+                };
+                if self.leaving > 0 {
+                    self.leaving -= 1;
+                } else if !self.refusing.contains(&driver) && !link.exists() {
+                    self.attach(driver);
+                }
+                Ok(())
+            }
+            _ => panic!("{change}"),
+        }
+    }
+
+    fn pause(&mut self) {}
+}
+
+/// The writes that were made, without the folders.
+fn written(bus: &Bus) -> Vec<(String, String)> {
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    bus.written.iter().map(|change| (name(&change.path), change.value.clone())).collect()
+}
+
+#[test]
+fn a_nic_goes_to_user_space_and_back_in_three_writes_each() {
+    let mut bus = Bus::new();
+    let mut binding = bus.bind().unwrap();
+    assert_eq!(bus.driver().as_deref(), Some(UIO_DRIVER));
+    let own = |steps: [(&str, &str); 3]| steps.map(|(path, value)| (path.into(), value.into()));
+    let there = own([("driver_override", UIO_DRIVER), ("unbind", NIC), ("drivers_probe", NIC)]);
+    assert_eq!(written(&bus), there);
+    assert_eq!(bus.journal().records().unwrap().len(), 1);
+
+    bus.written.clear();
+    binding.restore_by(&mut bus).unwrap();
+    let back = own([("driver_override", ""), ("unbind", NIC), ("drivers_probe", NIC)]);
+    assert_eq!(written(&bus), back);
+    assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
+    assert_eq!(bus.journal().records().unwrap(), []);
+}
+
+#[test]
+fn an_override_that_an_operator_made_comes_back() {
+    let mut bus = Bus::new();
+    fs::write(bus.folder().join("driver_override"), format!("{KERNEL_NIC_DRIVER}\n")).unwrap();
+    let mut binding = bus.bind().unwrap();
+    binding.restore_by(&mut bus).unwrap();
+    let record = Record::of(&bus.root(), NIC).unwrap();
+    assert_eq!(record.driver_override.as_deref(), Some(KERNEL_NIC_DRIVER));
+}
+
+#[test]
+fn what_is_shown_is_what_is_written() {
+    let mut bus = Bus::new();
+    let shown = Record::of(&bus.root(), NIC).unwrap().changes_to(&bus.root(), UIO_DRIVER);
+    bus.bind().unwrap().keep();
+    assert_eq!(bus.written, shown);
+    let line = shown[1].to_string();
+    assert!(
+        line.starts_with(&format!("echo '{NIC}' > ")) && line.ends_with("driver/unbind"),
+        "{line}"
+    );
+}
+
+#[test]
+fn whichever_write_is_refused_all_is_as_before() {
+    for forbidden in 0..3 {
+        let mut bus = Bus::new();
+        bus.forbidden = Some(forbidden);
+        let error = bus.bind().unwrap_err();
+        assert!(matches!(error, BindError::Refused { .. }), "{error}");
+        assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
+        assert_eq!(bus.journal().records().unwrap(), []);
+    }
+}
+
+#[test]
+fn a_driver_that_refuses_the_device_does_not_get_it() {
+    // Linux 6.1's uio_hv_generic takes no channel that needs a hypercall to ring.
+    let mut bus = Bus::new();
+    bus.refusing.push(UIO_DRIVER);
+    let error = bus.bind().unwrap_err();
+    assert!(matches!(&error, BindError::Elsewhere { found: None, .. }), "{error}");
+    assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
+}
+
+#[test]
+fn a_device_that_somebody_is_taking_from_its_driver_goes_back_when_he_is_done() {
+    let mut bus = Bus::new();
+    let mut binding = bus.bind().unwrap();
+    // The link goes first, long before the driver is done.
+    fs::remove_file(bus.folder().join("driver")).unwrap();
+    bus.leaving = 5;
+    binding.restore_by(&mut bus).unwrap();
+    assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
+}
+
+#[test]
+fn a_run_that_was_killed_is_undone_by_its_journal() {
+    let mut bus = Bus::new();
+    bus.bind().unwrap().keep();
+    // The next run does not take it for the device's own driver.
+    let error = bus.bind().unwrap_err();
+    assert!(matches!(error, BindError::Journalled { .. }), "{error}");
+    let (root, journal) = (bus.root(), bus.journal());
+    let done = restore_all_by(&mut bus, &root, &journal).unwrap();
+    assert_eq!(done.len(), 1);
+    assert!(done[0].outcome.is_ok() && done[0].record.device.to_string() == NIC);
+    assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
+    assert!(restore_all_by(&mut bus, &root, &journal).unwrap().is_empty());
+}
+
+#[test]
+fn a_device_that_the_host_took_away_is_given_back_by_forgetting_it() {
+    let mut bus = Bus::new();
+    let mut binding = bus.bind().unwrap();
+    fs::remove_dir_all(bus.folder()).unwrap();
+    bus.written.clear();
+    binding.restore_by(&mut bus).unwrap();
+    assert!(bus.written.is_empty());
+    assert_eq!(bus.journal().records().unwrap(), []);
+}
+
+#[test]
+fn names_that_are_no_devices_and_drivers_that_are_not_there_are_told() {
+    let bus = Bus::new();
+    let root = bus.root();
+    let of = |device: &str| Record::of(&root, device).unwrap_err();
+    assert!(matches!(of("../../devices"), BindError::Name(_)));
+    assert!(matches!(of("f8615163-0000-1000-2000-6045bd000002"), BindError::NoDevice { .. }));
+    let error = Binding::to(&root, NIC, "vfio", bus.journal()).unwrap_err();
+    assert_eq!(error.to_string(), "the driver vfio is not loaded: `modprobe vfio`");
+}
+
+#[test]
+fn a_spoilt_record_is_told_by_line_and_nothing_is_written() {
+    let mut bus = Bus::new();
+    let (root, journal) = (bus.root(), bus.journal());
+    let folder = root.join("run/netvsc/bind");
+    fs::create_dir_all(&folder).unwrap();
+    for (text, wrong) in [
+        ("", 1),
+        ("device nobody\n", 1),
+        (&format!("device {NIC}\ndriver ../../x\noverride \n"), 2),
+        (&format!("device {NIC}\ndriver x\n"), 1),
+        (&format!("device {NIC}\ndriver x\nchosen y\n"), 3),
+    ] {
+        fs::write(folder.join(NIC), text).unwrap();
+        let error = restore_all_by(&mut bus, &root, &journal).unwrap_err();
+        assert!(
+            matches!(error, BindError::Record { line, .. } if line == wrong),
+            "{text}: {error}"
+        );
+    }
+    assert!(bus.written.is_empty());
+}
+
+#[test]
+fn the_names_of_maps_carry_the_numbers_under_which_memory_is_shared() {
+    assert_eq!(MapKind::parse("txrx_rings"), Some(MapKind::Rings));
+    assert_eq!(MapKind::parse("recv:923432"), Some(MapKind::Receive(GpadlId(923_432))));
+    assert_eq!(MapKind::parse("send:1"), Some(MapKind::Send(GpadlId(1))));
+    for name in ["", "recv", "recv:", "recv:-1", "recv:4294967296", "sent:1"] {
+        assert_eq!(MapKind::parse(name), None, "{name}");
+    }
+}
+
+/// A tree with a uio device whose file is a plain one: enough to see what is read and refused.
+fn uio_tree(bus: &Bus, maps: &[(&str, &str)]) {
+    let uio = bus.folder().join("uio/uio0");
+    for (index, (name, size)) in maps.iter().enumerate() {
+        let map = uio.join(format!("maps/map{index}"));
+        fs::create_dir_all(&map).unwrap();
+        fs::write(map.join("name"), format!("{name}\n")).unwrap();
+        fs::write(map.join("size"), format!("{size}\n")).unwrap();
+    }
+    fs::create_dir_all(&uio).unwrap();
+    fs::write(bus.folder().join("id"), "15\n").unwrap();
+    fs::create_dir_all(bus.root().join("dev")).unwrap();
+    let file = fs::File::create(bus.root().join("dev/uio0")).unwrap();
+    file.set_len(64 << 10).unwrap();
+}
+
+#[test]
+fn a_device_is_opened_by_what_its_maps_say() {
+    let bus = Bus::new();
+    let error = Device::open(&bus.root(), NIC).unwrap_err();
+    assert!(matches!(error, UioError::NotBound { .. }), "{error}");
+
+    uio_tree(&bus, &[("txrx_rings", "0x8000"), ("int_page", "0x1000"), ("recv:7", "0x4000")]);
+    let device = Device::open(&bus.root(), NIC).unwrap();
+    assert_eq!((device.name(), device.maps().len()), ("uio0", 3));
+    // The index is the place: the file is plain, so maps lie over each other here.
+    let (gpadl, memory) = device.receive_buffer().unwrap();
+    assert_eq!((gpadl, memory.pages()), (GpadlId(7), 4));
+    let error = device.send_buffer().unwrap_err();
+    assert!(matches!(error, UioError::NoMap { map: "send:N", .. }), "{error}");
+    let channel = device.channel().unwrap();
+    assert_eq!(channel.capacity(), 3 * 4096 - 8);
+}
+
+#[test]
+fn maps_of_sizes_that_cannot_be_are_refused() {
+    for (size, ring) in [("0x0", false), ("banana", false), ("0x3000", true), ("0x1000", true)] {
+        let bus = Bus::new();
+        uio_tree(&bus, &[("txrx_rings", size)]);
+        let error = Device::open(&bus.root(), NIC).and_then(|device| device.channel().map(|_| ()));
+        let error = error.unwrap_err();
+        assert_eq!(matches!(error, UioError::RingSize { .. }), ring, "{error}");
+        assert!(ring || matches!(error, UioError::Attribute { .. }), "{error}");
+    }
+}
+
+#[test]
+fn another_kind_of_uio_device_is_left_alone() {
+    let bus = Bus::new();
+    uio_tree(&bus, &[("registers", "0x1000")]);
+    let error = Device::open(&bus.root(), NIC).unwrap_err();
+    assert!(matches!(error, UioError::NoMap { map: "txrx_rings", .. }), "{error}");
+}
+
+proptest! {
+    // Each case waits for the disk.
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn any_record_survives_the_journal(driver in "[a-z_]{0,12}", chosen in "[a-z_]{0,12}") {
+        let name = |name: String| (!name.is_empty()).then_some(name);
+        let mut bus = Bus::new();
+        if let Some(chosen) = name(chosen.clone()) {
+            fs::write(bus.folder().join("driver_override"), chosen).unwrap();
+        }
+        fs::remove_file(bus.folder().join("driver")).unwrap();
+        if let Some(driver) = name(driver) {
+            fs::create_dir_all(bus.root().join("sys/bus/vmbus/drivers").join(&driver)).unwrap();
+            bus.attach(&driver);
+        }
+        let before = Record::of(&bus.root(), NIC).unwrap();
+        bus.bind().unwrap().keep();
+        prop_assert_eq!(bus.journal().records().unwrap(), vec![before]);
+    }
+}
