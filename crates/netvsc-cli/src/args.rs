@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netvsc_linux::TapName;
 
+use crate::bind::{self, BindArgs};
 use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
 use crate::install::{self, InstallArgs, UninstallArgs};
 use crate::manual::{self, CompletionsArgs};
@@ -132,6 +133,10 @@ pub enum Command {
     /// Print the completions of a shell
     #[command(after_long_help = manual::STATUS)]
     Completions(CompletionsArgs),
+
+    /// Give a NIC to user space, or back to the kernel
+    #[command(long_about = bind::LONG, after_long_help = bind::STATUS)]
+    Bind(BindArgs),
 }
 
 /// Which host to run against.

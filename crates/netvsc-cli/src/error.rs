@@ -103,6 +103,22 @@ pub enum Error {
         /// How many.
         files: usize,
     },
+    /// The NIC keeps the operator connected.
+    #[error(
+        "{nic} carries {what}; choose another NIC, or say --force if you can reach this machine otherwise"
+    )]
+    Needed {
+        /// The NIC.
+        nic: String,
+        /// What goes through it.
+        what: String,
+    },
+    /// A device could not change its driver.
+    #[error(transparent)]
+    Bind(#[from] netvsc_linux::uio::BindError),
+    /// The kernel does not tell of links, addresses or routes.
+    #[error(transparent)]
+    Netlink(#[from] netvsc_linux::netlink::NetlinkError),
     /// A TAP could not be opened or used.
     #[error(transparent)]
     Tap(#[from] TapError),

@@ -15,6 +15,7 @@ macro_rules! seeded {
 }
 
 pub mod args;
+pub mod bind;
 pub mod capture;
 pub mod embedded;
 pub mod error;

@@ -29,6 +29,7 @@ fn carry_out(command: &Command) -> Result<ExitCode, Error> {
         Command::Uninstall(args) => netvsc_cli::install::uninstall(args)?,
         Command::Completions(args) => netvsc_cli::manual::completions(args)?,
         Command::Watch(args) => netvsc_cli::watch::watch(args)?,
+        Command::Bind(args) => netvsc_cli::bind::run(args)?,
         Command::Udev(args) => netvsc_cli::udev::udev(args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -6,8 +6,8 @@
 //!
 //! The first thing a balloon's driver says is which version it speaks. This program proposes one that does not exist and is
 //! refused, ROUNDS times; each time the host's doorbell is rung by the device's file, and its answer waited for by it. The last
-//! proposal is version 3, which is accepted, and the capabilities follow. With `gone` it then waits until the device is taken
-//! away. In the end the device goes back to the driver that it came from.
+//! proposal is version 3, which is accepted, and the capabilities follow. In the end the device goes back to the driver that it
+//! came from. With `gone` the program waits until it is taken away instead.
 //!
 //! Messages: the dynamic memory protocol (Linux `hv_balloon.c`): type and size, 16 bits each, a number of 32 bits that the answer
 //! repeats, and the contents, little-endian, in-band.
@@ -147,6 +147,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         // For good: it does not come to life again.
         assert_eq!(balloon.device.wait(Some(PATIENCE))?, Interrupt::Gone);
         println!("the device is gone");
+        // If it was the host, there is nothing to give back; if somebody took the driver from under the open file, the
+        // kernel cannot open the channel again before the host offers it anew.
+        binding.keep();
+        return Ok(());
     }
     drop(balloon);
     binding.restore()?;

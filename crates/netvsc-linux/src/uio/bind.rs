@@ -7,7 +7,6 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use vmbus::Guid;
 
@@ -18,10 +17,6 @@ pub const UIO_DRIVER: &str = "uio_hv_generic";
 /// The kernel's own driver of synthetic NICs.
 pub const KERNEL_NIC_DRIVER: &str = "hv_netvsc";
 
-/// How often the kernel is asked again to look for a driver.
-const PROBES: usize = 40;
-/// How long it is left alone in between.
-const PAUSE: Duration = Duration::from_millis(50);
 /// Longest attribute that is believed, in bytes.
 const LINE: u64 = 4096;
 
@@ -114,9 +109,6 @@ impl fmt::Display for Change {
 /// Whoever takes writes to sysfs: the kernel, or a test in its place.
 pub(super) trait Sysfs {
     fn write(&mut self, change: &Change) -> io::Result<()>;
-
-    /// Lets others finish what they are at.
-    fn pause(&mut self);
 }
 
 /// The running kernel.
@@ -127,10 +119,6 @@ impl Sysfs for Kernel {
         // One write for the whole value: sysfs takes each as a value of its own.
         let mut attribute = OpenOptions::new().write(true).open(&change.path)?;
         attribute.write_all(format!("{}\n", change.value).as_bytes())
-    }
-
-    fn pause(&mut self) {
-        std::thread::sleep(PAUSE);
     }
 }
 
@@ -183,13 +171,8 @@ impl Record {
         if bound {
             changes.push(Change { path: folder.join("driver/unbind"), value: device.clone() });
         }
-        changes.push(self.probe(root));
+        changes.push(Change { path: root.join("sys/bus/vmbus/drivers_probe"), value: device });
         changes
-    }
-
-    fn probe(&self, root: &Path) -> Change {
-        let value = self.device.to_string();
-        Change { path: root.join("sys/bus/vmbus/drivers_probe"), value }
     }
 
     fn to_text(&self) -> String {
@@ -259,6 +242,14 @@ impl Journal {
         }
     }
 
+    /// How `device` was, if it was taken and not given back.
+    ///
+    /// # Errors
+    /// As for [`Journal::records`].
+    pub fn record(&self, device: &str) -> Result<Option<Record>, BindError> {
+        Ok(self.records()?.into_iter().find(|record| record.device.to_string() == device))
+    }
+
     /// What was taken and not given back, in the order of the devices.
     ///
     /// # Errors
@@ -323,7 +314,7 @@ impl Binding {
         }
         journal.enter(&record)?;
         let outcome = apply(sysfs, &record.changes_to(root, driver))
-            .and_then(|()| settle(sysfs, root, &record, Some(driver)));
+            .and_then(|()| check(root, record.device, Some(driver)));
         if let Err(error) = outcome {
             give_back(sysfs, root, &record, &journal)?;
             return Err(error);
@@ -342,7 +333,8 @@ impl Binding {
         self.record = None;
     }
 
-    /// Gives the device back.
+    /// Gives the device back. Whoever has its file open closes it first: a channel whose driver goes while it is open stays
+    /// open at the host, and the kernel (6.12) cannot open it again.
     ///
     /// # Errors
     /// As for [`Binding::to`]; the record then stays in the journal.
@@ -364,6 +356,14 @@ impl Drop for Binding {
             tracing::warn!(%error, "a device was not given back; `netvsc bind --restore` tries again");
         }
     }
+}
+
+/// Makes a device what `record` says, from whatever driver has it now, and strikes the record from the journal if it is there.
+///
+/// # Errors
+/// As for [`Binding::to`].
+pub fn restore(root: &Path, record: &Record, journal: &Journal) -> Result<(), BindError> {
+    give_back(&mut Kernel, root, record, journal)
 }
 
 /// What became of a device that the journal had.
@@ -405,7 +405,7 @@ fn give_back(
     // A device that the host has taken away meanwhile needs nothing any more.
     if device_folder(root, &record.device.to_string()).is_dir() {
         apply(sysfs, &record.changes_back(root))?;
-        settle(sysfs, root, record, record.driver.as_deref())?;
+        check(root, record.device, record.driver.as_deref())?;
     }
     journal.strike(record.device)
 }
@@ -419,36 +419,16 @@ fn apply(sysfs: &mut dyn Sysfs, changes: &[Change]) -> Result<(), BindError> {
     Ok(())
 }
 
-/// Sees to it that the driver that is wanted has the device. Where none had it before, any may have found it meanwhile.
-fn settle(
-    sysfs: &mut dyn Sysfs,
-    root: &Path,
-    record: &Record,
-    wanted: Option<&str>,
-) -> Result<(), BindError> {
-    let Some(wanted) = wanted else {
-        return Ok(());
-    };
-    let device = record.device.to_string();
-    let folder = device_folder(root, &device);
-    let probe = record.probe(root);
-    for _ in 0..PROBES {
-        match driver_of(&folder) {
-            Some(driver) if driver == wanted => return Ok(()),
-            Some(_) => break,
-            // While somebody else is taking it from a driver, it shows none, and the kernel looks for none. A driver that
-            // refuses it refuses it again.
-            None => {
-                sysfs.pause();
-                apply(sysfs, std::slice::from_ref(&probe))?;
-            }
+/// Whether the driver that is wanted has the device. Where none had it before, any may have found it meanwhile.
+fn check(root: &Path, device: Guid, wanted: Option<&str>) -> Result<(), BindError> {
+    let device = device.to_string();
+    let found = driver_of(&device_folder(root, &device));
+    match wanted {
+        Some(wanted) if found.as_deref() != Some(wanted) => {
+            Err(BindError::Elsewhere { device, found, wanted: wanted.to_owned() })
         }
+        _ => Ok(()),
     }
-    let found = driver_of(&folder);
-    if found.as_deref() == Some(wanted) {
-        return Ok(());
-    }
-    Err(BindError::Elsewhere { device, found, wanted: wanted.to_owned() })
 }
 
 pub(super) fn device_folder(root: &Path, device: &str) -> PathBuf {

@@ -12,7 +12,7 @@ mod device;
 mod map;
 
 pub use self::bind::{
-    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, Restored, UIO_DRIVER,
+    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, Restored, UIO_DRIVER, restore,
     restore_all,
 };
 pub use self::device::{Device, Interrupt, SubChannel, UioDoorbell};

@@ -22,8 +22,6 @@ struct Bus {
     /// The write, counted from 0, that is not permitted.
     forbidden: Option<usize>,
     written: Vec<Change>,
-    /// How many probes still find the device in the hands of a driver that is leaving it.
-    leaving: usize,
 }
 
 impl Bus {
@@ -36,8 +34,7 @@ impl Bus {
             fs::create_dir_all(root.join("sys/bus/vmbus/drivers").join(driver)).unwrap();
         }
         fs::write(folder.join("driver_override"), "(null)\n").unwrap();
-        let bus =
-            Self { dir, refusing: Vec::new(), forbidden: None, written: Vec::new(), leaving: 0 };
+        let bus = Self { dir, refusing: Vec::new(), forbidden: None, written: Vec::new() };
         bus.attach(KERNEL_NIC_DRIVER);
         bus
     }
@@ -93,9 +90,7 @@ impl Sysfs for Bus {
                     "(null)" => KERNEL_NIC_DRIVER,
                     chosen => chosen,
                 };
-                if self.leaving > 0 {
-                    self.leaving -= 1;
-                } else if !self.refusing.contains(&driver) && !link.exists() {
+                if !self.refusing.contains(&driver) && !link.exists() {
                     self.attach(driver);
                 }
                 Ok(())
@@ -103,8 +98,6 @@ impl Sysfs for Bus {
             _ => panic!("{change}"),
         }
     }
-
-    fn pause(&mut self) {}
 }
 
 /// The writes that were made, without the folders.
@@ -173,17 +166,6 @@ fn a_driver_that_refuses_the_device_does_not_get_it() {
     bus.refusing.push(UIO_DRIVER);
     let error = bus.bind().unwrap_err();
     assert!(matches!(&error, BindError::Elsewhere { found: None, .. }), "{error}");
-    assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
-}
-
-#[test]
-fn a_device_that_somebody_is_taking_from_its_driver_goes_back_when_he_is_done() {
-    let mut bus = Bus::new();
-    let mut binding = bus.bind().unwrap();
-    // The link goes first, long before the driver is done.
-    fs::remove_file(bus.folder().join("driver")).unwrap();
-    bus.leaving = 5;
-    binding.restore_by(&mut bus).unwrap();
     assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
 }
 
