@@ -116,9 +116,6 @@ pub enum Error {
     /// A device could not change its driver.
     #[error(transparent)]
     Bind(#[from] netvsc_linux::uio::BindError),
-    /// The kernel does not tell of links, addresses or routes.
-    #[error(transparent)]
-    Netlink(#[from] netvsc_linux::netlink::NetlinkError),
     /// A TAP could not be opened or used.
     #[error(transparent)]
     Tap(#[from] TapError),

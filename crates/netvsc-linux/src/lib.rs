@@ -24,8 +24,8 @@ pub mod netlink;
 pub mod relation;
 pub mod tap;
 pub mod udev;
-pub mod watch;
 pub mod uio;
+pub mod watch;
 
 pub use memfd::{MemfdError, SharedFile};
 pub use tap::{Tap, TapError, TapName, TapNameError};

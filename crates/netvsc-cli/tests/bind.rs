@@ -1,0 +1,52 @@
+//! `netvsc bind` on a tree: what it would write, and what it refuses. What it does is seen on a real VMBus (testbed/).
+
+#[path = "../../netvsc-linux/tests/guest/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod guest;
+
+use std::process::{Command, Output};
+
+use guest::{Guest, kinds};
+
+fn bind(guest: &Guest, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netvsc"));
+    command.arg("bind").args(arguments).arg("--sysfs-root").arg(guest.root());
+    command.output().expect("the program runs")
+}
+
+fn error(output: &Output) -> String {
+    assert!(output.stdout.is_empty() && !output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_dry_run_shows_the_three_writes_and_makes_none() {
+    let guest = kinds::worked_example();
+    let output = bind(&guest, &["--uio", "eth1", "--dry-run"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0].starts_with("echo 'uio_hv_generic' > "), "{text}");
+    assert!(lines[1].ends_with("/driver/unbind") && lines[2].ends_with("/drivers_probe"), "{text}");
+    assert!(!guest.root().join("run/netvsc").exists());
+    let back = bind(&guest, &["--kernel", "eth1", "--dry-run"]);
+    assert!(String::from_utf8_lossy(&back.stdout).starts_with("echo '' > "));
+    assert!(bind(&guest, &["--restore", "--dry-run"]).stdout.is_empty());
+}
+
+#[test]
+fn what_is_no_nic_and_drivers_that_are_missing_are_told() {
+    let guest = kinds::worked_example();
+    // A VF means the NIC that it belongs to, as for every verb.
+    let of = |name| bind(&guest, &["--uio", name, "--dry-run"]).stdout;
+    assert_eq!(of("enP6757s2"), of("eth1"));
+    let text = error(&bind(&guest, &["--uio", "nobody"]));
+    assert!(text.contains("no such device: `nobody`"), "{text}");
+    let text = error(&bind(&guest, &["--uio", "eth1"]));
+    assert!(text.contains("`modprobe uio_hv_generic`"), "{text}");
+    for arguments in
+        [&["eth1"][..], &["--uio"], &["--uio", "--kernel", "eth1"], &["--restore", "eth1"]]
+    {
+        assert_eq!(bind(&guest, arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
