@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyperv_host::Host;
 use hyperv_host::bus::BusPolicy;
 use hyperv_host::memory::GuestRam;
 use hyperv_host::pci::PciPolicy;
-use hyperv_host::vf::{SimulatedPort, VfWindow};
+use hyperv_host::vf::{SimulatedPort, VfConfig, VfDevice, VfFeatures, VfWindow};
+use netvsc::MacAddress;
 use vmbus::memory::SharedPages;
 use vmbus::platform::{AllocError, Platform};
 use vmbus::time::earliest;
@@ -31,6 +33,20 @@ struct Wiring {
     windows: BTreeMap<Guid, Vec<VfWindow>>,
     /// Interrupts of the ports that the guest has open.
     interrupts: BTreeMap<Guid, Vec<SignalFlag>>,
+    /// Allocations of the guest that fail before the next succeeds.
+    famine: usize,
+    /// Allocations that failed so.
+    starved: usize,
+}
+
+impl Wiring {
+    /// Whether the guest gets no memory now.
+    fn starves(&mut self) -> bool {
+        let starves = self.famine > 0;
+        self.famine -= usize::from(starves);
+        self.starved += usize::from(starves);
+        starves
+    }
 }
 
 /// The guest's machine on the embedded host.
@@ -42,6 +58,9 @@ pub struct EmbeddedMachine {
 
 impl Platform for EmbeddedMachine {
     fn allocate(&self, pages: usize) -> Result<SharedPages, AllocError> {
+        if self.wiring.borrow_mut().starves() {
+            return Err(AllocError { pages });
+        }
         self.ram.allocate(pages)
     }
 }
@@ -62,7 +81,7 @@ impl Machine for EmbeddedMachine {
         let windows = self.wiring.borrow().windows.get(&bus).cloned();
         let windows = windows.ok_or("its registers cannot be mapped")?;
         let interrupts = windows.iter().map(|window| window.interrupt.clone()).collect();
-        let open = |window| SimulatedPort::open(window, &self.ram, VF_DEPTH);
+        let open = |window| SimulatedPort::open(window, self, VF_DEPTH);
         let ports = windows.into_iter().map(open).collect::<Result<_, _>>();
         let ports = ports.map_err(|error| error.to_string())?;
         self.wiring.borrow_mut().interrupts.insert(bus, interrupts);
@@ -81,6 +100,8 @@ pub struct World {
     wiring: Rc<RefCell<Wiring>>,
     /// Doorbells that rang, kept to use its memory again.
     rang: Vec<ConnectionId>,
+    /// How far the guest's clock is ahead of the host's.
+    ahead: Duration,
 }
 
 impl World {
@@ -96,7 +117,49 @@ impl World {
             ram,
             wiring,
             rang: Vec::new(),
+            ahead: Duration::ZERO,
         }
+    }
+
+    /// What the guest's clock shows when the host's shows `now`.
+    #[must_use]
+    pub fn guest_time(&self, now: Instant) -> Instant {
+        now + self.ahead
+    }
+
+    /// The guest's clock jumps forward.
+    pub fn jump(&mut self, span: Duration) {
+        self.ahead += span;
+    }
+
+    /// The guest's next allocations fail, so many of them.
+    pub fn starve(&mut self, allocations: usize) {
+        self.wiring.borrow_mut().famine = allocations;
+    }
+
+    /// Allocations that failed.
+    #[must_use]
+    pub fn starved(&self) -> usize {
+        self.wiring.borrow().starved
+    }
+
+    /// Another guest takes over the machine, without a word to the host. What was given to the guest stays in place, what it had
+    /// made of it is gone. The old guest is returned.
+    pub fn restart_guest(&mut self) -> Guest<EmbeddedMachine> {
+        let mut wiring = self.wiring.borrow_mut();
+        wiring.doorbells.clear();
+        wiring.interrupts.clear();
+        wiring.famine = 0;
+        drop(wiring);
+        let machine = EmbeddedMachine { ram: self.ram.clone(), wiring: self.wiring.clone() };
+        std::mem::replace(&mut self.guest, Guest::new(machine))
+    }
+
+    /// Makes the registers of a network function reachable that is no NIC's VF and never has a link.
+    pub fn map_stranger(&mut self, bus: Guid, mac: MacAddress) {
+        let config = VfConfig { mac, link: false, features: VfFeatures::empty() };
+        let window = VfDevice::new(config, Arc::new(self.ram.clone())).window();
+        self.wiring.borrow_mut().windows.insert(bus, vec![window]);
     }
 
     /// Pages that the guest has allocated for sharing now.
@@ -124,7 +187,8 @@ impl World {
     /// the guest go to `sink` with the number of their NIC.
     pub fn settle(&mut self, now: Instant, sink: &mut Sink<'_>) {
         loop {
-            let mut moved = self.guest.poll(now, sink);
+            let guest_now = self.guest_time(now);
+            let mut moved = self.guest.poll(guest_now, sink);
             while let Some(post) = self.guest.poll_outgoing() {
                 self.host.handle_message(post.connection, &post.payload, now);
                 moved = true;
@@ -132,7 +196,7 @@ impl World {
             moved |= self.ring_host();
             self.host.poll(now);
             while let Some(message) = self.host.poll_message() {
-                self.guest.handle_message(&message, now);
+                self.guest.handle_message(&message, guest_now);
                 moved = true;
             }
             let channels: Vec<_> = self.host.interrupts().collect();
@@ -178,6 +242,8 @@ impl World {
     /// When something happens next although nobody does anything.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        earliest(self.host.poll_deadline(), self.guest.deadline())
+        let ahead = self.guest_time(Instant::ZERO);
+        let guest = self.guest.deadline().map(|at| Instant::ZERO + at.since(ahead));
+        earliest(self.host.poll_deadline(), guest)
     }
 }

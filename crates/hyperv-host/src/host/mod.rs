@@ -59,7 +59,7 @@ pub enum HostEvent {
         /// To where.
         path: Path,
     },
-    /// A NIC is gone altogether: its channel is released. Its number is not used again.
+    /// A NIC is gone altogether: its channel is released. No other NIC gets its number.
     NicGone {
         /// Which NIC.
         nic: usize,
@@ -157,6 +157,10 @@ struct HostNic {
     dirty: bool,
     /// It was taken away.
     leaving: bool,
+    /// Identity of its channel.
+    instance: Guid,
+    /// It was taken away, and the guest has let go of it.
+    gone: bool,
 }
 
 /// A host with its devices.
@@ -217,6 +221,8 @@ impl Host {
             past_vfs: VfCounters::default(),
             dirty: false,
             leaving: false,
+            instance: spec.instance,
+            gone: false,
         });
         nic
     }
@@ -352,7 +358,12 @@ impl Host {
                         nic.service.queue_released();
                     }
                 }
-                Some(Owner::Nic(nic)) => self.events.push_back(HostEvent::NicGone { nic }),
+                Some(Owner::Nic(nic)) => {
+                    if let Some(nic) = self.nics.get_mut(nic) {
+                        nic.gone = true;
+                    }
+                    self.events.push_back(HostEvent::NicGone { nic });
+                }
                 None => {}
             },
             BusEvent::Connected { .. } | BusEvent::Disconnected | BusEvent::GivenUp { .. } => {}

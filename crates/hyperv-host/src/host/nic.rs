@@ -1,10 +1,12 @@
 //! What whoever runs the host does to its NICs, and how they are joined to each other and to the outside.
 
 use vmbus::Instant;
+use vmbus::message::NIC_CLASS;
 
 use super::device::Phase;
 use super::vf::Disassociation;
-use super::{ActError, Host, HostNic};
+use super::{ActError, Host, HostNic, Owner};
+use crate::bus::{BusPolicy, Fault, OfferSpec};
 use crate::nic::{NicCounters, NicFault, NicPolicy};
 use crate::switch::{BridgeCounters, UplinkId, VlanMode};
 
@@ -49,6 +51,41 @@ impl Host {
         self.switch.disconnect(port);
         self.bus.rescind(device, now);
         Ok(())
+    }
+
+    /// Whether a NIC that was taken away is gone altogether.
+    #[must_use]
+    pub fn nic_is_gone(&self, nic: usize) -> bool {
+        self.nics.get(nic).is_some_and(|nic| nic.gone)
+    }
+
+    /// Offers a NIC again that was taken away and is gone: it has the number, MAC, policy and switch port that it had.
+    ///
+    /// # Errors
+    /// [`ActError::NoNic`] if there is none that is gone.
+    pub fn return_nic(&mut self, nic: usize, now: Instant) -> Result<(), ActError> {
+        let entry =
+            self.nics.get_mut(nic).filter(|entry| entry.gone).ok_or(ActError::NoNic(nic))?;
+        (entry.gone, entry.leaving) = (false, false);
+        entry.device = self.bus.offer(OfferSpec::new(NIC_CLASS, entry.instance, 0), now);
+        self.owners.insert(entry.device, Owner::Nic(nic));
+        Ok(())
+    }
+
+    /// How the bus behaves; may be changed at any moment.
+    pub fn bus_policy_mut(&mut self) -> &mut BusPolicy {
+        self.bus.policy_mut()
+    }
+
+    /// Makes the bus misbehave once.
+    pub fn inject_bus(&mut self, fault: Fault) {
+        self.bus.inject(fault);
+    }
+
+    /// How often the bus misbehaved like this.
+    #[must_use]
+    pub fn bus_faults(&self, fault: Fault) -> u64 {
+        self.bus.faults(fault)
     }
 
     /// How a NIC behaves; may be changed at any moment.

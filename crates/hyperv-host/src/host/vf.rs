@@ -84,7 +84,22 @@ impl Host {
     /// [`ActError`].
     pub fn add_vf(&mut self, nic: usize, spec: VfSpec, now: Instant) -> Result<(), ActError> {
         let function = FunctionSpec::new(vf::description(slot(), spec.serial), vf::BAR_MASKS);
-        self.add_ports(&[nic], spec, function, now)
+        self.add_ports(&[nic], spec, None, function, now)
+    }
+
+    /// Gives a NIC a VF whose port has another MAC than the NIC, which no host should do.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub fn add_strange_vf(
+        &mut self,
+        nic: usize,
+        spec: VfSpec,
+        mac: MacAddress,
+        now: Instant,
+    ) -> Result<(), ActError> {
+        let function = FunctionSpec::new(vf::description(slot(), spec.serial), vf::BAR_MASKS);
+        self.add_ports(&[nic], spec, Some(mac), function, now)
     }
 
     /// Gives several NICs a VF together: one function with a port for each, in their order, as MANA has it. All of them hear
@@ -101,13 +116,14 @@ impl Host {
         let mac = |nic: &usize| Some(self.nics.get(*nic)?.service.mac());
         let macs: Vec<MacAddress> = nics.iter().filter_map(mac).collect();
         let function = FunctionSpec::multi_port(slot(), spec.serial, &macs);
-        self.add_ports(nics, spec, function, now)
+        self.add_ports(nics, spec, None, function, now)
     }
 
     fn add_ports(
         &mut self,
         nics: &[usize],
         spec: VfSpec,
+        mac: Option<MacAddress>,
         function: FunctionSpec,
         now: Instant,
     ) -> Result<(), ActError> {
@@ -123,7 +139,7 @@ impl Host {
             if entry.vf.is_some() || ports.iter().any(|port| port.nic == *nic) {
                 return Err(ActError::VfPresent(*nic));
             }
-            let (mac, features) = (entry.service.mac(), self.vf_features);
+            let (mac, features) = (mac.unwrap_or(entry.service.mac()), self.vf_features);
             let config = VfConfig { mac, link: true, features };
             ports.push(HostPort { nic: *nic, device: VfDevice::new(config, self.memory.clone()) });
         }

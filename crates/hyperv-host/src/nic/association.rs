@@ -207,6 +207,20 @@ impl Association {
         }
     }
 
+    /// Says again whether there is a VF, and with which serial.
+    pub(super) fn repeat(&mut self) {
+        let serial = self.last_serial;
+        match self.state {
+            VfState::Advertised | VfState::Ready | VfState::Switched => {
+                self.actions.push_back(Action::Associate { allocated: true, serial });
+            }
+            VfState::Unavailable => {
+                self.actions.push_back(Action::Associate { allocated: false, serial });
+            }
+            VfState::Initializing | VfState::Silent | VfState::Available => {}
+        }
+    }
+
     /// Tells the guest a data path out of turn.
     pub(super) fn notice(&mut self, path: Path) {
         self.actions.push_back(Action::Notice(path));

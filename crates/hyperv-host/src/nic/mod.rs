@@ -261,6 +261,11 @@ impl NicService {
         self.association.notice(path);
     }
 
+    /// Says again whether there is a VF, and with which serial, to a guest that has heard of it. Poll afterwards.
+    pub fn repeat_association(&mut self) {
+        self.association.repeat();
+    }
+
     /// Misbehaves once, the next time that it can. Poll afterwards.
     pub fn inject(&mut self, fault: NicFault) {
         self.faults.inject(fault);

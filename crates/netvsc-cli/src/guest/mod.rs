@@ -83,6 +83,8 @@ pub struct Guest<M: Machine> {
     capture: Option<Capture>,
     nic_config: NicConfig,
     blackouts: Blackouts,
+    /// Pages of each ring of a NIC's channel.
+    nic_rings: usize,
 }
 
 impl<M: Machine> std::fmt::Debug for Guest<M> {
@@ -106,12 +108,31 @@ impl<M: Machine> Guest<M> {
             capture: None,
             nic_config: NicConfig::default(),
             blackouts: Blackouts::default(),
+            nic_rings: nic::RING_PAGES,
         }
     }
 
     /// Has the frames of all NICs that start from now on written to a file.
     pub fn capture_into(&mut self, capture: Capture) {
         self.capture = Some(capture);
+    }
+
+    /// Numbers NICs before they are offered; those that are not named here follow in the order of their offers.
+    pub fn number_nics(&mut self, instances: impl IntoIterator<Item = Guid>) {
+        self.nics.extend(instances.into_iter().map(NicDevice::new));
+    }
+
+    /// Has NICs that are offered from now on take rings of so many pages each, header page included: at least two.
+    pub fn set_nic_rings(&mut self, pages: usize) {
+        self.nic_rings = pages.max(2);
+    }
+
+    /// Takes leave of the host, which forgets everything that was shared with it.
+    ///
+    /// # Errors
+    /// If there is no connection.
+    pub fn unload(&mut self, now: Instant) -> Result<(), Error> {
+        self.bus.unload(now).map_err(|error| Error::Run(error.to_string()))
     }
 
     /// Makes contact with the host.
@@ -274,7 +295,7 @@ impl<M: Machine> Guest<M> {
             return;
         }
         let pages = match offer.class {
-            NIC_CLASS => nic::RING_PAGES,
+            NIC_CLASS => self.nic_rings,
             VPCI_CLASS => pci::RING_PAGES,
             _ => return,
         };
@@ -432,6 +453,13 @@ impl<M: Machine> Guest<M> {
             return Some("the start of a NIC");
         }
         adapter.waits_forever().then_some("a switch, or the last frames of a path")
+    }
+
+    /// How often something did not fit into the ring of a NIC, since it was opened.
+    #[must_use]
+    pub fn ring_full(&self, nic: usize) -> u64 {
+        let adapter = self.nics.get(nic).and_then(NicDevice::adapter);
+        adapter.map_or(0, |adapter| adapter.nic().stats().tx_ring_full)
     }
 
     /// Channels that are in use.

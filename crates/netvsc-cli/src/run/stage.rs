@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use hyperv_host::host::{Departure, HostEvent, VfSpec};
+use netvsc::MacAddress;
 use vmbus::{Instant, Serial};
 
 use super::account::{Account, Facts};
@@ -41,14 +42,35 @@ impl Stage {
         let mut stage = Self { world, events, plan, scripts, ejects: 0, surprises: 0 };
         let vfs = if stage.plan.shared { 1 } else { stage.nics() };
         for nic in 0..vfs.min(stage.nics()) {
-            stage.add_vf(nic, stage.plan.nics[nic].vf, now)?;
+            stage.add_vf(nic, stage.plan.nics[nic].vf, None, now)?;
         }
         for device in std::mem::take(&mut stage.plan.devices) {
             let added = stage.world.host.add_device(device, now);
             added.map_err(|error| Error::Run(error.to_string()))?;
         }
-        stage.world.guest.see_emulated(stage.plan.emulated);
+        stage.prepare_guest();
         Ok(stage)
+    }
+
+    /// What a new guest knows from elsewhere.
+    fn prepare_guest(&mut self) {
+        let guest = &mut self.world.guest;
+        guest.number_nics(self.plan.nics.iter().map(|nic| nic.nic.instance));
+        guest.see_emulated(self.plan.emulated);
+    }
+
+    /// Another guest takes over the machine and makes contact; with `farewell`, the old one says good-bye to the host before.
+    pub(crate) fn restart_guest(&mut self, farewell: bool, now: Instant) -> Result<(), Error> {
+        let guest_now = self.world.guest_time(now);
+        let mut old = self.world.restart_guest();
+        // One that has no connection has nothing to say.
+        if farewell && old.unload(guest_now).is_ok() {
+            while let Some(post) = old.poll_outgoing() {
+                self.world.host.handle_message(post.connection, &post.payload, now);
+            }
+        }
+        self.prepare_guest();
+        self.world.guest.start(guest_now)
     }
 
     /// Number of NICs.
@@ -61,8 +83,16 @@ impl Stage {
         self.events.push_back(Event { at, what });
     }
 
-    fn add_vf(&mut self, nic: usize, spec: VfSpec, now: Instant) -> Result<(), Error> {
-        let added = if self.plan.shared {
+    fn add_vf(
+        &mut self,
+        nic: usize,
+        spec: VfSpec,
+        mac: Option<MacAddress>,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let added = if let Some(mac) = mac {
+            self.world.host.add_strange_vf(nic, spec, mac, now)
+        } else if self.plan.shared {
             let nics: Vec<usize> = (0..self.nics()).collect();
             self.world.host.add_shared_vf(&nics, spec, now)
         } else {
@@ -73,17 +103,18 @@ impl Stage {
         Ok(())
     }
 
-    /// Gives a NIC that has none a VF with this serial, or all of them if they share one.
+    /// Gives a NIC that has none a VF with this serial, or all of them if they share one; `mac` if it is not the NIC's.
     pub(crate) fn give_vf(
         &mut self,
         nic: usize,
         serial: Serial,
+        mac: Option<MacAddress>,
         now: Instant,
     ) -> Result<(), Error> {
         let Some(planned) = self.plan.nics.get_mut(nic) else { return Ok(()) };
         planned.vf.serial = serial;
         let spec = planned.vf;
-        self.add_vf(nic, spec, now)
+        self.add_vf(nic, spec, mac, now)
     }
 
     /// Takes up what host and guest have to say; `ready` hears of each NIC that can carry frames. True if there was anything.
@@ -113,8 +144,8 @@ impl Stage {
                     let what = format!("the host's service of pci {instance}: {why}");
                     self.tell(now, What::Failed { what });
                 }
-                HostEvent::DeviceGone { .. }
-                | HostEvent::NicGone { .. }
+                HostEvent::DeviceGone { instance, .. } => self.world.unmap_vf(instance),
+                HostEvent::NicGone { .. }
                 | HostEvent::NicOperational { .. }
                 | HostEvent::VfOffered { .. }
                 | HostEvent::DataPath { .. } => {}
@@ -151,7 +182,7 @@ impl Stage {
                     ("tears the VF away".into(), host.tear_away_vf(nic, then, now))
                 }
                 Order::Add(serial) => {
-                    self.give_vf(nic, serial, now)?;
+                    self.give_vf(nic, serial, None, now)?;
                     (format!("gives a VF with serial {serial}"), Ok(()))
                 }
             };

@@ -53,6 +53,16 @@ pub enum Profile {
     Ports,
     /// 16 to 32 NICs
     Scale,
+    /// 1 to 4 NICs that are taken away and come back; functions with strange MACs, twins of VFs, disks; a bus that repeats itself
+    Hotplug,
+    /// 1 to 4 NICs; the machine stands still, the guest's clock jumps
+    Clocks,
+    /// 1 to 3 NICs; the guest is replaced by another one, with its VFs in place
+    Kexec,
+    /// 1 to 4 NICs; allocations of the guest fail
+    Famine,
+    /// 1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly
+    Storm,
 }
 
 impl Profile {
@@ -67,6 +77,11 @@ impl Profile {
             Self::Hostile => "hostile",
             Self::Ports => "ports",
             Self::Scale => "scale",
+            Self::Hotplug => "hotplug",
+            Self::Clocks => "clocks",
+            Self::Kexec => "kexec",
+            Self::Famine => "famine",
+            Self::Storm => "storm",
         }
     }
 }

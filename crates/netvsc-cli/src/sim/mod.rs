@@ -3,6 +3,7 @@
 pub mod args;
 #[cfg(any(test, feature = "seeded-bugs"))]
 mod bugs;
+mod deed;
 #[cfg(feature = "seeded-bugs")]
 mod hunt;
 mod invariant;

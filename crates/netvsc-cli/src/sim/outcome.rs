@@ -1,5 +1,7 @@
 //! What came of a seed, and of all of them.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::args::Profile;
@@ -11,6 +13,8 @@ pub(super) struct Figures {
     pub(super) nics: usize,
     /// Acts of the host that were possible at their moment.
     pub(super) acts: usize,
+    /// The same by kind.
+    pub(super) fired: BTreeMap<&'static str, u64>,
     pub(super) steps: u64,
     pub(super) frames_out: u64,
     pub(super) frames_in: u64,
@@ -112,6 +116,7 @@ pub(super) struct TotalsLine {
     failed: Vec<u64>,
     nics: usize,
     acts: usize,
+    acts_by_kind: BTreeMap<&'static str, u64>,
     frames: u64,
     frames_resent: u64,
     frames_twice: u64,
@@ -131,6 +136,9 @@ impl Totals {
         let (sum, one) = (&mut self.figures, &outcome.figures);
         sum.nics += one.nics;
         sum.acts += one.acts;
+        for (kind, count) in &one.fired {
+            *sum.fired.entry(kind).or_default() += count;
+        }
         sum.frames_out += one.frames_out;
         sum.frames_in += one.frames_in;
         sum.frames_resent += one.frames_resent;
@@ -148,6 +156,7 @@ impl Totals {
             failed: self.failed.clone(),
             nics: figures.nics,
             acts: figures.acts,
+            acts_by_kind: figures.fired.clone(),
             frames: figures.frames_out + figures.frames_in,
             frames_resent: figures.frames_resent,
             frames_twice: figures.frames_twice,

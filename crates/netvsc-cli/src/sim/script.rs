@@ -1,64 +1,26 @@
-//! What a seed makes of a profile: a plan, and what the host does when.
+//! What a seed makes of a profile: a plan, and what happens when.
 
-use std::fmt;
 use std::time::Duration;
 
+use hyperv_host::bus::{Fault, IdPolicy, OfferOrder};
 use hyperv_host::host::Disassociation;
-use hyperv_host::nic::SwitchAnswer;
+use hyperv_host::nic::{NicFault, SwitchAnswer};
 use rand_core::Rng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use vmbus::Serial;
 
 use super::args::Profile;
+use super::deed::{Act, Deed, Stranger};
 use crate::args::VfLayout;
 use crate::run::Plan;
-
-/// Something that the host does to a NIC or its VF. What is not possible at its moment is left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Deed {
-    /// It asks for the VF back.
-    Eject(Disassociation),
-    /// It tears the VF away.
-    TearAway(Disassociation),
-    /// It gives a VF with this serial.
-    Give(Serial),
-    /// The VF's link goes up or down.
-    Link(bool),
-    /// It tells the guest, out of turn, that the path is the synthetic one.
-    Notice,
-    /// Nothing; frames flow.
-    Rest,
-}
-
-/// What is done to whom, and how long after the deed before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Act {
-    pub(super) after: Duration,
-    pub(super) nic: usize,
-    pub(super) deed: Deed,
-}
-
-impl fmt::Display for Act {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { after, nic, deed } = self;
-        write!(f, "{after:>9.3?} later, nic{nic}: ")?;
-        match deed {
-            Deed::Eject(_) => f.write_str("the host asks for the VF back"),
-            Deed::TearAway(_) => f.write_str("the host tears the VF away"),
-            Deed::Give(serial) => write!(f, "the host gives a VF with serial {serial}"),
-            Deed::Link(true) => f.write_str("the VF's link goes up"),
-            Deed::Link(false) => f.write_str("the VF's link goes down"),
-            Deed::Notice => f.write_str("the host says that it has left the VF"),
-            Deed::Rest => f.write_str("nothing, frames flow"),
-        }
-    }
-}
 
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
 pub(super) struct Script {
     pub(super) plan: Plan,
     pub(super) acts: Vec<Act>,
+    /// Pages of each ring of the NICs, if they are smaller than usual.
+    pub(super) rings: Option<usize>,
 }
 
 fn below(random: &mut Xoshiro256PlusPlus, end: u64) -> u64 {
@@ -73,7 +35,14 @@ impl Script {
     pub(super) fn new(seed: u64, profile: Profile) -> Self {
         let mut random = Plan::new(seed, 0, false).random;
         let (low, high) = match profile {
-            Profile::Smoke | Profile::Flapping | Profile::Hostile => (1, 4),
+            Profile::Smoke
+            | Profile::Flapping
+            | Profile::Hostile
+            | Profile::Hotplug
+            | Profile::Clocks
+            | Profile::Famine
+            | Profile::Storm => (1, 4),
+            Profile::Kexec => (1, 3),
             Profile::AzureBoot => (1, 8),
             Profile::Servicing => (2, 8),
             Profile::Ports => (1, 3),
@@ -87,13 +56,18 @@ impl Script {
         };
         let disks = below(&mut random, 3) as u8;
         let plan = Plan::new(seed, nics, false).with_devices(layout, disks);
-        let mut script = Self { plan, acts: Vec::new() };
+        let mut script = Self { plan, acts: Vec::new(), rings: None };
         match profile {
             Profile::Smoke | Profile::Ports | Profile::Scale => script.mix(&mut random, 24),
             Profile::AzureBoot => script.boot(&mut random),
             Profile::Servicing => script.servicing(&mut random),
             Profile::Flapping => script.flapping(&mut random),
             Profile::Hostile => script.hostile(&mut random),
+            Profile::Hotplug => script.hotplug(&mut random),
+            Profile::Clocks => script.clocks(&mut random),
+            Profile::Kexec => script.kexec(&mut random),
+            Profile::Famine => script.famine(&mut random),
+            Profile::Storm => script.storm(&mut random),
         }
         script
     }
@@ -214,5 +188,111 @@ impl Script {
             let after = micros(random, 0, 1_000_000);
             self.acts.insert(at, Act { after, nic, deed: Deed::Notice });
         }
+    }
+
+    /// Puts deeds between the acts that there are.
+    fn strew(
+        &mut self,
+        random: &mut Xoshiro256PlusPlus,
+        count: u64,
+        deed: impl Fn(&Self, usize, &mut Xoshiro256PlusPlus) -> Deed,
+    ) {
+        for _ in 0..count {
+            let at = 1 + below(random, self.acts.len() as u64) as usize;
+            let nic = below(random, self.plan.nics.len() as u64) as usize;
+            let after = micros(random, 0, 60_000);
+            let deed = deed(self, nic, random);
+            self.acts.insert(at.min(self.acts.len()), Act { after, nic, deed });
+        }
+    }
+
+    /// NICs and functions come and go, some with what belongs to others, and the host's messages come late, twice, or as nonsense.
+    fn hotplug(&mut self, random: &mut Xoshiro256PlusPlus) {
+        self.plan.bus.order = OfferOrder::Shuffled(random.next_u64());
+        if below(random, 2) == 0 {
+            self.plan.bus.ids = IdPolicy::Lowest;
+        }
+        self.mix(random, 12);
+        let count = 2 + below(random, 8);
+        self.strew(random, count, |script, nic, random| match below(random, 14) {
+            0 | 1 => Deed::Unplug,
+            2 | 3 => Deed::Plug,
+            4 => Deed::GiveOther(script.serial(nic, random)),
+            5 => Deed::Stranger(Stranger::Twin, script.serial(nic, random)),
+            6 => Deed::Stranger(Stranger::Other, script.serial(nic, random)),
+            7 => Deed::Stranger(Stranger::Disk, script.serial(nic, random)),
+            8 => Deed::StrangerGoes { asked: below(random, 2) == 0 },
+            9 => Deed::Slow(micros(random, 0, 20_000)),
+            10 => Deed::Repeat,
+            11 | 12 => Deed::Promise(script.serial(nic, random)),
+            _ => {
+                const BENIGN: [Fault; 8] = [
+                    Fault::TrailingGarbage,
+                    Fault::UnknownType,
+                    Fault::AnswersTwice,
+                    Fault::Unsolicited,
+                    Fault::OfferedTwice,
+                    Fault::UnaskedSubChannel,
+                    Fault::RescindedRepeatedly,
+                    Fault::RescindedUnknown,
+                ];
+                Deed::Bus(BENIGN[below(random, BENIGN.len() as u64) as usize])
+            }
+        });
+    }
+
+    /// The clocks jump: that of the guest alone, or both because the machine stood still.
+    fn clocks(&mut self, random: &mut Xoshiro256PlusPlus) {
+        self.mix(random, 16);
+        let count = 1 + below(random, 5);
+        self.strew(random, count, |_, _, random| {
+            let span = match below(random, 3) {
+                0 => micros(random, 1, 900_000),
+                1 => micros(random, 900_000, 8_000_000),
+                _ => Duration::from_secs(60 + below(random, 7200)),
+            };
+            if below(random, 2) == 0 { Deed::Sleep(span) } else { Deed::Jump(span) }
+        });
+    }
+
+    /// Another kernel takes over, with or without a farewell, and finds its VFs in place.
+    fn kexec(&mut self, random: &mut Xoshiro256PlusPlus) {
+        for nic in &mut self.plan.nics {
+            nic.nic.policy.keep_path_over_close = below(random, 4) == 0;
+        }
+        self.mix(random, 10);
+        let count = 1 + below(random, 3);
+        self.strew(random, count, |_, _, random| Deed::Restart { farewell: below(random, 2) == 0 });
+    }
+
+    /// The guest gets no memory for a while.
+    fn famine(&mut self, random: &mut Xoshiro256PlusPlus) {
+        self.mix(random, 12);
+        let count = 1 + below(random, 4);
+        self.strew(random, count, |_, _, random| Deed::Starve(1 + below(random, 4) as usize));
+        let count = 1 + below(random, 4);
+        self.strew(random, count, |_, _, random| match below(random, 2) {
+            0 => Deed::Unplug,
+            _ => Deed::Plug,
+        });
+    }
+
+    /// Small rings, a slow host, and one that does not complete what was sent as it should.
+    fn storm(&mut self, random: &mut Xoshiro256PlusPlus) {
+        self.rings = Some(2 + below(random, 2) as usize);
+        for nic in &mut self.plan.nics {
+            let policy = &mut nic.nic.policy;
+            policy.packets_per_poll = 1 + below(random, 16) as usize;
+            policy.frames_per_packet = 1 + below(random, 8) as usize;
+            policy.send_delay = micros(random, 0, 3_000);
+        }
+        self.mix(random, 16);
+        let count = below(random, 6);
+        self.strew(random, count, |_, _, random| match below(random, 4) {
+            0 => Deed::Nic(NicFault::SendCompletedTwice),
+            1 => Deed::Nic(NicFault::SendCompletedUnsent),
+            2 => Deed::Nic(NicFault::SendReportedFailed),
+            _ => Deed::Nic(NicFault::SendNeverCompleted),
+        });
     }
 }

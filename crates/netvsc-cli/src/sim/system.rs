@@ -5,16 +5,18 @@ mod checks;
 mod ending;
 mod lanes;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use netvsc::MacAddress;
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use vmbus::Instant;
 use vmbus::time::earliest;
+use vmbus::{Guid, Instant};
 
+use super::deed::Act;
 use super::outcome::Figures;
-use super::script::{Act, Script};
+use super::script::Script;
 use super::traffic::{Flow, Way};
 use crate::event::{Event, What};
 use crate::run::stage::Stage;
@@ -55,6 +57,16 @@ pub(super) struct System {
     /// Pages, pieces of memory and channels in use when every NIC was on its VF for the first time.
     in_use: Option<[usize; 3]>,
     done: usize,
+    /// What happened, by kind.
+    fired: BTreeMap<&'static str, u64>,
+    /// Functions that are no NIC's VF, with their MACs, and how many there were ever.
+    strangers: Vec<(Guid, MacAddress)>,
+    strangers_made: u8,
+    /// Failures of the guest that were for want of memory.
+    starved: usize,
+    /// Messages of the host that the guest may refuse.
+    nonsense: usize,
+    rings: Option<usize>,
     steps: u64,
     trace: u64,
     buffer: Vec<u8>,
@@ -70,7 +82,7 @@ impl System {
     /// # Errors
     /// If the host refuses a step of the set-up.
     pub(super) fn new(script: Script, acts: usize) -> Result<Self, String> {
-        let Script { mut plan, acts: mut all } = script;
+        let Script { mut plan, acts: mut all, rings } = script;
         all.truncate(acts);
         let now = Instant::ZERO;
         let lanes = plan.nics.iter().enumerate().map(|(nic, planned)| Lane {
@@ -81,6 +93,7 @@ impl System {
             mac: planned.nic.mac,
             answers: planned.nic.policy.switch_script.iter().copied().collect(),
             told_lies: false,
+            resent_before: 0,
             away: false,
             turns: 0,
         });
@@ -100,6 +113,12 @@ impl System {
             phase: Phase::Acting { next: 0, due: now + first },
             in_use: None,
             done: 0,
+            fired: BTreeMap::new(),
+            strangers: Vec::new(),
+            strangers_made: 0,
+            starved: 0,
+            nonsense: 0,
+            rings,
             steps: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             buffer: Vec::new(),
@@ -111,6 +130,7 @@ impl System {
     /// # Errors
     /// What was wrong first.
     pub(super) fn run(&mut self, tell: &mut dyn FnMut(&Event)) -> Result<(), String> {
+        self.set_rings();
         let started = self.stage.world.guest.start(self.now);
         started.map_err(|error| error.to_string())?;
         loop {
@@ -184,6 +204,14 @@ impl System {
                 lane.carrier_gone();
             }
             if let What::Failed { what } = event.what {
+                if self.starved < self.stage.world.starved() {
+                    self.starved += 1;
+                    continue;
+                }
+                if self.nonsense > 0 && what.starts_with("message of the host: ") {
+                    self.nonsense -= 1;
+                    continue;
+                }
                 return Err(format!("something failed: {what}"));
             }
         }
@@ -201,7 +229,7 @@ impl System {
                     return Ok(false);
                 }
                 if let Some(act) = self.acts.get(next).copied() {
-                    self.act(act);
+                    self.act(act)?;
                     let after = self.acts.get(next + 1).map_or(Duration::ZERO, |act| act.after);
                     self.phase = Phase::Acting { next: next + 1, due: self.now + after };
                 } else {
@@ -224,6 +252,7 @@ impl System {
         Figures {
             nics: self.lanes.len(),
             acts: self.done,
+            fired: self.fired(),
             steps: self.steps,
             frames_out: self.lanes.iter().map(|lane| lane.out.sent()).sum(),
             frames_in: self.lanes.iter().map(|lane| lane.back.sent()).sum(),

@@ -1,12 +1,13 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyperv_host::host::Disassociation;
 
-use super::script::{Act, Deed};
+use super::deed::{Act, Deed};
 use super::*;
 use crate::run::Plan;
 
-const PROFILES: [Profile; 7] = [
+const PROFILES: [Profile; 12] = [
     Profile::Smoke,
     Profile::AzureBoot,
     Profile::Servicing,
@@ -14,6 +15,11 @@ const PROFILES: [Profile; 7] = [
     Profile::Hostile,
     Profile::Ports,
     Profile::Scale,
+    Profile::Hotplug,
+    Profile::Clocks,
+    Profile::Kexec,
+    Profile::Famine,
+    Profile::Storm,
 ];
 
 #[test]
@@ -66,7 +72,7 @@ fn shares_divide_the_seeds_without_rest() {
 /// A system that is quiet but for these acts, run to its end.
 fn acted(acts: Vec<Act>) -> System {
     let plan = Plan::new(34, 1, false);
-    let mut system = System::new(Script { plan, acts }, usize::MAX).expect("a host");
+    let mut system = System::new(Script { plan, acts, rings: None }, usize::MAX).expect("a host");
     assert_eq!(system.run(&mut |_| {}), Ok(()));
     system
 }
@@ -95,4 +101,63 @@ fn what_a_host_sends_to_a_vf_that_it_says_it_has_left_is_lost_by_its_lie_and_by_
     // The same without the lie: the guest switches first, and nothing is lost.
     let books = lie(Deed::Rest).books(0).expect("a NIC");
     assert!(!books.lied && books.missing_in == 0 && books.dropped_in == 0, "{books:?}");
+}
+
+#[test]
+fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
+    let mut fired = BTreeMap::new();
+    let profiles = [
+        (Profile::Smoke, 6),
+        (Profile::Hostile, 24),
+        (Profile::Hotplug, 24),
+        (Profile::Clocks, 8),
+        (Profile::Kexec, 8),
+        (Profile::Famine, 10),
+        (Profile::Storm, 8),
+    ];
+    for (profile, seeds) in profiles {
+        for seed in 0..seeds {
+            let outcome = one(seed, profile, usize::MAX, &mut |_| {});
+            assert_eq!(outcome.failure, None, "{profile:?}, seed {seed}");
+            for (kind, count) in outcome.figures.fired {
+                *fired.entry(kind).or_insert(0) += count;
+            }
+        }
+    }
+    let expected = [
+        "eject",
+        "tear-away",
+        "give",
+        "give-wrong-mac",
+        "vf-never-comes",
+        "vf-twice",
+        "strange-function",
+        "disk",
+        "bus-eject",
+        "bus-rescind",
+        "link",
+        "false-notice",
+        "association-again",
+        "nic-rescind",
+        "nic-again",
+        "messages-late",
+        "bus-fault",
+        "bus-fault-met",
+        "nic-fault",
+        "nic-fault-met",
+        "switch-late",
+        "switch-fails",
+        "switch-lost",
+        "switch-not-completed",
+        "switch-completed-twice",
+        "ring-full",
+        "machine-stood-still",
+        "guest-clock-jump",
+        "kexec",
+        "kexec-after-unload",
+        "no-memory",
+        "no-memory-met",
+    ];
+    let never: Vec<_> = expected.into_iter().filter(|kind| !fired.contains_key(kind)).collect();
+    assert!(never.is_empty(), "{never:?} never happened: {fired:?}");
 }

@@ -44,9 +44,28 @@ pub(super) struct Flow {
     forgiven: BTreeSet<u64>,
 }
 
-fn filling(nic: u16, number: u64, at: usize) -> u8 {
-    let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(nic);
-    (mixed >> (8 * (at % 8))) as u8 ^ at as u8
+/// What the filling of a frame consists of, over and over; frames differ in it, and places within a frame by their number.
+fn filling(nic: u16, number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(nic)
+}
+
+/// The eight bytes of a filling at their place.
+fn word(filling: u64, place: usize) -> [u8; 8] {
+    (filling ^ (place as u64).wrapping_mul(0x0101_0101_0101_0101)).to_le_bytes()
+}
+
+/// Fills a frame behind its header.
+fn fill(rest: &mut [u8], filling: u64) {
+    for (place, bytes) in rest.chunks_mut(8).enumerate() {
+        bytes.copy_from_slice(&word(filling, place)[..bytes.len()]);
+    }
+}
+
+/// Whether a frame is filled as it should be.
+fn is_filled(rest: &[u8], filling: u64) -> bool {
+    let (words, last) = rest.as_chunks::<8>();
+    let right = words.iter().enumerate().all(|(place, bytes)| *bytes == word(filling, place));
+    right && last == &word(filling, words.len())[..last.len()]
 }
 
 impl Flow {
@@ -97,8 +116,8 @@ impl Flow {
             self.held.extend(self.nic.to_be_bytes());
             self.held.push(self.way as u8);
             self.held.extend(self.sent.to_be_bytes());
-            let (nic, number) = (self.nic, self.sent);
-            self.held.extend((HEADER..len).map(|at| filling(nic, number, at)));
+            self.held.resize(len, 0);
+            fill(&mut self.held[HEADER..], filling(self.nic, self.sent));
         }
         Some(&self.held)
     }
@@ -157,9 +176,8 @@ impl Flow {
             return Err(format!("a frame of nic{nic} arrived, direction {}", header[16]));
         }
         let number = header[17..].iter().fold(0, |all, byte| all << 8 | u64::from(*byte));
-        let right = |(at, byte): (usize, &u8)| *byte == filling(nic, number, HEADER + at);
         let addressed = header[..6] == self.addresses[0].0 && header[6..12] == self.addresses[1].0;
-        if !addressed || header[12..14] != ETHER_TYPE || !rest.iter().enumerate().all(right) {
+        if !addressed || header[12..14] != ETHER_TYPE || !is_filled(rest, filling(nic, number)) {
             return Err(format!("frame {number} arrived changed"));
         }
         Ok(number)

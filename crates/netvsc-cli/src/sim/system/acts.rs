@@ -1,39 +1,217 @@
-//! What the host does.
+//! What the host does, and what befalls the guest.
 
-use hyperv_host::host::VfPlace;
-use netvsc::Path;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyperv_host::bus::Fault;
+use hyperv_host::host::{DeviceSpec, VfPlace};
+use hyperv_host::nic::{NicFault, NicService, SwitchAnswer, VfState};
+use hyperv_host::pci::FunctionSpec;
+use netvsc::{MacAddress, Path};
+use vmbus::{Guid, Instant, Serial};
+use vpci::slot::DevFn;
 
 use super::System;
+use super::lanes::PATIENCE;
 use crate::event::What;
-use crate::sim::script::{Act, Deed};
+use crate::sim::deed::{Act, Deed, Stranger};
+
+/// A jump of a clock by this much or more makes a guest or a host give up waiting.
+const NOTICEABLE: Duration = Duration::from_millis(500);
+
+/// A MAC that no NIC has.
+const STRANGE: MacAddress = MacAddress([0x02, 0xff, 0, 0, 0, 1]);
 
 impl System {
-    pub(super) fn act(&mut self, act: Act) {
+    pub(super) fn act(&mut self, act: Act) -> Result<(), String> {
         let (nic, now) = (if self.shared { 0 } else { act.nic }, self.now);
         let host = &mut self.stage.world.host;
         let done = match act.deed {
             Deed::Eject(then) => host.eject_vf(nic, then, now).is_ok(),
             Deed::TearAway(then) => host.tear_away_vf(nic, then, now).is_ok(),
             Deed::Link(up) => host.set_vf_link(act.nic, up).is_ok(),
-            Deed::Notice => match host.nic_mut(act.nic) {
-                Some(service) => {
-                    service.send_notice(Path::Synthetic);
-                    if let Some(lane) = self.lanes.get_mut(act.nic) {
-                        lane.told_lies = true;
-                    }
-                    true
-                }
-                None => false,
-            },
+            Deed::Notice => self.false_notice(act.nic),
+            Deed::Repeat => {
+                let service = host.nic_mut(act.nic);
+                service.map(NicService::repeat_association).is_some()
+            }
             Deed::Give(serial) => {
-                host.vf_place(nic) == VfPlace::Absent
-                    && self.stage.give_vf(nic, serial, now).is_ok()
+                let given = host.vf_place(nic) == VfPlace::Absent
+                    && self.stage.give_vf(nic, serial, None, now).is_ok();
+                self.note_given(nic, given, false)
+            }
+            Deed::GiveOther(serial) => {
+                let given = host.vf_place(nic) == VfPlace::Absent
+                    && self.stage.give_vf(nic, serial, Some(STRANGE), now).is_ok();
+                self.note_given(nic, given, true)
+            }
+            Deed::Unplug => host.remove_nic(act.nic, now).is_ok(),
+            Deed::Plug => host.return_nic(act.nic, now).is_ok(),
+            Deed::Stranger(kind, serial) => self.stranger(act.nic, kind, serial),
+            Deed::StrangerGoes { asked } => self.stranger_goes(asked),
+            Deed::Slow(delay) => {
+                host.bus_policy_mut().reply_delay = delay;
+                true
+            }
+            Deed::Promise(serial) => match host.nic_mut(nic) {
+                Some(service) if !self.shared => {
+                    let absent = service.vf_state() == VfState::Unavailable;
+                    if absent {
+                        service.vf_added(serial, now);
+                    }
+                    absent
+                }
+                _ => false,
+            },
+            Deed::Bus(fault) => {
+                self.nonsense += 1;
+                host.inject_bus(fault);
+                true
+            }
+            Deed::Nic(fault) => host.inject_nic(act.nic, fault).is_ok(),
+            Deed::Sleep(span) => {
+                self.time_jumped(span);
+                self.now = now + span;
+                true
+            }
+            Deed::Jump(span) => {
+                self.stage.world.jump(span);
+                self.time_jumped(span);
+                true
+            }
+            Deed::Restart { farewell } => self.restart(farewell)?,
+            Deed::Starve(count) => {
+                self.stage.world.starve(count);
+                true
             }
             Deed::Rest => true,
         };
         if done {
             self.done += 1;
+            *self.fired.entry(act.deed.kind()).or_default() += 1;
             self.stage.tell(now, What::HostAction { nic: act.nic, action: act.to_string() });
         }
+        Ok(())
+    }
+
+    fn false_notice(&mut self, nic: usize) -> bool {
+        let Some(service) = self.stage.world.host.nic_mut(nic) else { return false };
+        service.send_notice(Path::Synthetic);
+        if let Some(lane) = self.lanes.get_mut(nic) {
+            lane.told_lies = true;
+        }
+        true
+    }
+
+    fn note_given(&mut self, nic: usize, given: bool, spoilt: bool) -> bool {
+        if let (Some(lane), true) = (self.lanes.get_mut(nic), given) {
+            lane.spoilt = spoilt;
+        }
+        given
+    }
+
+    /// A function that is no NIC's VF comes.
+    fn stranger(&mut self, nic: usize, kind: Stranger, serial: Serial) -> bool {
+        self.strangers_made += 1;
+        let instance = Guid::from_bytes([0xa0u8.wrapping_add(self.strangers_made); 16]);
+        let slot = DevFn(0).slot();
+        let own = self.lanes.get(nic).map_or(STRANGE, |lane| lane.mac);
+        let (mac, function) = match kind {
+            Stranger::Twin => (own, FunctionSpec::multi_port(slot, serial, &[own])),
+            Stranger::Other => (STRANGE, FunctionSpec::multi_port(slot, serial, &[STRANGE])),
+            Stranger::Disk => (STRANGE, FunctionSpec::nvme(slot, serial)),
+        };
+        let world = &mut self.stage.world;
+        world.map_stranger(instance, mac);
+        let spec = DeviceSpec { instance, functions: vec![function] };
+        let added = world.host.add_device(spec, self.now).is_ok();
+        self.strangers.push((instance, mac));
+        added
+    }
+
+    fn stranger_goes(&mut self, asked: bool) -> bool {
+        let host = &mut self.stage.world.host;
+        self.strangers.retain(|(instance, _)| host.has_device(*instance));
+        let now = self.now;
+        self.strangers.iter().any(|(instance, _)| match asked {
+            true => host.eject_device(*instance, now).is_ok(),
+            false => host.tear_away_device(*instance, now).is_ok(),
+        })
+    }
+
+    /// Time has gone that guest, host or both did not see go: whoever waited gives up, and what was under way is late.
+    fn time_jumped(&mut self, span: Duration) {
+        if span < NOTICEABLE {
+            return;
+        }
+        for lane in &mut self.lanes {
+            lane.told_lies = true;
+            lane.out.way_changed();
+            lane.back.way_changed();
+        }
+    }
+
+    /// Another guest takes over.
+    fn restart(&mut self, farewell: bool) -> Result<bool, String> {
+        for (nic, lane) in self.lanes.iter_mut().enumerate() {
+            // A host that stays on the VF says nothing of it to the new guest.
+            let policy = self.stage.world.host.nic_policy_mut(nic);
+            lane.told_lies |= policy.is_ok_and(|policy| policy.keep_path_over_close);
+            lane.resent_before += self.stage.world.guest.counters(nic).frames_resent;
+            lane.carrier_gone();
+        }
+        self.stage.restart_guest(farewell, self.now).map_err(|error| error.to_string())?;
+        self.set_rings();
+        Ok(true)
+    }
+
+    /// The guest's next NICs have rings as the script wants them.
+    pub(super) fn set_rings(&mut self) {
+        if let Some(pages) = self.rings {
+            self.stage.world.guest.set_nic_rings(pages);
+        }
+    }
+
+    /// All strangers go.
+    pub(super) fn expel_strangers(&mut self, now: Instant) {
+        for (instance, _) in &self.strangers {
+            // One that is on its way out already goes all the same.
+            let _ = self.stage.world.host.tear_away_device(*instance, now);
+        }
+    }
+
+    /// What happened, by kind: deeds, and what came of those that wait for their moment.
+    pub(super) fn fired(&self) -> BTreeMap<&'static str, u64> {
+        let world = &self.stage.world;
+        let mut fired = self.fired.clone();
+        let mut add = |kind, count: u64| {
+            if count > 0 {
+                *fired.entry(kind).or_default() += count;
+            }
+        };
+        for (nic, lane) in self.lanes.iter().enumerate() {
+            for answer in lane.given_answers(world.host.switch_script(nic)) {
+                add(answer_kind(answer), 1);
+            }
+            let faults = NicFault::ALL.iter();
+            add("nic-fault-met", faults.map(|fault| world.host.nic_faults(nic, *fault)).sum());
+            add("ring-full", world.guest.ring_full(nic));
+        }
+        let faults = Fault::ALL.into_iter();
+        add("bus-fault-met", faults.map(|fault| world.host.bus_faults(fault)).sum());
+        add("no-memory-met", world.starved() as u64);
+        fired
+    }
+}
+
+/// A word for the way a host answers a switch.
+fn answer_kind(answer: &SwitchAnswer) -> &'static str {
+    match answer {
+        SwitchAnswer::Complete(span) if *span < PATIENCE => "switch",
+        SwitchAnswer::Complete(_) => "switch-late",
+        SwitchAnswer::Fail(_) => "switch-fails",
+        SwitchAnswer::Silent(_) => "switch-not-completed",
+        SwitchAnswer::Lose => "switch-lost",
+        SwitchAnswer::CompleteTwice(_) => "switch-completed-twice",
     }
 }

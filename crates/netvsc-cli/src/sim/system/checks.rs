@@ -38,6 +38,9 @@ impl System {
         let port = host.port_counters(nic)?;
         let pair = guest.paired_port(nic).map(|(bus, number)| {
             let port = host.port_of_device(bus, number as usize);
+            // A twin of the VF may take its place.
+            let stranger = self.strangers.iter().find(|(stranger, _)| *stranger == bus);
+            let port = port.or(stranger.map(|(_, mac)| (*mac, nic)));
             PairFacts {
                 nic_mac: lane.mac,
                 port_mac: port.map(|(mac, _)| mac),
@@ -72,7 +75,7 @@ impl System {
         Some(Books {
             missing_out: lane.out.lacking(),
             twice_out: lane.out.duplicates(),
-            resent: guest.counters(nic).frames_resent,
+            resent: lane.resent_before + guest.counters(nic).frames_resent,
             missing_in: lane.back.lacking(),
             twice_in: lane.back.duplicates(),
             dropped_out: port.dropped_from_guest.total(),

@@ -28,7 +28,25 @@ impl System {
             // There may be no VF now; the next one has a link.
             let _ = self.stage.world.host.set_vf_link(nic, true);
         }
+        self.stage.world.starve(0);
+        self.stage.world.host.bus_policy_mut().reply_delay = Duration::from_micros(200);
+        self.expel_strangers(self.now);
+        if self.starved > 0 {
+            self.offer_anew();
+        }
         self.phase = Phase::Behaving { since: self.now, burst: false };
+    }
+
+    /// What the guest had no memory for is offered once more.
+    fn offer_anew(&mut self) {
+        let (host, now) = (&mut self.stage.world.host, self.now);
+        for (nic, lane) in self.lanes.iter_mut().enumerate() {
+            lane.spoilt = true;
+            if !lane.ready {
+                // It may be gone, or on its way.
+                let _ = host.remove_nic(nic, now);
+            }
+        }
     }
 
     pub(super) fn come_to_rest(&mut self, since: Instant, burst: bool) -> Result<bool, String> {
@@ -40,9 +58,11 @@ impl System {
         if moved {
             return Ok(true);
         }
+        let host = &self.stage.world.host;
+        self.strangers.retain(|(instance, _)| host.has_device(*instance));
         let idle = |lane: &Lane| lane.out.is_idle() && lane.back.is_idle();
         let quiet = (0..self.lanes.len()).all(|nic| self.stage.is_quiet(nic));
-        if quiet && self.lanes.iter().all(idle) && self.all_on_vf() {
+        if quiet && self.strangers.is_empty() && self.lanes.iter().all(idle) && self.all_on_vf() {
             if burst {
                 self.phase = Phase::Over;
                 return Ok(true);
@@ -64,17 +84,33 @@ impl System {
     /// Sees to it that a NIC has a VF that is its own.
     pub(super) fn restore(&mut self, nic: usize) -> Result<bool, String> {
         let now = self.now;
+        for nic in 0..self.lanes.len() {
+            if self.stage.world.host.nic_is_gone(nic) {
+                let returned = self.stage.world.host.return_nic(nic, now);
+                returned.map_err(|error| error.to_string())?;
+                return Ok(true);
+            }
+        }
+        if self.lanes.iter().any(|lane| !lane.ready) {
+            return Ok(false);
+        }
         let Some(lane) = self.lanes.get_mut(nic) else { return Ok(false) };
         match self.stage.world.host.vf_place(nic) {
             VfPlace::Absent => {
                 let serial = Serial(LAST_SERIALS + nic as u32);
-                self.stage.give_vf(nic, serial, now).map_err(|error| error.to_string())?;
-                Ok(true)
+                lane.spoilt = false;
+                // A NIC that has just been taken away can be given none; it will be back.
+                Ok(self.stage.give_vf(nic, serial, None, now).is_ok())
             }
             VfPlace::Offered | VfPlace::InUse if lane.spoilt => {
                 lane.spoilt = false;
-                let ejected = self.stage.world.host.eject_vf(nic, Disassociation::First, now);
-                ejected.map_err(|error| error.to_string())?;
+                let host = &mut self.stage.world.host;
+                let gone = if self.starved > 0 {
+                    host.tear_away_vf(nic, Disassociation::First, now)
+                } else {
+                    host.eject_vf(nic, Disassociation::First, now)
+                };
+                gone.map_err(|error| error.to_string())?;
                 Ok(true)
             }
             _ => Ok(false),

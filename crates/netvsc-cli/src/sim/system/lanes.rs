@@ -24,6 +24,8 @@ pub(super) struct Lane {
     pub(super) answers: Vec<SwitchAnswer>,
     /// The host has told a path that was not so.
     pub(super) told_lies: bool,
+    /// Frames that guests before this one had sent again.
+    pub(super) resent_before: u64,
     /// The NIC was not there for a while.
     pub(super) away: bool,
     /// How often the way of frames for the guest had changed when that was looked at last.
@@ -31,7 +33,7 @@ pub(super) struct Lane {
 }
 
 /// How long a guest waits for a switch before it goes on without.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Lane {
     /// The host may have dropped frames by what it said of the path, or did not do; `left` answers of its script are to come.
@@ -58,7 +60,8 @@ impl Lane {
         self.back.carrier_gone();
     }
 
-    fn given_answers(&self, left: usize) -> &[SwitchAnswer] {
+    /// The answers of the script that were given, if `left` are to come.
+    pub(super) fn given_answers(&self, left: usize) -> &[SwitchAnswer] {
         self.answers.get(..self.answers.len().saturating_sub(left)).unwrap_or_default()
     }
 }
@@ -72,8 +75,9 @@ impl System {
         while lane.ready
             && let Some(frame) = lane.out.front(random)
         {
+            let guest_now = stage.world.guest_time(*now);
             let before = stage.world.guest.counters(nic).frames_accepted;
-            if stage.world.guest.transmit(nic, frame, *now) == Sending::Later {
+            if stage.world.guest.transmit(nic, frame, guest_now) == Sending::Later {
                 break;
             }
             if stage.world.guest.counters(nic).frames_accepted == before {
@@ -109,11 +113,13 @@ impl System {
 
     /// New frames for everybody.
     pub(super) fn feed(&mut self) {
+        // More than small rings hold, although one message carries several frames.
+        let burst = if self.rings.is_some() { 1024 } else { 128 };
         for lane in &mut self.lanes {
             let draw = self.random.next_u64();
             if lane.ready {
                 // A few at a time, sometimes a burst; a lane that has not kept up gets no more.
-                let most = if draw.is_multiple_of(8) { 128 } else { 6 };
+                let most = if draw.is_multiple_of(8) { burst } else { 6 };
                 if lane.out.is_idle() {
                     lane.out.want((draw >> 8) % most);
                 }
