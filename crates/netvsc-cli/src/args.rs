@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netvsc_linux::TapName;
 
 use crate::bind::{self, BindArgs};
+use crate::check::args::{self as check, CheckArgs};
 use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
 use crate::install::{self, InstallArgs, UninstallArgs};
 use crate::manual::{self, CompletionsArgs};
@@ -105,6 +106,10 @@ pub enum Command {
     /// Explain in sentences why something is or is not a pair
     #[command(after_long_help = LOOK_STATUS)]
     Explain(ExplainArgs),
+
+    /// Find what is wrong with NICs and VFs, say why, and mend it
+    #[command(long_about = check::LONG, after_long_help = check::STATUS)]
+    Check(CheckArgs),
 
     /// Print one word about a pair, for scripts
     #[command(after_long_help = LOOK_STATUS)]
@@ -276,7 +281,16 @@ impl Cli {
     /// command line that makes no sense (status 2).
     #[must_use]
     pub fn from_command_line() -> Self {
-        Self::read(std::env::args_os()).unwrap_or_else(|error| error.exit())
+        Self::read(std::env::args_os()).unwrap_or_else(|error| {
+            // Nagios would read the usual 2 as critical.
+            let check = std::env::args_os().nth(1).is_some_and(|verb| verb == "check");
+            if check && error.use_stderr() {
+                // If standard error is closed there is nobody to tell.
+                let _ = error.print();
+                std::process::exit(crate::check::UNKNOWN.into());
+            }
+            error.exit()
+        })
     }
 
     /// Reads and checks `arguments`, the first of which is the program's name.

@@ -17,6 +17,7 @@ macro_rules! seeded {
 pub mod args;
 pub mod bind;
 pub mod capture;
+pub mod check;
 pub mod embedded;
 pub mod error;
 pub mod event;

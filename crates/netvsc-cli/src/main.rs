@@ -7,11 +7,16 @@ use netvsc_cli::error::Error;
 use netvsc_cli::inspect;
 
 fn main() -> ExitCode {
-    match carry_out(&Cli::from_command_line().command) {
+    let command = Cli::from_command_line().command;
+    match carry_out(&command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("netvsc: {error}");
-            error.exit_code()
+            match command {
+                // 1 and 2 say what was found.
+                Command::Check(_) => ExitCode::from(netvsc_cli::check::UNKNOWN),
+                _ => error.exit_code(),
+            }
         }
     }
 }
@@ -20,6 +25,7 @@ fn carry_out(command: &Command) -> Result<ExitCode, Error> {
     match command {
         Command::Run(args) => return netvsc_cli::run::run(args),
         Command::Sim(args) => return netvsc_cli::sim::run(args),
+        Command::Check(args) => return netvsc_cli::check::run(args),
         Command::List(args) => inspect::list(args)?,
         Command::Show(args) => inspect::show(args)?,
         Command::Explain(args) => inspect::explain(args)?,

@@ -10,6 +10,7 @@
 //! - [`check`]: what is wrong, by which evidence, and how to mend it;
 //! - [`watch`]: what happens to the pairs of a guest, as it happens;
 //! - [`lifeline`]: what is cut off when an interface goes;
+//! - [`mend`]: carries out what a check proposes;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share;
 //! - [`uio`]: devices of a real VMBus, driven from user space.
@@ -20,6 +21,7 @@ pub mod lifeline;
 #[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
 pub mod mapping;
 pub mod memfd;
+pub mod mend;
 pub mod netlink;
 pub mod relation;
 pub mod tap;

@@ -3,6 +3,8 @@
 //! Both answers come from one [`Snapshot`]. A fact that nobody could read leaves the state [`State::Unknown`]; nothing
 //! is guessed to fill a table.
 
+mod places;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use netvsc::pairing::{
 use netvsc::port::Path;
 use vmbus::{Guid, Instant, Serial};
 
+use self::places::{Owned, Places};
 use crate::inventory::{
     Function, LogEvent, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source, Subject,
     VmbusDevice,
@@ -167,8 +170,6 @@ pub struct NicView<'a> {
     pub since: Option<Duration>,
     /// What stands between it and acceleration.
     pub obstacle: Option<Obstacle>,
-    /// What the rules have to say, in sentences.
-    pub rules: Option<String>,
 }
 
 impl NicView<'_> {
@@ -188,23 +189,33 @@ pub struct Relations<'a> {
     pub ports: Vec<VfPort<'a>>,
     /// Other network devices on hardware, which are never candidates, and why not.
     pub others: Vec<(&'a NetDevice, Refusal)>,
+    rules: Pairing,
 }
 
 impl<'a> Relations<'a> {
     /// Relates what a snapshot shows.
     #[must_use]
     pub fn of(snapshot: &'a Snapshot) -> Self {
-        let mut rules = Rules::new(snapshot);
-        rules.tell(snapshot);
-        let ports = rules.ports(snapshot);
-        let mut nics: Vec<_> =
-            snapshot.nics().map(|device| rules.nic(snapshot, device, &ports)).collect();
+        let places = Places::of(snapshot);
+        let mut rules = Rules::new(&places);
+        rules.tell(&places);
+        let ports = rules.ports(&places);
+        let owned = Owned::of(&ports);
+        let nic = |device| rules.nic(device, &ports, &owned, &places);
+        let mut nics: Vec<_> = snapshot.nics().map(nic).collect();
         let key = |nic: &NicView<'_>| {
             (nic.link.and_then(|link| link.index).unwrap_or(u32::MAX), nic.device.guid)
         };
         nics.sort_by_key(key);
         let others = snapshot.links.iter().filter_map(|link| stranger(snapshot, link)).collect();
-        Self { nics, ports, others }
+        Self { nics, ports, others, rules: rules.pairing }
+    }
+
+    /// What the rules have to say about a NIC, in sentences. All parties that share its serial or MAC are in it.
+    #[must_use]
+    pub fn rules(&self, nic: &NicView<'a>) -> Option<String> {
+        let id = self.rules.nic(nic.device.guid)?;
+        self.rules.explain(id).ok().map(|explanation| explanation.to_string())
     }
 
     /// The port that a NIC has or should have.
@@ -253,28 +264,28 @@ struct Rules {
 }
 
 impl Rules {
-    fn new(snapshot: &Snapshot) -> Self {
-        let isolated = snapshot.log.isolated();
+    fn new(places: &Places<'_>) -> Self {
+        let isolated = places.isolated;
         let config = PairingConfig { isolated, ..PairingConfig::default() };
         Self { pairing: Pairing::new(config), ports: BTreeMap::new() }
     }
 
     /// Tells the rules every fact that was read, and carries out what they decide.
-    fn tell(&mut self, snapshot: &Snapshot) {
+    fn tell(&mut self, places: &Places<'_>) {
         let now = Instant::ZERO;
-        for device in snapshot.nics() {
-            let mac = snapshot.link_of(device.guid).and_then(|link| link.permanent);
+        for device in places.snapshot.nics() {
+            let mac = places.nics.get(&device.guid).and_then(|link| link.permanent);
             let Some(mac) = mac else { continue };
             let nic = self.pairing.nic_arrived(device.guid, mac, now);
-            if let Some((Some(serial), _)) = snapshot.log.association(device.guid) {
+            if let Some(Some(serial)) = places.associations.get(&device.guid).copied() {
                 // The handle is a moment old.
                 let _ = self.pairing.associated(nic, serial, now);
             }
         }
-        for function in &snapshot.functions {
-            let Some(key) = key(snapshot, function) else { continue };
+        for function in &places.snapshot.functions {
+            let Some(key) = key(places, function) else { continue };
             let id = self.pairing.function_arrived(key, now);
-            for link in snapshot.ports_of(function.address) {
+            for link in places.ports_of(function.address) {
                 let mac = link.permanent.map_or(PermanentMac::NotYet, PermanentMac::Known);
                 if let Ok(port) = self.pairing.port_arrived(id, link.port, mac, now) {
                     self.ports.insert((function.address, link.port), port);
@@ -289,16 +300,17 @@ impl Rules {
         }
     }
 
-    fn ports<'a>(&self, snapshot: &'a Snapshot) -> Vec<VfPort<'a>> {
+    fn ports<'a>(&self, places: &Places<'a>) -> Vec<VfPort<'a>> {
         let given: BTreeMap<PortId, (Guid, Reason)> = self
             .pairing
             .pairs()
             .map(|(nic, port, reason)| (port.id, (nic.instance, reason)))
             .collect();
         let mut ports = Vec::new();
-        for link in &snapshot.links {
+        for link in &places.snapshot.links {
             let Parent::Pci(address) = link.parent else { continue };
-            let Some(function) = snapshot.function(address).filter(|f| f.bus.is_some()) else {
+            let Some(function) = places.snapshot.function(address).filter(|f| f.bus.is_some())
+            else {
                 continue;
             };
             let id = self.ports.get(&(address, link.port));
@@ -309,7 +321,7 @@ impl Rules {
                 serial: serial(function, link),
                 standing: standing.map(|standing| standing.to_string()),
                 should: id.and_then(|id| given.get(id)).copied(),
-                did: joined(snapshot, link),
+                did: places.joined(link),
             });
         }
         ports
@@ -317,18 +329,18 @@ impl Rules {
 
     fn nic<'a>(
         &self,
-        snapshot: &'a Snapshot,
         device: &'a VmbusDevice,
         ports: &[VfPort<'a>],
+        owned: &Owned,
+        places: &Places<'a>,
     ) -> NicView<'a> {
-        let link = snapshot.link_of(device.guid);
-        let did = ports.iter().position(|port| port.did == Some(device.guid));
-        let should = ports.iter().position(|p| p.should.is_some_and(|(nic, _)| nic == device.guid));
+        let link = places.nics.get(&device.guid).copied();
+        let did = owned.did.get(&device.guid).copied();
+        let should = owned.should.get(&device.guid).copied();
         let port = did.and_then(|at| ports.get(at));
-        let association = association(snapshot, device, port);
-        let explanation =
-            self.pairing.nic(device.guid).and_then(|nic| self.pairing.explain(nic).ok());
-        let path = path(snapshot, device.guid, did.is_some());
+        let association = association(places, device, port);
+        let standing = self.pairing.nic(device.guid).and_then(|nic| self.pairing.state(nic).ok());
+        let path = path(places, device.guid, did.is_some());
         let reason = match port {
             Some(port) => reason(association, port),
             None => should.and_then(|at| ports.get(at)?.should).map(|(_, reason)| reason),
@@ -344,18 +356,17 @@ impl Rules {
             path: path.map(|(path, _)| path),
             since: path.and_then(|(_, since)| since),
             obstacle: None,
-            rules: explanation.as_ref().map(ToString::to_string),
         };
-        view.state = state(snapshot, &view, explanation.as_ref().map(|all| all.state));
-        view.obstacle = obstacle(snapshot, &view, view.vf.and_then(|at| ports.get(at)));
+        view.state = state(places, &view, standing);
+        view.obstacle = obstacle(places, &view, view.vf.and_then(|at| ports.get(at)));
         view
     }
 }
 
 /// What the rules call a function; none for what did not come over vPCI, and where the serial is not known.
-fn key(snapshot: &Snapshot, function: &Function) -> Option<FunctionKey> {
+fn key(places: &Places<'_>, function: &Function) -> Option<FunctionKey> {
     let serial = function.serial().or_else(|| {
-        snapshot.ports_of(function.address).find_map(|link| named_serial(function, link))
+        places.ports_of(function.address).find_map(|link| named_serial(function, link))
     })?;
     Some(FunctionKey {
         bus: function.bus?,
@@ -384,30 +395,19 @@ fn named_serial(function: &Function, link: &NetDevice) -> Option<Serial> {
     vpci::naming::serial_of(digits)
 }
 
-/// The NIC whose interface is a port's master, by either end of the link.
-fn joined(snapshot: &Snapshot, port: &NetDevice) -> Option<Guid> {
-    let nic = |link: &NetDevice| match link.parent {
-        Parent::Vmbus(guid) => snapshot.device(guid).filter(|d| d.is_nic()).map(|_| guid),
-        _ => None,
-    };
-    let named = port.master.iter().chain(&port.uppers).filter_map(|name| snapshot.link(name));
-    let below = snapshot.links.iter().filter(|link| link.lowers.contains(&port.name));
-    named.chain(below).find_map(nic)
-}
-
 fn association(
-    snapshot: &Snapshot,
+    places: &Places<'_>,
     device: &VmbusDevice,
     port: Option<&VfPort<'_>>,
 ) -> Option<Sourced<Option<Serial>>> {
-    if let Some((value, _)) = snapshot.log.association(device.guid) {
+    if let Some(value) = places.associations.get(&device.guid).copied() {
         return Some(Sourced { value, source: Source::KernelLog });
     }
     if let Some(serial) = port.and_then(|port| port.serial) {
         return Some(Sourced { value: Some(serial.value), source: Source::InferredLink });
     }
     // A log that goes back to the boot and says nothing says that there was nothing.
-    snapshot.log.complete.then_some(Sourced { value: None, source: Source::KernelLog })
+    places.snapshot.log.complete.then_some(Sourced { value: None, source: Source::KernelLog })
 }
 
 fn reason(association: Option<Sourced<Option<Serial>>>, port: &VfPort<'_>) -> Option<Reason> {
@@ -420,16 +420,16 @@ fn reason(association: Option<Sourced<Option<Serial>>>, port: &VfPort<'_>) -> Op
 }
 
 /// The path that was last confirmed. Without a VF there is only one.
-fn path(snapshot: &Snapshot, nic: Guid, joined: bool) -> Option<(Path, Option<Duration>)> {
-    match (joined, snapshot.log.switched_to_vf(nic)) {
+fn path(places: &Places<'_>, nic: Guid, joined: bool) -> Option<(Path, Option<Duration>)> {
+    match (joined, places.switches.get(&nic).copied()) {
         (true, Some((true, at))) => Some((Path::Vf, Some(at))),
         (_, Some((false, at))) => Some((Path::Synthetic, Some(at))),
         (false, _) => Some((Path::Synthetic, None)),
-        (true, None) => snapshot.log.complete.then_some((Path::Synthetic, None)),
+        (true, None) => places.snapshot.log.complete.then_some((Path::Synthetic, None)),
     }
 }
 
-fn state(snapshot: &Snapshot, view: &NicView<'_>, rules: Option<NicState>) -> State {
+fn state(places: &Places<'_>, view: &NicView<'_>, rules: Option<NicState>) -> State {
     if view.joined {
         return match view.path {
             Some(Path::Vf) => State::Accelerated,
@@ -448,14 +448,14 @@ fn state(snapshot: &Snapshot, view: &NicView<'_>, rules: Option<NicState>) -> St
     match view.association.map(|told| told.value) {
         Some(Some(_)) => State::Waiting,
         Some(None) => State::Synthetic,
-        None if snapshot.log.isolated() => State::Synthetic,
+        None if places.isolated => State::Synthetic,
         None => State::Unknown,
     }
 }
 
 /// The first broken link of the chain from the association to frames on the VF.
 fn obstacle(
-    snapshot: &Snapshot,
+    places: &Places<'_>,
     view: &NicView<'_>,
     port: Option<&VfPort<'_>>,
 ) -> Option<Obstacle> {
@@ -471,7 +471,7 @@ fn obstacle(
         }
         return Some(if view.path.is_some() { Obstacle::NotSwitched } else { Obstacle::NoLog });
     }
-    if snapshot.log.isolated() {
+    if places.isolated {
         return Some(Obstacle::Isolated);
     }
     if view.link.is_none() {
@@ -482,15 +482,12 @@ fn obstacle(
         Some(_) => return Some(Obstacle::NoAssociation),
         None => return Some(Obstacle::NoLog),
     };
-    let function = snapshot
-        .functions
-        .iter()
-        .find(|f| f.bus.is_some() && f.is_ethernet() && f.serial() == Some(serial));
+    let function = places.serials.get(&serial).copied();
     Some(match function {
         None if view.state == State::Conflict => Obstacle::NotJoined,
         None => Obstacle::NoFunction,
         Some(function) if function.driver.is_none() => Obstacle::NoDriver(function.address),
-        Some(function) if snapshot.ports_of(function.address).next().is_none() => {
+        Some(function) if places.ports_of(function.address).next().is_none() => {
             Obstacle::NoPort(function.address)
         }
         Some(_) => Obstacle::NotJoined,

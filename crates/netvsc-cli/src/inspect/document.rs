@@ -195,6 +195,32 @@ pub struct Unread {
     pub why: String,
 }
 
+/// When a guest was read; none for a snapshot, which has no clock.
+#[must_use]
+pub fn generated_at(snapshot: &Snapshot) -> Option<String> {
+    snapshot.live.then(|| humantime::format_rfc3339_seconds(SystemTime::now()).to_string())
+}
+
+impl Origin {
+    /// Where a snapshot comes from.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot) -> Self {
+        Self { kind: if snapshot.live { "live" } else { "snapshot" } }
+    }
+}
+
+impl Unread {
+    /// All that could not be read.
+    #[must_use]
+    pub fn all(snapshot: &Snapshot) -> Vec<Self> {
+        let unread = |note: &netvsc_linux::inventory::Unreadable| Self {
+            path: note.path.clone(),
+            why: note.why.clone(),
+        };
+        snapshot.unreadable.iter().map(unread).collect()
+    }
+}
+
 impl Document {
     /// Everything of a snapshot. Devices made by software are left out: there can be thousands.
     #[must_use]
@@ -204,10 +230,8 @@ impl Document {
         });
         Self {
             schema_version: SCHEMA_VERSION,
-            generated_at: snapshot
-                .live
-                .then(|| humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
-            source: Origin { kind: if snapshot.live { "live" } else { "snapshot" } },
+            generated_at: generated_at(snapshot),
+            source: Origin::of(snapshot),
             hyperv: snapshot.hyperv,
             kernel: snapshot.release.clone(),
             nics: relations.nics.iter().map(|nic| Nic::of(nic, relations)).collect(),
@@ -220,11 +244,7 @@ impl Document {
                     refusal: refusal.to_string(),
                 })
                 .collect(),
-            unreadable: snapshot
-                .unreadable
-                .iter()
-                .map(|note| Unread { path: note.path.clone(), why: note.why.clone() })
-                .collect(),
+            unreadable: Unread::all(snapshot),
         }
     }
 }

@@ -33,7 +33,7 @@ fn snapshot(source: &SourceArgs, depth: Depth) -> Result<Snapshot, Error> {
 }
 
 /// Says on standard error what could not be read.
-fn complain(snapshot: &Snapshot) {
+pub(crate) fn complain(snapshot: &Snapshot) {
     for note in &snapshot.unreadable {
         let text: String = note.to_string().chars().filter(|c| !c.is_control()).collect();
         eprintln!("netvsc: cannot read {text}");

@@ -245,7 +245,7 @@ fn sentences(snapshot: &Snapshot, relations: &Relations<'_>, nic: &NicView<'_>) 
             (false, _) => format!("By the rules {name} is its VF, and the kernel has not joined the two."),
         });
     }
-    said.extend(nic.rules.as_ref().map(|rules| format!("The rules: {rules}")));
+    said.extend(relations.rules(nic).map(|rules| format!("The rules: {rules}")));
     if !snapshot.log.read {
         said.push("The kernel log could not be read; it needs CAP_SYSLOG.".to_owned());
     } else if !snapshot.log.complete {

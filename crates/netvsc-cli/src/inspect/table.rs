@@ -52,6 +52,18 @@ fn color(word: &str) -> Option<Color> {
     }
 }
 
+/// A word in its colour, if there are colours.
+#[must_use]
+pub fn paint(word: &str, style: Style) -> String {
+    let code = match color(word).filter(|_| style.color) {
+        Some(Color::Green) => 32,
+        Some(Color::Yellow) => 33,
+        Some(Color::Red) => 31,
+        _ => return word.to_owned(),
+    };
+    format!("\u{1b}[{code}m{word}\u{1b}[0m")
+}
+
 /// A table without lines, its columns as wide as they need to be, or wrapped to fit the terminal.
 #[must_use]
 pub fn table(headers: &[String], rows: &[Vec<String>], style: Style) -> String {

@@ -1,14 +1,16 @@
 //! What the checks look at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use netvsc::mac::MacAddress;
 
-use super::fix::{LinkName, Step};
+use super::fix::{Fix, LinkName, Step};
 use super::stanza::{self, Stanza};
-use crate::inventory::{ConfigFile, ConfigKind, Function, NetDevice, Parent, Snapshot, folders};
+use crate::inventory::{
+    ConfigFile, ConfigKind, Function, NetDevice, Parent, PciAddress, Snapshot, folders,
+};
 use crate::relation::{NicView, Relations, VfPort};
 
 /// From when on something is wrong.
@@ -66,6 +68,8 @@ pub struct Guest<'a> {
     /// The operator's session: the addresses of the other and of this end.
     pub session: Option<(IpAddr, IpAddr)>,
     stanzas: Vec<Stanza>,
+    /// Permanent MACs of the synthetic NICs, bound or (by their GUIDs) not.
+    macs: BTreeSet<MacAddress>,
 }
 
 impl<'a> Guest<'a> {
@@ -74,7 +78,12 @@ impl<'a> Guest<'a> {
     pub fn new(snapshot: &'a Snapshot, relations: &'a Relations<'a>) -> Self {
         let stanzas = snapshot.machine.config.iter().flat_map(stanza::read).collect();
         let thresholds = Thresholds::default();
-        Self { snapshot, relations, thresholds, session: None, stanzas }
+        let macs = relations.nics.iter().filter_map(|nic| match nic.link {
+            Some(link) => link.permanent,
+            None => nic.device.mac_hint(),
+        });
+        let macs = macs.collect();
+        Self { snapshot, relations, thresholds, session: None, stanzas, macs }
     }
 
     /// What configuration says about interfaces.
@@ -130,10 +139,7 @@ impl<'a> Guest<'a> {
     }
 
     fn has_nic(&self, mac: MacAddress) -> bool {
-        self.snapshot.nics().any(|device| match self.snapshot.link_of(device.guid) {
-            Some(link) => link.permanent == Some(mac),
-            None => device.mac_hint() == Some(mac),
-        })
+        self.macs.contains(&mac)
     }
 
     /// Ethernet functions that came over a virtual bus.
@@ -192,6 +198,41 @@ impl<'a> Guest<'a> {
             }
         }
         carriers
+    }
+
+    /// Why the steps of a fix should not be taken without asking: which interface they touch, and what it carries.
+    #[must_use]
+    pub fn guarded(&self, fix: &Fix) -> Option<(String, &'static str)> {
+        let carriers = self.carriers();
+        // Who does not know the routes knows nobody who may be touched.
+        let unknown = self.snapshot.routes.is_none();
+        self.touched(fix).into_iter().find_map(|link| {
+            let what = link.index.and_then(|index| carriers.get(&index)).copied();
+            let what =
+                what.or(unknown.then_some("perhaps the default route (the routes are not known)"));
+            Some((link.name.clone(), what?))
+        })
+    }
+
+    /// The interfaces that a fix changes. A file changes none by being written.
+    fn touched(&self, fix: &Fix) -> Vec<&NetDevice> {
+        let links = &self.snapshot.links;
+        let mut touched = Vec::new();
+        for step in &fix.steps {
+            match step {
+                Step::Value { path, value, .. } => {
+                    let address = PciAddress::parse(value);
+                    touched.extend(links.iter().filter(|link| {
+                        let bound = address.is_some_and(|at| link.parent == Parent::Pci(at));
+                        bound || path.contains(&format!("/{}/", link.name))
+                    }));
+                }
+                step => touched.extend(links.iter().filter(|link| {
+                    step.link().is_some_and(|named| link.index == Some(named.index))
+                })),
+            }
+        }
+        touched
     }
 
     fn relatives(&self, index: u32) -> Vec<u32> {

@@ -320,6 +320,40 @@ impl Tree {
         }
     }
 
+    /// Makes a file, or puts another one in its place in one step; folders that are missing are made.
+    pub(crate) fn replace(&self, path: &str, bytes: &[u8]) -> Result<(), Errno> {
+        let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let mut at = String::new();
+        let mut fd = self.resolve(".", FOLDER)?;
+        for part in folder.split('/').filter(|part| !part.is_empty() && *part != ".") {
+            at = if at.is_empty() { part.to_owned() } else { format!("{at}/{part}") };
+            fd = match self.resolve(&at, FOLDER) {
+                Err(Errno::NOENT) => {
+                    rustix::fs::mkdirat(&fd, part, Mode::from_raw_mode(0o755))?;
+                    self.resolve(&at, FOLDER)?
+                }
+                other => other?,
+            };
+        }
+        let fresh = format!(".{name}.netvsc");
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(&fd, fresh.as_str(), flags, Mode::from_raw_mode(0o644))?;
+        let written = (|| {
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                let length = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))?;
+                rest = &rest[length.min(rest.len())..];
+            }
+            rustix::fs::fsync(&file)?;
+            rustix::fs::renameat(&fd, fresh.as_str(), &fd, name)
+        })();
+        if written.is_err() {
+            let _ = rustix::fs::unlinkat(&fd, fresh.as_str(), rustix::fs::AtFlags::empty());
+        }
+        written
+    }
+
     /// Whether a path below the root leads to a directory.
     pub(crate) fn is_folder(&self, path: &str) -> bool {
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;

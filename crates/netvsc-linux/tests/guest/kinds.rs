@@ -250,3 +250,18 @@ pub fn uio_bound() -> Guest {
     guest.say_function(6120, &function, &port.name, "no netdev found for vf serial:1");
     guest
 }
+
+/// So many accelerated NICs, each with a function of its own.
+pub fn many(nics: u16) -> Guest {
+    let mut guest = Guest::new();
+    for number in 0..nics {
+        let (high, low) = (number >> 8, number & 0xff);
+        let mac = format!("00:0d:3a:00:{high:02x}:{low:02x}");
+        let guid = format!("f8615163-{number:04x}-1000-2000-000d3a00{number:04x}");
+        let bus = format!("d3cbd5f3-{:04x}-45ec-985d-2ddb43e9{number:04x}", 0x1000 + number);
+        let vf = format!("enP{}s{}", 0x1000 + number, number + 1);
+        let serial = (number + 1).to_string();
+        pair(&mut guest, (&guid, &format!("eth{number}"), &mac), &bus, &serial, &vf, &MLX5);
+    }
+    guest
+}

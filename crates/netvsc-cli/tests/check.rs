@@ -1,0 +1,307 @@
+//! `netvsc check`, as its users start it, against the guests of public complaints.
+
+#[path = "../../netvsc-linux/tests/guest/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod guest;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use guest::complaints::COMPLAINTS;
+use guest::{Guest, kinds};
+use serde_json::Value;
+
+fn complaint(number: u32) -> Guest {
+    let complaint = COMPLAINTS.iter().find(|complaint| complaint.number == number);
+    (complaint.expect("it is there").build)()
+}
+
+fn check(root: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_netvsc"))
+        .arg("check")
+        .args(arguments)
+        .arg("--sysfs-root")
+        .arg(root)
+        .env_remove("NO_COLOR")
+        .env_remove("CLICOLOR_FORCE")
+        .output()
+        .expect("the program runs")
+}
+
+/// What it printed, having ended with a status.
+fn said(guest: &Guest, arguments: &[&str], status: i32) -> String {
+    let output = check(guest.root(), arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {errors}{text}");
+    text
+}
+
+/// JSON that fits the schema, in which every key must stand.
+fn valid(text: &str) -> Value {
+    let value: Value = serde_json::from_str(text).expect("JSON");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema/check-1.json");
+    let schema = std::fs::read_to_string(path).expect("a schema");
+    let mut schema: Value = serde_json::from_str(&schema).expect("a schema is JSON");
+    close(&mut schema);
+    let validator = jsonschema::validator_for(&schema).expect("a schema that is one");
+    let errors: Vec<_> =
+        validator.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}\n{text}");
+    value
+}
+
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            map.values_mut().for_each(close);
+            if map.contains_key("properties") && map.contains_key("required") {
+                map.entry("additionalProperties").or_insert(Value::Bool(false));
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_complaint_fits_the_schema_and_says_what_is_expected() {
+    for complaint in COMPLAINTS {
+        let output = check((complaint.build)().root(), &["--json"]);
+        let value = valid(&String::from_utf8(output.stdout).expect("text"));
+        let mut found: Vec<_> = value["findings"]
+            .as_array()
+            .expect("findings")
+            .iter()
+            .map(|finding| {
+                ["id", "severity", "subject"]
+                    .map(|key| finding[key].as_str().expect("a word").to_owned())
+            })
+            .collect();
+        let mut expected: Vec<_> =
+            complaint.expected.iter().map(|(a, b, c)| [*a, *b, *c].map(str::to_owned)).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "complaint-{:02}", complaint.number);
+        let worst = if found.iter().any(|row| row[1] == "critical") {
+            ("critical", 2)
+        } else if found.iter().any(|row| row[1] == "warn") {
+            ("warn", 1)
+        } else {
+            ("ok", 0)
+        };
+        assert_eq!(value["status"], worst.0, "complaint-{:02}: {value:#}", complaint.number);
+        assert_eq!(output.status.code(), Some(worst.1), "complaint-{:02}", complaint.number);
+    }
+}
+
+#[test]
+fn a_finding_is_told_with_its_evidence_and_its_fix() {
+    let text = said(&complaint(8), &[], 1);
+    assert_eq!(
+        text,
+        "NETVSC WARNING - 1 warn: own.manager on enP37498s1\n\
+         \n\
+         warn own.manager enP37498s1\n  \
+         NetworkManager does not leave enP37498s1 alone, which belongs to a NIC\n  \
+         because: managed=true (state, /run/NetworkManager/devices/3)\n  \
+         because: ID_NET_MANAGED_BY is unmanaged (udev, /run/udev/data/n3)\n  \
+         to mend: write /etc/NetworkManager/conf.d/00-netvsc-vf-7c1e522555d2.conf, then nmcli general reload; \
+         `netvsc install` does it for all VFs\n    \
+         cat > /etc/NetworkManager/conf.d/00-netvsc-vf-7c1e522555d2.conf <<'END'\n    \
+         [keyfile]\n    unmanaged-devices+=mac:7c:1e:52:25:55:d2;except:driver:hv_netvsc\n    END\n"
+    );
+}
+
+#[test]
+fn styles_of_exit_are_those_of_nagios_npd_and_scripts() {
+    let healthy = kinds::worked_example();
+    let (info, warn, critical) = (complaint(37), complaint(8), complaint(7));
+    let blind = kinds::worked_example();
+    blind.remove("dev/kmsg");
+    for (guest, nagios, npd, bool) in [
+        (&healthy, 0, 0, 0),
+        (&info, 0, 0, 0),
+        (&warn, 1, 1, 1),
+        (&critical, 2, 1, 1),
+        (&blind, 3, 2, 0),
+    ] {
+        said(guest, &[], nagios);
+        said(guest, &["--exit-style", "bool"], bool);
+        let line = said(guest, &["--exit-style", "npd"], npd);
+        assert!(line.lines().count() == 1 && line.trim_end().chars().count() <= 80, "{line}");
+    }
+    said(&info, &["--exit-style", "bool", "--threshold", "info"], 1);
+    said(&warn, &["--exit-style", "bool", "--threshold", "critical"], 0);
+    assert!(said(&healthy, &[], 0).starts_with("NETVSC OK - nothing is wrong\n"));
+    assert!(said(&blind, &[], 3).starts_with("NETVSC UNKNOWN - "));
+}
+
+#[test]
+fn npd_gets_the_reasons_of_its_condition() {
+    for (number, reason) in [
+        (26, "VFMissing"),
+        (24, "VFUnbound"),
+        (8, "VFManaged"),
+        (27, "DatapathStuck"),
+        (28, "Flapping"),
+    ] {
+        let line = said(&complaint(number), &["--exit-style", "npd"], 1);
+        assert!(line.starts_with(&format!("{reason}: ")), "{number}: {line}");
+    }
+}
+
+#[test]
+fn a_command_line_without_sense_is_unknown_and_not_critical() {
+    let guest = kinds::worked_example();
+    for arguments in
+        [&["--only", "own.nothing"][..], &["--force"], &["--exit-style", "loud"], &["--dry-run"]]
+    {
+        let output = check(guest.root(), arguments);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}");
+        assert!(output.stdout.is_empty());
+    }
+    let output = check(Path::new("/no/such/root"), &[]);
+    assert_eq!(output.status.code(), Some(3));
+    let errors =
+        String::from_utf8_lossy(&check(guest.root(), &["--only", "x"]).stderr).into_owned();
+    assert!(errors.contains("pair.orphan-pci") && errors.contains("obs.double"), "{errors}");
+}
+
+#[test]
+fn checks_are_listed_and_chosen() {
+    let guest = complaint(7);
+    let text = said(&guest, &["--list"], 0);
+    assert_eq!(text.lines().count(), 36, "a header and every check");
+    let row = text.lines().find(|line| line.starts_with("own.address ")).expect("a row");
+    assert!(row.contains(" critical"), "{row}");
+    let text = said(&guest, &["--only", "own.manager,mtu"], 1);
+    assert!(text.contains("own.manager") && !text.contains("own.address"), "{text}");
+}
+
+#[test]
+fn a_machine_without_hyperv_has_nothing_wrong() {
+    let guest = Guest::without_hyperv();
+    let text = said(&guest, &[], 0);
+    assert!(text.lines().count() == 1 && text.contains("no Hyper-V guest"), "{text}");
+    let output = check(guest.root(), &["--json"]);
+    let value = valid(&String::from_utf8(output.stdout).expect("text"));
+    assert_eq!(value["findings"], Value::Array(vec![]));
+}
+
+/// Every file below a folder with its contents, but for those that a kernel would not keep.
+fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_symlink() {
+                continue;
+            }
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let contents = std::fs::read(&path).expect("a file");
+                found.insert(path.strip_prefix(root).expect("below").to_owned(), contents);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_dry_run_shows_all_and_changes_nothing() {
+    let guest = complaint(6);
+    let before = files(guest.root());
+    let text = said(&guest, &["--fix", "--dry-run"], 0);
+    assert_eq!(files(guest.root()), before);
+    assert!(
+        text.contains("cat > /etc/NetworkManager/conf.d/00-netvsc-vf-7c1e522555d2.conf"),
+        "{text}"
+    );
+    assert!(
+        text.contains("nothing was changed (--dry-run); this would undo it:\n    rm /etc/"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_fix_mends_what_was_found_and_what_undoes_it_is_printed() {
+    let guest = complaint(6);
+    let before = files(guest.root());
+    let text = said(&guest, &["--fix"], 0);
+    assert!(text.contains("done; this undoes it:\n    rm /etc/NetworkManager/conf.d/"), "{text}");
+    let mut after = files(guest.root());
+    let fresh = after.remove(Path::new("etc/NetworkManager/conf.d/00-netvsc-vf-7c1e522555d2.conf"));
+    assert!(fresh.is_some() && after == before, "one file, and no other");
+    said(&guest, &[], 0);
+}
+
+#[test]
+fn a_file_that_is_replaced_can_be_had_back() {
+    let guest = complaint(5);
+    let path = "etc/udev/rules.d/10-azure-unmanaged-sriov.rules";
+    let before = std::fs::read_to_string(guest.path(path)).unwrap();
+    let text = said(&guest, &["--only", "own.rule-old", "--fix"], 0);
+    let undo = text.split("this undoes it:\n").nth(1).expect("an undo");
+    assert_eq!(said(&guest, &["--only", "own.rule-old"], 0).lines().count(), 1);
+    // The undo is a script; here its root is another one.
+    let script: String = undo.lines().map(|line| line.trim_start().to_owned() + "\n").collect();
+    let script = script.replace(" > /etc/", &format!(" > {}/etc/", guest.root().display()));
+    let done = Command::new("sh").arg("-c").arg(&script).status().expect("a shell");
+    assert!(done.success(), "{script}");
+    assert_eq!(std::fs::read_to_string(guest.path(path)).unwrap(), before);
+}
+
+#[test]
+fn what_carries_the_default_route_is_left_alone_without_force() {
+    let guest = complaint(38);
+    guest.route(2, "default");
+    let arguments = ["--only", "mtu.mismatch", "--fix"];
+    let text = said(&guest, &arguments, 1);
+    assert!(text.contains("refused: enP37498s1 carries the default route; --force"), "{text}");
+    assert!(text.ends_with("nothing was changed\n"), "{text}");
+    // With force it is tried, and a tree has no kernel to ask.
+    let text = said(&guest, &[&arguments[..], &["--force"]].concat(), 1);
+    assert!(text.contains("no running system"), "{text}");
+    let text = said(&guest, &[&arguments[..], &["--json"]].concat(), 1);
+    assert_eq!(valid(&text)["fixes"][0]["state"], "refused");
+}
+
+#[test]
+fn who_does_not_know_the_routes_touches_nobody() {
+    let guest = complaint(38);
+    guest.remove("netlink/routes");
+    let text = said(&guest, &["--only", "mtu.mismatch", "--fix"], 1);
+    assert!(text.contains("the routes are not known"), "{text}");
+}
+
+#[test]
+fn a_link_never_leads_a_fix_out_of_the_root() {
+    let outside = tempfile::tempdir().unwrap();
+    let guest = complaint(6);
+    guest.folder("etc/NetworkManager");
+    std::os::unix::fs::symlink(outside.path(), guest.path("etc/NetworkManager/conf.d")).unwrap();
+    said(&guest, &["--fix"], 1);
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn names_that_would_command_a_terminal_are_not_repeated() {
+    let guest = complaint(26);
+    guest.write("proc/sys/kernel/osrelease", "6.8\u{1b}[31m");
+    let output = check(guest.root(), &[]);
+    assert!(!String::from_utf8_lossy(&output.stdout).contains('\u{1b}'));
+}
+
+#[test]
+fn the_running_system_can_be_checked_wherever_this_runs() {
+    let output = Command::new(env!("CARGO_BIN_EXE_netvsc"))
+        .args(["check", "--json"])
+        .output()
+        .expect("the program runs");
+    let value = valid(&String::from_utf8(output.stdout).expect("text"));
+    assert_eq!(value["source"]["kind"], "live");
+}
