@@ -288,6 +288,12 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         self.failover.host_path()
     }
 
+    /// Whether the NIC carries frames.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.failover.is_open()
+    }
+
     /// Whether a switch was asked for and not completed.
     #[must_use]
     pub fn is_switching(&self) -> bool {

@@ -263,6 +263,11 @@ impl<M: Machine> Guest<M> {
                     "channel {channel}: the host refused {gpadl}, status {status:#x}"
                 ));
             }
+            BusEvent::Closed { channel } => {
+                if let Some(Owner::Nic(nic)) = self.owner(channel) {
+                    self.nic_closed(nic, channel, now);
+                }
+            }
             BusEvent::Rescinded { channel } => self.rescinded(channel, now),
             BusEvent::Released { channel } => {
                 if let Some((_, connection)) = self.owners.remove(&channel) {
@@ -273,7 +278,6 @@ impl<M: Machine> Guest<M> {
                 self.events.push_back(What::Overdue { what: format!("bus: {wait:?}") });
             }
             BusEvent::AllOffersDelivered
-            | BusEvent::Closed { .. }
             | BusEvent::Unshared { .. }
             | BusEvent::Retargeted { .. }
             | BusEvent::ConnectionModified { .. }

@@ -61,6 +61,25 @@ pub(super) struct NicDevice<D: Doorbell, P> {
     pub(super) rung: bool,
     /// What earlier openings did.
     past: AdapterCounters,
+    /// It is to begin anew.
+    renewal: Renewal<D>,
+}
+
+/// How far a NIC is that begins anew on its channel.
+enum Renewal<D: Doorbell> {
+    /// It does not.
+    None,
+    /// It stops, and then its channel closes.
+    Stopping,
+    /// The channel is being opened again.
+    Opening(Channel<SharedPages, D>),
+    /// The host is being told of new buffers; `waiting` of them it has not confirmed.
+    Sharing {
+        link: Channel<SharedPages, D>,
+        receive: SharedBuffer,
+        send: SharedBuffer,
+        waiting: usize,
+    },
 }
 
 impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
@@ -76,6 +95,7 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
             unbinding: None,
             rung: false,
             past: AdapterCounters::default(),
+            renewal: Renewal::None,
         }
     }
 
@@ -87,6 +107,7 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
     /// Whether its channel or its buffers are asked for.
     pub(super) fn is_opening(&self) -> bool {
         matches!(self.stage, Stage::Opening(_) | Stage::Sharing { .. })
+            || matches!(self.renewal, Renewal::Opening(_) | Renewal::Sharing { .. })
     }
 
     pub(super) fn adapter(&self) -> Option<&Adapter<Nic<D>, P>> {
@@ -121,6 +142,64 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
 }
 
 impl<M: Machine> Guest<M> {
+    /// Has a NIC that is at work begin anew, as a change of its MTU does: it stops, its channel closes and opens again. Its VF and
+    /// what it was set to stay. False if it is not at work.
+    pub fn renew_nic(&mut self, number: usize, now: Instant) -> bool {
+        let Some(nic) = self.nics.get_mut(number) else { return false };
+        let idle = nic.id.is_some() && matches!(nic.renewal, Renewal::None);
+        let Some(adapter) = nic.adapter_mut().filter(|adapter| idle && adapter.is_open()) else {
+            return false;
+        };
+        adapter.nic_mut().shutdown(now);
+        (nic.renewal, nic.rung) = (Renewal::Stopping, true);
+        true
+    }
+
+    /// A NIC has stopped; if it is to begin anew, its channel closes.
+    fn nic_stopped(&mut self, number: usize, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        let (Renewal::Stopping, Some(channel)) = (&nic.renewal, nic.channel) else { return };
+        if let Some(id) = nic.id {
+            // What the host said on the channel it says again on the next one.
+            let stale = self.pairing.disassociated(id, now).err();
+            self.note_stale(stale);
+        }
+        // A channel that is rescinded closes by itself.
+        if let Err(error) = self.bus.close(channel, now) {
+            tracing::debug!(%error, "a NIC's channel that closes already");
+        }
+    }
+
+    /// The channel of a NIC that begins anew is closed: it opens again.
+    pub(super) fn nic_closed(&mut self, number: usize, channel: ChannelId, now: Instant) {
+        let waits = |nic: &NicDevice<_, _>| matches!(nic.renewal, Renewal::Stopping);
+        if !self.nics.get(number).is_some_and(waits) {
+            return;
+        }
+        let Some(offer) = self.bus.offer(channel).cloned() else { return };
+        let opened = self.open(&offer, self.nic_rings, now);
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        match opened {
+            Ok(link) => nic.renewal = link.map_or(Renewal::None, Renewal::Opening),
+            Err(why) => {
+                nic.renewal = Renewal::None;
+                self.fail(format!("nic{number}: {why}"));
+            }
+        }
+    }
+
+    /// The NIC starts on the channel that is open again.
+    fn begin_anew(&mut self, number: usize, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        let renewal = std::mem::replace(&mut nic.renewal, Renewal::None);
+        let Renewal::Sharing { link, receive, send, .. } = renewal else { return };
+        nic.rung = true;
+        let Some(adapter) = nic.adapter_mut() else { return };
+        if let Err(error) = adapter.nic_mut().restart(link, receive, Some(send), now) {
+            self.fail(format!("nic{number}: {error}"));
+        }
+    }
+
     /// The channel is open: the host is told of the buffers.
     pub(super) fn share_buffers(&mut self, number: usize, now: Instant) {
         if let Err(why) = self.try_share(number, now) {
@@ -138,9 +217,15 @@ impl<M: Machine> Guest<M> {
             Ok::<_, String>(SharedBuffer { gpadl, pages })
         };
         let (receive, send) = (share(RECEIVE_PAGES)?, share(SEND_PAGES)?);
-        nic.stage = match std::mem::replace(&mut nic.stage, Stage::Gone) {
-            Stage::Opening(link) => Stage::Sharing { link, receive, send, waiting: 2 },
-            other => other,
+        nic.renewal = match std::mem::replace(&mut nic.renewal, Renewal::None) {
+            Renewal::Opening(link) => Renewal::Sharing { link, receive, send, waiting: 2 },
+            other => {
+                nic.stage = match std::mem::replace(&mut nic.stage, Stage::Gone) {
+                    Stage::Opening(link) => Stage::Sharing { link, receive, send, waiting: 2 },
+                    other => other,
+                };
+                other
+            }
         };
         Ok(())
     }
@@ -148,6 +233,15 @@ impl<M: Machine> Guest<M> {
     /// The host knows of one of the buffers; with the last one the NIC starts up.
     pub(super) fn buffer_shared(&mut self, number: usize, gpadl: GpadlId, now: Instant) {
         let Some(nic) = self.nics.get_mut(number) else { return };
+        if let Renewal::Sharing { receive, send, waiting, .. } = &mut nic.renewal {
+            if receive.gpadl == gpadl || send.gpadl == gpadl {
+                *waiting = waiting.saturating_sub(1);
+            }
+            if *waiting == 0 {
+                self.begin_anew(number, now);
+            }
+            return;
+        }
         nic.stage = match std::mem::replace(&mut nic.stage, Stage::Gone) {
             Stage::Sharing { link, receive, send, waiting }
                 if receive.gpadl == gpadl || send.gpadl == gpadl =>
@@ -243,6 +337,10 @@ impl<M: Machine> Guest<M> {
                 let nvsp = nvsp_name(version);
                 self.events.push_back(What::NicReady { nic: number, mac, nvsp, mtu });
                 let Some(nic) = self.nics.get_mut(number) else { return };
+                if nic.id.is_some() {
+                    // It has begun anew, and is the same.
+                    return;
+                }
                 let id = self.pairing.nic_arrived(nic.instance, mac, now);
                 nic.id = Some(id);
                 nic.mac = Some(mac);
@@ -281,8 +379,8 @@ impl<M: Machine> Guest<M> {
             | NicEvent::QueuesGranted { .. }
             | NicEvent::SendTable
             | NicEvent::SwitchCompleted { .. }
-            | NicEvent::HostSwitched { .. }
-            | NicEvent::Stopped => {}
+            | NicEvent::HostSwitched { .. } => {}
+            NicEvent::Stopped => self.nic_stopped(number, now),
         }
     }
 
@@ -291,6 +389,7 @@ impl<M: Machine> Guest<M> {
         let Some(nic) = self.nics.get_mut(number) else { return };
         nic.past = nic.counters();
         nic.channel = None;
+        nic.renewal = Renewal::None;
         nic.early = None;
         let bound = nic.bound.take();
         let left = nic.id.take();

@@ -61,6 +61,8 @@ pub enum Profile {
     Kexec,
     /// 1 to 4 NICs; allocations of the guest fail
     Famine,
+    /// 1 to 4 NICs that the guest resets, also while they are on their VFs, alone or all of them around a pause of the machine
+    Reset,
     /// 1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly
     Storm,
 }
@@ -81,6 +83,7 @@ impl Profile {
             Self::Clocks => "clocks",
             Self::Kexec => "kexec",
             Self::Famine => "famine",
+            Self::Reset => "reset",
             Self::Storm => "storm",
         }
     }

@@ -64,6 +64,10 @@ pub(super) enum Deed {
         /// The old one takes leave of the host before.
         farewell: bool,
     },
+    /// The guest has the NIC begin anew, as a change of its MTU does.
+    Renew,
+    /// The guest has all its NICs begin anew; the machine stands still so long meanwhile.
+    Suspend(Duration),
     /// So many allocations of the guest fail.
     Starve(usize),
     /// Nothing; frames flow.
@@ -96,6 +100,8 @@ impl Deed {
             Self::Jump(_) => "guest-clock-jump",
             Self::Restart { farewell: true } => "kexec-after-unload",
             Self::Restart { farewell: false } => "kexec",
+            Self::Renew => "nic-reset",
+            Self::Suspend(_) => "suspend",
             Self::Starve(_) => "no-memory",
             Self::Rest => "rest",
         }
@@ -142,6 +148,13 @@ impl fmt::Display for Deed {
                 f.write_str("the guest takes its leave, and another takes over")
             }
             Self::Restart { farewell: false } => f.write_str("another guest takes over"),
+            Self::Renew => f.write_str("the guest resets the NIC"),
+            Self::Suspend(span) => {
+                write!(
+                    f,
+                    "the guest resets all NICs, the machine stands still for {span:?} meanwhile"
+                )
+            }
             Self::Starve(count) => write!(f, "{count} allocations of the guest fail"),
             Self::Rest => f.write_str("nothing, frames flow"),
         }

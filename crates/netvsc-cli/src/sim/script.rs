@@ -41,6 +41,7 @@ impl Script {
             | Profile::Hotplug
             | Profile::Clocks
             | Profile::Famine
+            | Profile::Reset
             | Profile::Storm => (1, 4),
             Profile::Kexec => (1, 3),
             Profile::AzureBoot => (1, 8),
@@ -67,6 +68,7 @@ impl Script {
             Profile::Clocks => script.clocks(&mut random),
             Profile::Kexec => script.kexec(&mut random),
             Profile::Famine => script.famine(&mut random),
+            Profile::Reset => script.reset(&mut random),
             Profile::Storm => script.storm(&mut random),
         }
         script
@@ -274,6 +276,16 @@ impl Script {
         self.strew(random, count, |_, _, random| match below(random, 2) {
             0 => Deed::Unplug,
             _ => Deed::Plug,
+        });
+    }
+
+    /// The guest resets its NICs, alone or all of them around a pause of the machine.
+    fn reset(&mut self, random: &mut Xoshiro256PlusPlus) {
+        self.mix(random, 14);
+        let count = 1 + below(random, 6);
+        self.strew(random, count, |_, _, random| match below(random, 4) {
+            0 => Deed::Suspend(micros(random, 1, 20_000_000)),
+            _ => Deed::Renew,
         });
     }
 

@@ -7,7 +7,7 @@ use super::deed::{Act, Deed};
 use super::*;
 use crate::run::Plan;
 
-const PROFILES: [Profile; 12] = [
+const PROFILES: [Profile; 13] = [
     Profile::Smoke,
     Profile::AzureBoot,
     Profile::Servicing,
@@ -19,6 +19,7 @@ const PROFILES: [Profile; 12] = [
     Profile::Clocks,
     Profile::Kexec,
     Profile::Famine,
+    Profile::Reset,
     Profile::Storm,
 ];
 
@@ -113,6 +114,7 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
         (Profile::Clocks, 8),
         (Profile::Kexec, 8),
         (Profile::Famine, 10),
+        (Profile::Reset, 8),
         (Profile::Storm, 8),
     ];
     for (profile, seeds) in profiles {
@@ -155,6 +157,8 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
         "guest-clock-jump",
         "kexec",
         "kexec-after-unload",
+        "nic-reset",
+        "suspend",
         "no-memory",
         "no-memory-met",
     ];

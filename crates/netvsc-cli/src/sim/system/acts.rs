@@ -80,6 +80,15 @@ impl System {
                 true
             }
             Deed::Restart { farewell } => self.restart(farewell)?,
+            Deed::Renew => self.renew(act.nic),
+            Deed::Suspend(span) => {
+                for nic in 0..self.lanes.len() {
+                    self.renew(nic);
+                }
+                self.time_jumped(span);
+                self.now = now + span;
+                true
+            }
             Deed::Starve(count) => {
                 self.stage.world.starve(count);
                 true
@@ -170,6 +179,18 @@ impl System {
         if let Some(pages) = self.rings {
             self.stage.world.guest.set_nic_rings(pages);
         }
+    }
+
+    /// The guest resets a NIC. Nothing that it sends may be lost; what is sent to it meanwhile finds nobody.
+    fn renew(&mut self, nic: usize) -> bool {
+        let now = self.stage.world.guest_time(self.now);
+        let Some(lane) = self.lanes.get_mut(nic).filter(|lane| lane.ready) else { return false };
+        if !self.stage.world.guest.renew_nic(nic, now) {
+            return false;
+        }
+        (lane.ready, lane.away) = (false, true);
+        lane.back.carrier_gone();
+        true
     }
 
     /// All strangers go.
