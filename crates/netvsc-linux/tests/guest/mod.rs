@@ -261,7 +261,7 @@ impl Guest {
         self.link_device(&net, &Link { name, mac, index, flags: 0x1003, kind: 1, mtu: 1500 });
         self.symlink(&format!("{net}/device"), &path);
         self.udev(index, &[("ID_NET_DRIVER", "hv_netvsc"), ("ID_PATH", "acpi-VMBUS:01")]);
-        self.address(index, &format!("10.0.0.{index}/24"));
+        self.address(index, &format!("10.0.{}.{}/24", index >> 8, index & 0xff));
         self.route(index, "10.0.0.0/24");
         self.sample(index, [1000, 1100, 1200]);
         Nic { guid: guid.into(), name: name.into(), mac: mac.into(), index, net }
