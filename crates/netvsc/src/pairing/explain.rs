@@ -168,7 +168,7 @@ impl Pairing {
         if let Some((_, reason)) = self.bound(nic) {
             return Ok(NicState::Paired(reason));
         }
-        if matches!(self.granted(nic), Granted::To(_)) || self.held.contains_key(&nic) {
+        if matches!(self.granted(nic), Granted::To(_)) || self.held.contains(nic.0) {
             return Ok(NicState::Pending);
         }
         let serial = record.associated;

@@ -4,17 +4,18 @@
 //! ones; it needs no random numbers either, so that every run is the same. A look-up costs the logarithm of the number
 //! of keys, 16 steps for 65,536 NICs, instead of one.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 
 use vmbus::{Guid, Serial};
 
 use super::decision::{Dispute, NicRef};
 use super::facts::{FunctionId, NicId, PortId};
+use super::few::Few;
 use crate::mac::MacAddress;
 
 /// Several values under each key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Multi<K, V>(BTreeMap<K, BTreeSet<V>>);
+pub(super) struct Multi<K, V>(BTreeMap<K, Few<V>>);
 
 impl<K: Ord + Copy, V: Ord + Copy> Multi<K, V> {
     const fn new() -> Self {
@@ -27,7 +28,7 @@ impl<K: Ord + Copy, V: Ord + Copy> Multi<K, V> {
 
     pub(super) fn remove(&mut self, key: K, value: V) {
         if let Some(values) = self.0.get_mut(&key) {
-            values.remove(&value);
+            values.remove(value);
             if values.is_empty() {
                 self.0.remove(&key);
             }
@@ -39,7 +40,7 @@ impl<K: Ord + Copy, V: Ord + Copy> Multi<K, V> {
     }
 
     pub(super) fn count(&self, key: K) -> usize {
-        self.0.get(&key).map_or(0, BTreeSet::len)
+        self.0.get(&key).map_or(0, Few::len)
     }
 
     pub(super) fn contains(&self, key: K) -> bool {
@@ -49,7 +50,7 @@ impl<K: Ord + Copy, V: Ord + Copy> Multi<K, V> {
     /// The one value under the key, or how many there are instead.
     pub(super) fn only(&self, key: K) -> Result<V, usize> {
         match self.0.get(&key) {
-            Some(values) if values.len() == 1 => values.first().copied().ok_or(0),
+            Some(Few::One(value)) => Ok(*value),
             Some(values) => Err(values.len()),
             None => Err(0),
         }

@@ -14,6 +14,7 @@ mod arena;
 mod decision;
 mod explain;
 mod facts;
+mod few;
 mod index;
 mod rules;
 mod settle;
@@ -24,7 +25,8 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use vmbus::{Guid, Instant, Serial};
 
-use self::arena::Arena;
+use self::arena::{Arena, ByHandle};
+use self::few::Few;
 use self::index::Indexes;
 use self::rules::{Claim, Verdict};
 use self::settle::{Dirty, Hold, Waiter, Watch};
@@ -46,7 +48,7 @@ struct Nic {
     /// The serial, while `allocated` is 1 (P2).
     associated: Option<Serial>,
     /// Claims of ports on this NIC, the strongest first.
-    claims: BTreeSet<Claim>,
+    claims: Few<Claim>,
     watch: Watch,
 }
 
@@ -76,8 +78,8 @@ pub struct Pairing {
     ports: Arena<Port>,
     index: Indexes,
     /// Who has which port, also while it is being unbound, also after either has left.
-    holds: BTreeMap<PortId, Hold>,
-    held: BTreeMap<NicId, PortId>,
+    holds: ByHandle<Hold>,
+    held: ByHandle<PortId>,
     /// The conflicts that were reported, with their parties.
     reported: BTreeMap<Dispute, (alloc::vec::Vec<NicRef>, alloc::vec::Vec<PortRef>)>,
     deadlines: BTreeSet<(Instant, Waiter)>,
@@ -95,8 +97,8 @@ impl Pairing {
             functions: Arena::new(),
             ports: Arena::new(),
             index: Indexes::new(),
-            holds: BTreeMap::new(),
-            held: BTreeMap::new(),
+            holds: ByHandle::new(),
+            held: ByHandle::new(),
             reported: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             decisions: VecDeque::new(),
@@ -116,7 +118,7 @@ impl Pairing {
             self.remove_nic(known, &mut dirty);
         }
         let watch = Watch::default();
-        let record = Nic { instance, mac, associated: None, claims: BTreeSet::new(), watch };
+        let record = Nic { instance, mac, associated: None, claims: Few::None, watch };
         let nic = NicId(self.nics.insert(record));
         self.index.instances.insert(instance, nic);
         self.index.nics_by_mac.insert(mac, nic);
@@ -268,13 +270,13 @@ impl Pairing {
     /// # Errors
     /// [`FactError::NotUnbinding`] if these two were not being unbound.
     pub fn unbound(&mut self, nic: NicId, port: PortId, now: Instant) -> Result<(), FactError> {
-        let hold = self.holds.get(&port).filter(|hold| hold.nic.id == nic && hold.parting);
+        let hold = self.holds.get(port.0).filter(|hold| hold.nic.id == nic && hold.parting);
         let Some(hold) = hold else { return Err(FactError::NotUnbinding { nic, port }) };
         if let Some(due) = hold.watch.due() {
             self.deadlines.remove(&(due, Waiter::Hold(port)));
         }
-        self.holds.remove(&port);
-        self.held.remove(&nic);
+        self.holds.remove(port.0);
+        self.held.remove(nic.0);
         let mut dirty = Dirty::default();
         if seeded!("forget-standby") {
             return Ok(());
@@ -306,7 +308,7 @@ impl Pairing {
     /// The port a NIC is bound to and why, unless it is being unbound.
     #[must_use]
     pub fn bound(&self, nic: NicId) -> Option<(PortRef, Reason)> {
-        let hold = self.holds.get(self.held.get(&nic)?)?;
+        let hold = self.holds.get(self.held.get(nic.0)?.0)?;
         (!hold.parting).then_some((hold.port, hold.reason))
     }
 

@@ -137,7 +137,7 @@ impl Pairing {
     }
 
     pub(super) fn remove_port(&mut self, port: PortId, dirty: &mut Dirty) {
-        if let Some(hold) = self.holds.get(&port) {
+        if let Some(hold) = self.holds.get(port.0) {
             self.part(hold.nic.id, Parting::PortLeft);
         }
         let Some(record) = self.ports.remove(port.0) else { return };
@@ -208,7 +208,7 @@ impl Pairing {
     ) {
         if let Verdict::Claims(nic, reason) = verdict {
             if let Some(record) = self.nics.get_mut(nic.0) {
-                record.claims.remove(&Claim { reason, key, port });
+                record.claims.remove(Claim { reason, key, port });
             }
             nics.insert(nic);
         }
@@ -236,7 +236,7 @@ impl Pairing {
 
     /// Asks for a port back.
     fn part(&mut self, nic: NicId, why: Parting) {
-        let Some(hold) = self.held.get(&nic).and_then(|port| self.holds.get_mut(port)) else {
+        let Some(hold) = self.held.get(nic.0).and_then(|port| self.holds.get_mut(port.0)) else {
             return;
         };
         if !hold.parting {
@@ -247,7 +247,9 @@ impl Pairing {
     }
 
     fn part_if_wrong(&mut self, nic: NicId) {
-        let Some(hold) = self.held.get(&nic).and_then(|port| self.holds.get(port)) else { return };
+        let Some(hold) = self.held.get(nic.0).and_then(|port| self.holds.get(port.0)) else {
+            return;
+        };
         let (port, granted) = (hold.port.id, self.granted(nic));
         match granted {
             Granted::To(claim) if claim.port == port => {}
@@ -285,15 +287,15 @@ impl Pairing {
         };
         let Claim { reason, key, port } = claim;
         let port = PortRef { key, id: port };
-        match self.holds.get_mut(&port.id) {
+        match self.holds.get_mut(port.id.0) {
             Some(hold) if hold.nic.id == nic.id && !hold.parting && hold.reason != reason => {
                 let was = core::mem::replace(&mut hold.reason, reason);
                 self.decisions.push_back(Decision::Reexamined { nic, port, was, reason, facts });
             }
-            None if !self.held.contains_key(&nic.id) || seeded!("rebind-before-unbind") => {
+            None if !self.held.contains(nic.id.0) || seeded!("rebind-before-unbind") => {
                 let hold = Hold { nic, port, reason, parting: false, watch: Watch::Off };
-                self.holds.insert(port.id, hold);
-                self.held.insert(nic.id, port.id);
+                self.holds.insert(port.id.0, hold);
+                self.held.insert(nic.id.0, port.id);
                 self.decisions.push_back(Decision::Bind { nic, port, reason, facts });
             }
             _ => {}
@@ -410,12 +412,12 @@ impl Pairing {
     }
 
     fn watch_nic(&mut self, nic: NicId, now: Instant) {
-        if let Some(port) = self.held.get(&nic).copied() {
-            let parting = self.holds.get(&port).is_some_and(|hold| hold.parting);
+        if let Some(port) = self.held.get(nic.0).copied() {
+            let parting = self.holds.get(port.0).is_some_and(|hold| hold.parting);
             self.watch(Waiter::Hold(port), parting, now);
         }
         let waits = self.nics.get(nic.0).is_some_and(|record| record.associated.is_some());
-        self.watch(Waiter::Nic(nic), waits && !self.held.contains_key(&nic), now);
+        self.watch(Waiter::Nic(nic), waits && !self.held.contains(nic.0), now);
     }
 
     fn watch_port(&mut self, port: PortId, now: Instant) {
@@ -428,7 +430,7 @@ impl Pairing {
         match waiter {
             Waiter::Nic(NicId(nic)) => self.nics.get_mut(nic).map(|record| &mut record.watch),
             Waiter::Port(PortId(port)) => self.ports.get_mut(port).map(|record| &mut record.watch),
-            Waiter::Hold(port) => self.holds.get_mut(&port).map(|hold| &mut hold.watch),
+            Waiter::Hold(port) => self.holds.get_mut(port.0).map(|hold| &mut hold.watch),
         }
     }
 
@@ -467,7 +469,7 @@ impl Pairing {
             }
             Waiter::Port(id) => Overdue::Port(PortRef { key: self.ports.get(id.0)?.key, id }),
             Waiter::Hold(port) => {
-                let hold = self.holds.get(&port)?;
+                let hold = self.holds.get(port.0)?;
                 Overdue::Unbinding(hold.nic, hold.port)
             }
         })
