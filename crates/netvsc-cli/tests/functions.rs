@@ -126,6 +126,34 @@ fn a_disk_with_the_serial_of_a_vf_is_found_and_never_paired() {
     assert_eq!((system.path(0), system.gone.len()), ("vf", 0));
 }
 
+// F4, F6: one function, several NICs, one eject. All leave it together and none loses a frame.
+#[test]
+fn the_nics_of_one_function_leave_it_together_and_come_back_together() {
+    let mut system = System::with_nics(3);
+    for serial in [9, 10] {
+        system.add_shared_vf(serial, serial);
+        all_on_vf(&mut system);
+        for nic in 0..3 {
+            system.send(nic, 40);
+        }
+        system.world.host.eject_vf(0, Disassociation::First, system.now).unwrap();
+        for nic in 0..3 {
+            system.send(nic, 40);
+        }
+        system.run(Duration::from_secs(2));
+        for nic in 0..3 {
+            assert_eq!(system.path(nic), "synthetic");
+            system.check(nic);
+            assert_eq!(system.world.guest.counters(nic).frames_resent, 0);
+        }
+        let answers =
+            system.take_told(|what| matches!(what, What::EjectAnswered { .. }).then_some(()));
+        assert_eq!(answers.len(), 1, "the function is given back once");
+        system.world.unmap_vf(bus(0));
+    }
+    assert!(system.gone.iter().all(|(_, how)| *how == Departure::Orderly));
+}
+
 #[test]
 fn acts_that_are_not_possible_are_refused() {
     let mut system = System::with_nics(2);
@@ -200,6 +228,7 @@ fn all_absent(system: &System) -> bool {
 
 // The scenarios "orderly removal", "surprise removal" and "servicing", with the NIC's disassociation before and after, and
 // with the serial number kept and changed. HISTORY 28: nothing is stored that a new number could contradict.
+// HISTORY 5: the upper layer has one card all the while, under one number.
 #[test]
 fn vfs_go_in_any_way_under_traffic_and_come_back_after_servicing_with_any_serial() {
     for layout in [Layout::Own, Layout::Shared] {
@@ -319,6 +348,7 @@ fn a_vf_may_go_at_any_step_of_its_arrival_and_comes_back() {
 }
 
 // To the guest it is the same NIC each time, number 0; to the host it is another one.
+// HISTORY 63: a NIC is its instance GUID, whatever the order of offers.
 #[test]
 fn a_nic_is_taken_away_with_its_vf_and_comes_back_under_its_identity() {
     let mut system = System::with_nics(1);

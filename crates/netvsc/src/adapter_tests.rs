@@ -537,5 +537,35 @@ fn every_switch_tells_how_long_it_kept_frames_waiting() {
     assert_eq!(told, Some((Path::Synthetic, core::time::Duration::from_millis(2), 1)));
 }
 
+// F4, F9, HISTORY 36: the guest is suspended while a switch is under way. What the host says of it later is about another channel.
+#[test]
+fn a_suspend_in_the_middle_of_a_switch_ends_it_and_the_vf_is_used_again_after_the_resume() {
+    for to in [Path::Vf, Path::Synthetic] {
+        let (mut card, wire) = on_vf();
+        card.transmit(&frame(1), at(3)).unwrap();
+        wire.borrow_mut().link = Some(PortLink::Down);
+        poll(&mut card, at(4));
+        if to == Path::Vf {
+            complete(&mut card, &wire, Path::Synthetic, at(5));
+            wire.borrow_mut().link = Some(PortLink::Up);
+            poll(&mut card, at(6));
+        }
+        assert_eq!(wire.borrow().switches.last(), Some(&to), "under way");
+        card.channel_closed(at(7));
+        assert_eq!((card.path(), card.is_switching()), (Path::Synthetic, false));
+        wire.borrow_mut().link = Some(PortLink::Up);
+        let asked = wire.borrow().switches.len();
+        complete(&mut card, &wire, to, at(8));
+        assert_eq!(card.path(), Path::Synthetic, "an answer of before");
+        wire.borrow_mut().signs.extend([Sign::Ready, Sign::Associated]);
+        poll(&mut card, at(9));
+        assert_eq!(wire.borrow().switches[asked..], [Path::Vf]);
+        assert_eq!(card.path(), Path::Synthetic, "not before the completion");
+        complete(&mut card, &wire, Path::Vf, at(10));
+        assert_eq!(card.path(), Path::Vf);
+        assert_eq!(numbers(&wire), [(Path::Synthetic, 1)], "sent again, once");
+    }
+}
+
 #[path = "adapter_work_tests.rs"]
 mod work_tests;

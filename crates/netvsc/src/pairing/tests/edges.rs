@@ -72,6 +72,7 @@ fn a_function_that_leaves_and_returns_unchanged_is_bound_anew() {
     assert_eq!(world.words(), ["bind", "unbind", "bind"]);
 }
 
+// HISTORY 48: the NIC is started anew while the VF stays; nothing of the host is needed to pair again.
 #[test]
 fn a_nic_that_leaves_gives_its_port_back_for_the_next_one() {
     // HISTORY 9

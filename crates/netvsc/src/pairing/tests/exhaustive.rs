@@ -362,6 +362,7 @@ const NEVER: PermanentMac = PermanentMac::Never;
 /// The MACs that ports of these universes may turn out to have.
 const MACS: [&[PermanentMac]; 3] = [&[A], &[B], &[C]];
 
+// HISTORY 45, 47: also with functions and ports there before their NICs.
 #[test]
 fn three_nics_and_three_ports_in_every_order() {
     let macs = [&[A][..], &[B], &[C]];

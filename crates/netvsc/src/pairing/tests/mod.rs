@@ -2,6 +2,7 @@
 
 extern crate std;
 
+mod arrival;
 mod confluence;
 mod edges;
 mod exhaustive;

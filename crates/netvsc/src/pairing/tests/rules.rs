@@ -299,6 +299,7 @@ fn p9_a_standby_takes_over_when_the_first_goes() {
     assert_eq!(world.pairs(), [(instance(0), port_key(1, 7, 0), Reason::SerialAndMac)]);
 }
 
+// HISTORY 57: a VF that no driver takes leaves its NIC on synthetic; said once, tried never again.
 #[test]
 fn p12_an_association_without_a_vf_and_a_port_without_a_nic_are_reported_once_each() {
     let mut world = World::new();
