@@ -39,7 +39,7 @@ impl Segment {
             && end == frame.len()
             && flags & !TCP_PSH == TCP_ACK;
         let sequence = u32::from_be_bytes(*frame.get(tcp + 4..)?.first_chunk()?);
-        joins.then_some(Self {
+        joins.then(|| Self {
             place,
             payload,
             sequence,
@@ -170,6 +170,13 @@ mod tests {
         whole[47] |= TCP_PSH;
         let mut segment = Segment::of(&whole).unwrap();
         assert!(!segment.join(&mut whole, &frames[1], 1 << 20));
+    }
+
+    #[test]
+    fn what_is_no_tcp_is_no_segment_whatever_stands_where_its_length_would_be() {
+        for byte in [0, 0x50, 0xf0, 0xff] {
+            assert_eq!(Segment::of(&crate::nic::testing::udp4(1000, &[byte; 6])), None);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The guest's NIC and the host's NIC service against each other, each woken only by the other's doorbell.
 
+mod any_traffic;
 mod life;
 mod misbehaviour;
 mod no_allocation;

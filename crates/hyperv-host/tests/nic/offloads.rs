@@ -15,25 +15,25 @@ use smoltcp::wire::{
 
 use crate::world::*;
 
-const FROM4: Ipv4Address = Ipv4Address::new(10, 0, 0, 1);
-const TO4: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
-const FROM6: Ipv6Address = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-const TO6: Ipv6Address = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
-const ETHERNET: usize = 14;
+pub const FROM4: Ipv4Address = Ipv4Address::new(10, 0, 0, 1);
+pub const TO4: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
+pub const FROM6: Ipv6Address = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+pub const TO6: Ipv6Address = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+pub const ETHERNET: usize = 14;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Tcp,
     Udp,
 }
 
 /// Where the header of TCP or UDP starts.
-fn layer4(ipv6: bool) -> u16 {
+pub fn layer4(ipv6: bool) -> u16 {
     if ipv6 { 54 } else { 34 }
 }
 
 /// A frame of the guest with all checksums right.
-fn good_frame(kind: Kind, ipv6: bool, payload: &[u8]) -> Vec<u8> {
+pub fn good_frame(kind: Kind, ipv6: bool, payload: &[u8]) -> Vec<u8> {
     let (from, to) = if ipv6 {
         (IpAddress::Ipv6(FROM6), IpAddress::Ipv6(TO6))
     } else {
@@ -117,7 +117,7 @@ fn pseudo_sum(frame: &[u8], kind: Kind, ipv6: bool) -> u16 {
 }
 
 /// The frame with its checksums left to the host, and the request.
-fn left_to_host(good: &[u8], kind: Kind, ipv6: bool) -> (Vec<u8>, TransmitChecksum) {
+pub fn left_to_host(good: &[u8], kind: Kind, ipv6: bool) -> (Vec<u8>, TransmitChecksum) {
     let mut frame = good.to_vec();
     let start = usize::from(layer4(ipv6));
     let (field, what) = match kind {

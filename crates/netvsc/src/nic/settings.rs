@@ -131,7 +131,7 @@ impl<D: Doorbell> Nic<D> {
 
     fn use_offloads(&mut self) {
         let offloads = self.info.offloads;
-        self.transmit.offload(offloads);
+        self.transmit.offload(offloads, self.config.queues);
         self.info.large_send = self.transmit.most_large() as u32;
         if offloads.ipv4.coalescing || offloads.ipv6.coalescing {
             self.receive.gather();

@@ -18,7 +18,7 @@ pub(super) const CONTROL_SLOT: u32 = 0;
 const LEAST_KEPT: usize = 2;
 /// Slots that a queue holds at most while they are free.
 const MOST_KEPT: usize = 8;
-/// Long slots at most: more segments than these are not on their way at once.
+/// Long slots at most, unless there are more queues: more segments than these are not on their way at once.
 const MOST_LONG: usize = 32;
 /// Of the sections, this share is left for long slots.
 const LONG_SHARE: usize = 2;
@@ -91,14 +91,19 @@ impl Slots {
         Some(())
     }
 
-    /// Leaves a share of the buffer for slots of `most` bytes. Nothing may be under way but control messages.
-    pub(super) fn make_long(&mut self, most: usize) {
+    /// Leaves a share of the buffer for slots of `most` bytes, or of less, so that there is one for each of `queues`: a queue
+    /// without any would wait for ever. Nothing may be under way but control messages.
+    pub(super) fn make_long(&mut self, most: usize, queues: usize) {
         let Division { section, sections, sections_per_slot, .. } = self.division;
-        let sections_per_long = most.div_ceil(section);
-        let count = (sections / LONG_SHARE / sections_per_long).min(MOST_LONG);
+        let (queues, share) = (queues.max(1), sections / LONG_SHARE);
+        let sections_per_long = most.div_ceil(section).min(share / queues);
+        // What is no longer than a frame needs no slot of its own.
+        if sections_per_long <= sections_per_slot {
+            return;
+        }
+        let count = (share / sections_per_long).min(MOST_LONG.max(queues));
         let left = (sections - count * sections_per_long) / sections_per_slot;
-        if count == 0 || left < 1 + LEAST_KEPT || self.in_flight > usize::from(self.control_busy())
-        {
+        if left < 1 + LEAST_KEPT * queues || self.in_flight > usize::from(self.control_busy()) {
             return;
         }
         self.division.short = left as u32;
@@ -135,7 +140,8 @@ impl Slots {
             long_pool: self.long_pool.clone(),
         };
         slots.keep();
-        if slots.free.is_empty() {
+        if slots.free.is_empty() || slots.division.long > 0 && slots.free_long.is_empty() {
+            slots.give_up();
             return None;
         }
         Some(slots)

@@ -140,12 +140,12 @@ impl Transmit {
         self.most = self.most.min(mtu as usize + ETHERNET_HEADER);
     }
 
-    /// What the host does to frames, as far as that is wanted.
-    pub(super) fn offload(&mut self, offloads: OffloadCapabilities) {
+    /// What the host does to frames, as far as that is wanted, on so many channels at most.
+    pub(super) fn offload(&mut self, offloads: OffloadCapabilities, queues: u16) {
         self.offloads = offloads;
         let wanted = offloads.ipv4.large_send.max(offloads.ipv6.large_send) as usize;
         if wanted > 0 && !self.buffer.pages.frames().is_empty() {
-            self.slots.make_long(wanted + HEADERS);
+            self.slots.make_long(wanted + HEADERS, queues.into());
             let room = self.slots.long_size().min(self.bytes_per_message);
             self.most_large = wanted.min(room.saturating_sub(HEADERS));
         }
