@@ -2,6 +2,9 @@
 
 use netvsc::nvsp::Version;
 use netvsc::rndis::Status;
+use netvsc::rndis::offload::{
+    ChecksumSet, Direction, IpOffloads, LargeSendOptions, OffloadCapabilities, OffloadParameters,
+};
 use netvsc::rndis::packet::ReceiveChecksum;
 
 /// Which offloads a NIC has. The default has all of them.
@@ -38,6 +41,14 @@ struct Checksum {
     receive: bool,
 }
 
+impl Checksum {
+    /// With what parameters say of it.
+    fn after(self, change: Direction) -> Self {
+        let (transmit, receive) = change.after((self.transmit, self.receive));
+        Self { transmit, receive }
+    }
+}
+
 /// What the guest has switched on. At first whatever it asks for frame by frame, and nothing of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offloads {
@@ -72,38 +83,20 @@ impl Default for Offloads {
 impl Offloads {
     /// Takes NDIS_OFFLOAD_PARAMETERS over.
     pub(super) fn set(&mut self, data: &[u8]) -> Result<(), Status> {
-        const KIND: u8 = 0x80;
-        /// Up to the last field that was there from the beginning.
-        const LEAST: usize = 20;
-        const ON: u8 = 2;
-        let size =
-            data.get(2..4).map_or(0, |size| usize::from(u16::from_le_bytes([size[0], size[1]])));
-        let fields = data.get(..size.min(data.len())).filter(|fields| fields.len() >= LEAST);
-        let Some(fields) = fields.filter(|_| data.first() == Some(&KIND)) else {
-            return Err(Status::INVALID_DATA);
-        };
-        let value = |at: usize| fields.get(at).copied().unwrap_or(0);
-        let checksum = |at: usize, old: Checksum| match value(at) {
-            0 => Ok(old),
-            // Off, the way out, the way in, both.
-            mode @ 1..=4 => Ok(Checksum { transmit: mode & 1 == 0, receive: mode >= 3 }),
-            _ => Err(Status::INVALID_DATA),
-        };
-        let switch = |at: usize, old: bool| match value(at) {
-            0 => Ok(old),
-            mode @ 1..=2 => Ok(mode == ON),
-            _ => Err(Status::INVALID_DATA),
-        };
+        let new = OffloadParameters::decode(data).map_err(|error| {
+            tracing::debug!(%error, "offload parameters refused");
+            Status::INVALID_DATA
+        })?;
         *self = Self {
-            ipv4: checksum(4, self.ipv4)?,
-            tcp4: checksum(5, self.tcp4)?,
-            udp4: checksum(6, self.udp4)?,
-            tcp6: checksum(7, self.tcp6)?,
-            udp6: checksum(8, self.udp6)?,
-            large_send4: switch(11, self.large_send4)?,
-            large_send6: switch(12, self.large_send6)?,
-            coalesce4: switch(22, self.coalesce4)?,
-            coalesce6: switch(23, self.coalesce6)?,
+            ipv4: self.ipv4.after(new.ipv4_header),
+            tcp4: self.tcp4.after(new.tcp_ipv4),
+            udp4: self.udp4.after(new.udp_ipv4),
+            tcp6: self.tcp6.after(new.tcp_ipv6),
+            udp6: self.udp6.after(new.udp_ipv6),
+            large_send4: new.large_send_ipv4.after(self.large_send4),
+            large_send6: new.large_send_ipv6.after(self.large_send6),
+            coalesce4: new.coalescing_ipv4.after(self.coalesce4),
+            coalesce6: new.coalescing_ipv6.after(self.coalesce6),
         };
         Ok(())
     }
@@ -181,51 +174,38 @@ pub(super) fn capabilities(version: Option<Version>, policy: &OffloadPolicy, rsc
 
 /// What is switched on, in the form of NDIS_OFFLOAD of the guest's version.
 pub(super) fn config(version: Option<Version>, policy: &OffloadPolicy, on: Offloads) -> Vec<u8> {
-    const ENCAPSULATION: u32 = 2;
-    const OPTIONS: u32 = 0x1 | 0x4;
-    const TCP_OPTIONS: u32 = 0x4;
-    const TCP: u32 = 0x10;
-    const UDP: u32 = 0x40;
-    const IP_HEADER: u32 = 0x100;
     const SEGMENTS_MIN: u32 = 2;
-    let (revision, size) = match version {
-        Some(version) if version >= Version::V5 => (3, 156),
-        Some(version) if version >= Version::V4 => (2, 144),
-        _ => (1, 112),
+    let sums = |options: ChecksumSet, kinds: [(bool, ChecksumSet); 3]| {
+        let on = kinds.into_iter().filter(|(on, _)| *on);
+        let set = on.fold(ChecksumSet::empty(), |set, (_, kind)| set | kind);
+        if set.is_empty() { set } else { set | options }
     };
-    let mut bytes = vec![0xa7, revision, size, 0];
-    bytes.resize(usize::from(size), 0);
-    let mut put = |at: usize, value: u32| {
-        if let Some(field) = bytes.get_mut(at..at + 4) {
-            field.copy_from_slice(&value.to_le_bytes());
-        }
+    let (ip, tcp, udp) = (ChecksumSet::IP_HEADER, ChecksumSet::TCP, ChecksumSet::UDP);
+    let both = ChecksumSet::IP_OPTIONS | ChecksumSet::TCP_OPTIONS;
+    let ipv4 = |way: fn(Checksum) -> bool| {
+        sums(both, [(way(on.ipv4), ip), (way(on.tcp4), tcp), (way(on.udp4), udp)])
     };
-    let bit = |on: bool, bit: u32| if on { bit } else { 0 };
-    let mut checksum = |at: usize, options: u32, kinds: u32| {
-        if kinds != 0 {
-            put(at, ENCAPSULATION);
-            put(at + 4, options | kinds);
-        }
+    let ipv6 = |way: fn(Checksum) -> bool| {
+        let kinds = [(false, ip), (way(on.tcp6), tcp), (way(on.udp6), udp)];
+        sums(ChecksumSet::TCP_OPTIONS, kinds)
     };
-    for (at, way) in [(4, 0), (12, 1)] {
-        let on4 = [on.ipv4, on.tcp4, on.udp4].map(|sum| [sum.transmit, sum.receive][way]);
-        let kinds = bit(on4[0], IP_HEADER) | bit(on4[1], TCP) | bit(on4[2], UDP);
-        checksum(at, OPTIONS, kinds);
-        let on6 = [on.tcp6, on.udp6].map(|sum| [sum.transmit, sum.receive][way]);
-        checksum(at + 16, TCP_OPTIONS, bit(on6[0], TCP) | bit(on6[1], UDP));
-    }
-    for (at, on) in [(80, on.large_send4), (92, on.large_send6)] {
-        if on {
-            put(at, ENCAPSULATION);
-            put(at + 4, policy.large_send);
-            put(at + 8, SEGMENTS_MIN);
-        }
-    }
-    put(104, bit(on.large_send6, TCP_OPTIONS));
-    if let Some([v4, v6]) = bytes.get_mut(144..146) {
-        (*v4, *v6) = (u8::from(on.coalesce4), u8::from(on.coalesce6));
-    }
-    bytes
+    let sends = |on: bool| if on { (policy.large_send, SEGMENTS_MIN) } else { (0, 0) };
+    let version_of = |transmit, receive, sends: (u32, u32), coalescing| IpOffloads {
+        transmit,
+        receive,
+        large_send: sends.0,
+        large_send_segments: sends.1,
+        coalescing,
+    };
+    let (transmit, receive) = (|sum: Checksum| sum.transmit, |sum: Checksum| sum.receive);
+    let mut large_send_ipv6 = LargeSendOptions::empty();
+    large_send_ipv6.set(LargeSendOptions::TCP_OPTIONS, on.large_send6);
+    let offloads = OffloadCapabilities {
+        ipv4: version_of(ipv4(transmit), ipv4(receive), sends(on.large_send4), on.coalesce4),
+        ipv6: version_of(ipv6(transmit), ipv6(receive), sends(on.large_send6), on.coalesce6),
+        large_send_ipv6,
+    };
+    offloads.encode(version.unwrap_or(Version::V1))
 }
 
 #[cfg(test)]

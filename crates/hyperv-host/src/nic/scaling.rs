@@ -4,6 +4,7 @@ use netvsc::nvsp::{
     HostMessage, MessageType, Status as NvspStatus, SubChannelOperation, TABLE_ENTRIES, Version,
 };
 use netvsc::rndis::Status;
+use netvsc::rndis::scaling::{ScalingCapabilities, ScalingChange};
 use vmbus::Instant;
 
 use super::policy::SendTable;
@@ -17,9 +18,6 @@ pub const RECEIVE_TABLE: usize = 128;
 
 /// Transaction id of the host's SEND_INDIRECTION_TABLE, which asks for no completion.
 const TABLE_TRANSACTION: u64 = 0x8000_0000_0000_0002;
-
-/// NDIS object header of RSS parameters: type and bytes of the fixed part.
-const PARAMETERS: (u8, usize) = (0x89, 40);
 
 /// Queues of one NIC beyond the first.
 #[derive(Debug, Default)]
@@ -75,24 +73,10 @@ impl Scaling {
 impl Rss {
     /// Reads parameters for `queues` queues; parts that are "unchanged" come from `old`.
     fn read(data: &[u8], old: Option<&Self>, queues: u16) -> Result<Self, Status> {
-        const HASH_UNCHANGED: u16 = 2;
-        const TABLE_UNCHANGED: u16 = 4;
-        const KEY_UNCHANGED: u16 = 8;
-        const DISABLE: u16 = 0x10;
-        const TOEPLITZ: u32 = 1;
-        let half = |at: usize| Some(u16::from_le_bytes(*data.get(at..)?.first_chunk()?));
-        let word = |at: usize| Some(u32::from_le_bytes(*data.get(at..)?.first_chunk()?));
-        let fields = || {
-            let size = usize::from(half(2)?);
-            let known = data.first() == Some(&PARAMETERS.0) && size >= PARAMETERS.1;
-            let info = known.then_some((half(4)?, word(8)?))?;
-            Some((info, (word(16)?, half(12)?), (word(24)?, half(20)?)))
-        };
-        let ((flags, hash), table, key) = fields().ok_or(Status::INVALID_DATA)?;
-        let part = |(offset, len): (u32, u16)| {
-            let bytes = data.get(offset as usize..)?.get(..usize::from(len))?;
-            (offset as usize >= PARAMETERS.1).then_some(bytes)
-        };
+        let change = ScalingChange::decode(data).map_err(|error| {
+            tracing::debug!(%error, "scaling parameters refused");
+            Status::INVALID_DATA
+        })?;
         let empty = Self {
             enabled: false,
             types: HashTypes::empty(),
@@ -100,32 +84,19 @@ impl Rss {
             table: vec![0; RECEIVE_TABLE],
         };
         let mut new = old.cloned().unwrap_or(empty);
-        if flags & HASH_UNCHANGED == 0 {
-            new.types = HashTypes::from_bits_truncate(hash);
-            new.enabled = hash & TOEPLITZ != 0;
-        }
-        if flags & DISABLE != 0 {
+        let ScalingChange::On { types, key, table } = change else {
             new.enabled = false;
-        }
-        if !new.enabled {
             return Ok(new);
+        };
+        if let Some(types) = types {
+            (new.types, new.enabled) = (types, true);
         }
-        if flags & KEY_UNCHANGED == 0 {
-            let bytes = part(key).and_then(|bytes| bytes.try_into().ok());
-            new.key = bytes.ok_or(Status::INVALID_DATA)?;
-        }
-        if flags & TABLE_UNCHANGED == 0 {
-            let bytes = part(table).ok_or(Status::INVALID_DATA)?;
-            let (words, rest) = bytes.as_chunks();
-            if words.is_empty() || words.len() > RECEIVE_TABLE || !rest.is_empty() {
+        new.key = key.unwrap_or(new.key);
+        if let Some(table) = table {
+            if table.len() > RECEIVE_TABLE || table.iter().any(|entry| *entry >= queues) {
                 return Err(Status::INVALID_DATA);
             }
-            let entries = words.iter().copied().map(u32::from_le_bytes);
-            let entries: Vec<_> = entries.filter_map(|entry| u16::try_from(entry).ok()).collect();
-            if entries.len() != words.len() || entries.iter().any(|entry| *entry >= queues) {
-                return Err(Status::INVALID_DATA);
-            }
-            new.table = entries.iter().copied().cycle().take(RECEIVE_TABLE).collect();
+            new.table = table.iter().copied().cycle().take(RECEIVE_TABLE).collect();
         }
         Ok(new)
     }
@@ -157,17 +128,12 @@ impl Link {
 impl NicService {
     /// What the host can do of RSS: NDIS_RECEIVE_SCALE_CAPABILITIES. None with one queue.
     pub(super) fn scaling_capabilities(&self, version: Option<Version>) -> Result<Vec<u8>, Status> {
-        /// Toeplitz; TCP over IPv4 and IPv6.
-        const FLAGS: u32 = 0x1 | 0x100 | 0x200;
         let queues = u32::from(self.config.policy.max_queues);
         if queues < 2 || version < Some(Version::V5) {
             return Err(Status::NOT_SUPPORTED);
         }
-        let mut bytes = vec![0x88, 2, 18, 0];
-        for word in [FLAGS, queues, queues, RECEIVE_TABLE as u32] {
-            bytes.extend(word.to_le_bytes());
-        }
-        Ok(bytes)
+        let entries = RECEIVE_TABLE as u16;
+        Ok(ScalingCapabilities { interrupts: queues, queues, entries }.encode())
     }
 
     /// RSS parameters; the status of the SET.

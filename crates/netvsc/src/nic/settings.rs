@@ -91,7 +91,7 @@ impl<D: Doorbell> Nic<D> {
         let version = self.version();
         let ipv4 = chosen(offered.ipv4, &self.config, version);
         let ipv6 = chosen(offered.ipv6, &self.config, version);
-        self.info.offloads = OffloadCapabilities { ipv4, ipv6 };
+        self.info.offloads = OffloadCapabilities { ipv4, ipv6, ..offered };
         let parameters = OffloadParameters {
             ipv4_header: direction(&ipv4, ChecksumSet::IP_HEADER),
             tcp_ipv4: direction(&ipv4, ChecksumSet::TCP),

@@ -76,7 +76,7 @@ impl<D: Doorbell> Synthetic for Nic<D> {
             offloads.large_send = offloads.large_send.min(self.info.large_send);
             offloads
         };
-        let OffloadCapabilities { ipv4, ipv6 } = self.info.offloads;
+        let OffloadCapabilities { ipv4, ipv6, .. } = self.info.offloads;
         PathOffloads { ipv4: limit(ipv4), ipv6: limit(ipv6), vlan: true }
     }
 

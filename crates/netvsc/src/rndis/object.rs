@@ -96,6 +96,18 @@ impl Parameter {
         Self { name: ADDRESS_PARAMETER.into(), value }
     }
 
+    /// The unicast address that its value is, in twelve hexadecimal digits; a zero may follow. `None` if it is none.
+    #[must_use]
+    pub fn mac(&self) -> Option<MacAddress> {
+        let digits: &[u8; 12] = self.value.trim_end_matches('\0').as_bytes().try_into().ok()?;
+        let mut mac = [0; 6];
+        for (byte, [high, low]) in mac.iter_mut().zip(digits.as_chunks::<2>().0) {
+            let digit = |digit: u8| char::from(digit).to_digit(16);
+            *byte = (digit(*high)? << 4 | digit(*low)?) as u8;
+        }
+        Some(MacAddress(mac)).filter(|mac| mac.is_unicast())
+    }
+
     /// Its bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -280,6 +292,18 @@ mod tests {
         assert_eq!(bytes, expected);
         let read = Parameter { name: ADDRESS_PARAMETER.into(), value: "00155d0a0b0c".into() };
         assert_eq!(Parameter::decode(&expected), Ok(read));
+    }
+
+    #[test]
+    fn addresses_are_twelve_digits_and_unicast() {
+        let mac = |value: &str| Parameter { name: String::new(), value: value.into() }.mac();
+        assert_eq!((mac("00155D0a0b0C"), mac("00155d0a0b0c\0")), (Some(MAC), Some(MAC)));
+        assert_eq!(Parameter::address(MAC).mac(), Some(MAC));
+        for wrong in
+            ["", "00155d0a0b0", "00155d0a0b0g", "01155d0a0b0c", "000000000000", "\u{e9}0155d0a0b0"]
+        {
+            assert_eq!(mac(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

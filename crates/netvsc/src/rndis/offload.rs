@@ -2,18 +2,29 @@
 //! [`Oid::OFFLOAD_HARDWARE_CAPABILITIES`](super::Oid::OFFLOAD_HARDWARE_CAPABILITIES) and
 //! [`Oid::OFFLOAD_PARAMETERS`](super::Oid::OFFLOAD_PARAMETERS) (PROTOCOL §9.3).
 
+use alloc::vec;
+use alloc::vec::Vec;
+
 use crate::nvsp::Version;
 
 /// NDIS object type of the capabilities.
 const CAPABILITIES: u8 = 0xa7;
 /// NDIS object type of the parameters.
 const PARAMETERS: u8 = 0x80;
+/// NDIS object type of the encapsulation.
+const ENCAPSULATION: u8 = 0xa8;
 /// Encapsulation: frames as they are on 802.3.
 const ETHERNET: u32 = 2;
+/// Bytes of the header of an Ethernet frame.
+const ETHERNET_HEADER: u32 = 14;
 /// Bytes of the shortest form of the capabilities, that of revision 1.
 pub const LEAST_CAPABILITIES: usize = 112;
 /// Bytes of the longest form of the parameters.
 pub const MOST_PARAMETERS: usize = 28;
+/// Bytes of the parameters up to the last field that was there from the beginning, the flags.
+pub const LEAST_PARAMETERS: usize = 20;
+/// Bytes of an [`Encapsulation`].
+pub const ENCAPSULATION_SIZE: usize = 28;
 
 bitflags::bitflags! {
     /// Checksums that are computed or checked, of one IP version and one direction.
@@ -29,6 +40,17 @@ bitflags::bitflags! {
         const UDP = 0x40;
         /// The IPv4 header's own.
         const IP_HEADER = 0x100;
+        /// Bits that are not known here.
+        const _ = !0;
+    }
+
+    /// What else large sends over IPv6 may have.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct LargeSendOptions: u32 {
+        /// Extension headers.
+        const EXTENSION_HEADERS = 0x1;
+        /// TCP options.
+        const TCP_OPTIONS = 0x4;
         /// Bits that are not known here.
         const _ = !0;
     }
@@ -56,6 +78,8 @@ pub struct OffloadCapabilities {
     pub ipv4: IpOffloads,
     /// For IPv6.
     pub ipv6: IpOffloads,
+    /// What large sends over IPv6 may have.
+    pub large_send_ipv6: LargeSendOptions,
 }
 
 impl IpOffloads {
@@ -74,7 +98,7 @@ impl IpOffloads {
     }
 }
 
-/// Capabilities that cannot be used.
+/// Capabilities, parameters or an encapsulation that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OffloadDecodeError {
     /// Not this kind of object.
@@ -89,6 +113,49 @@ pub enum OffloadDecodeError {
         said: u16,
         /// Bytes there.
         found: usize,
+    },
+    /// Not parameters.
+    #[error("offload parameters with NDIS object type {0:#04x}: expected {PARAMETERS:#04x}")]
+    ParametersKind(u8),
+    /// Shorter than the oldest form of parameters, or than they say.
+    #[error(
+        "offload parameters of {found} bytes that say {said}: expected at least {LEAST_PARAMETERS}, all there"
+    )]
+    ParametersLength {
+        /// Size in the object's header.
+        said: u16,
+        /// Bytes there.
+        found: usize,
+    },
+    /// A field of the parameters has a value without a meaning.
+    #[error("offload parameters with {value} at byte {at}: expected 0 to {most}")]
+    Value {
+        /// Where.
+        at: usize,
+        /// What.
+        value: u8,
+        /// The greatest that has a meaning.
+        most: u8,
+    },
+    /// Not an encapsulation, or one of another size.
+    #[error(
+        "encapsulation of type {kind:#04x} that says {said} bytes, {found} there: expected {ENCAPSULATION:#04x} and {ENCAPSULATION_SIZE}"
+    )]
+    Encapsulation {
+        /// NDIS object type.
+        kind: u8,
+        /// Size in the object's header.
+        said: u16,
+        /// Bytes there.
+        found: usize,
+    },
+    /// An encapsulation that is not that of 802.3.
+    #[error("encapsulation {kind} with headers of {header} bytes: expected 2 (802.3) with 14")]
+    Foreign {
+        /// Which.
+        kind: u32,
+        /// Bytes of its header.
+        header: u32,
     },
 }
 
@@ -143,7 +210,37 @@ impl OffloadCapabilities {
             large_send_segments: word(send + 8),
             coalescing: object.get(coalescing).is_some_and(|flag| *flag != 0),
         };
-        Ok(Self { ipv4: version(4, 80, 144), ipv6: version(20, 92, 145) })
+        let large_send_ipv6 = LargeSendOptions::from_bits_retain(word(104));
+        Ok(Self { ipv4: version(4, 80, 144), ipv6: version(20, 92, 145), large_send_ipv6 })
+    }
+
+    /// The bytes in the form of a version. Coalescing is in that of versions from 5 on only.
+    #[must_use]
+    pub fn encode(&self, version: Version) -> Vec<u8> {
+        let (_, size) = Self::form(version);
+        let mut bytes = vec![0; usize::from(size)];
+        let mut put = |at: usize, field: &[u8]| {
+            if let Some(place) = bytes.get_mut(at..at + field.len()) {
+                place.copy_from_slice(field);
+            }
+        };
+        put(0, &Self::question(version));
+        for (ip, sum, send, coalescing) in [(&self.ipv4, 4, 80, 144), (&self.ipv6, 20, 92, 145)] {
+            for (at, set) in [(sum, ip.transmit), (sum + 8, ip.receive)] {
+                if !set.is_empty() {
+                    put(at, &ETHERNET.to_le_bytes());
+                    put(at + 4, &set.bits().to_le_bytes());
+                }
+            }
+            if ip.large_send > 0 {
+                put(send, &ETHERNET.to_le_bytes());
+                put(send + 4, &ip.large_send.to_le_bytes());
+                put(send + 8, &ip.large_send_segments.to_le_bytes());
+            }
+            put(coalescing, &[u8::from(ip.coalescing)]);
+        }
+        put(104, &self.large_send_ipv6.bits().to_le_bytes());
+        bytes
     }
 }
 
@@ -162,6 +259,20 @@ pub enum Switch {
 impl From<bool> for Switch {
     fn from(on: bool) -> Self {
         if on { Self::On } else { Self::Off }
+    }
+}
+
+impl Switch {
+    const ALL: [Self; 3] = [Self::Unchanged, Self::Off, Self::On];
+
+    /// What is on after this, if `old` was before.
+    #[must_use]
+    pub const fn after(self, old: bool) -> bool {
+        match self {
+            Self::Unchanged => old,
+            Self::Off => false,
+            Self::On => true,
+        }
     }
 }
 
@@ -190,6 +301,20 @@ impl Direction {
             (true, false) => Self::Transmit,
             (false, true) => Self::Receive,
             (true, true) => Self::Both,
+        }
+    }
+
+    const ALL: [Self; 5] = [Self::Unchanged, Self::Off, Self::Transmit, Self::Receive, Self::Both];
+
+    /// What is left to the host after this, if `old` was before: on the way out, on the way in.
+    #[must_use]
+    pub const fn after(self, old: (bool, bool)) -> (bool, bool) {
+        match self {
+            Self::Unchanged => old,
+            Self::Off => (false, false),
+            Self::Transmit => (true, false),
+            Self::Receive => (false, true),
+            Self::Both => (true, true),
         }
     }
 }
@@ -247,14 +372,104 @@ impl OffloadParameters {
         tail.iter_mut().zip(coalescing).for_each(|(byte, field)| *byte = field);
         (bytes, len)
     }
+
+    /// Takes parameters apart. Fields that a short form does not have are unchanged; revisions from 1 on are taken.
+    ///
+    /// # Errors
+    /// Each way in which the bytes make no sense is an [`OffloadDecodeError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, OffloadDecodeError> {
+        let found = bytes.len();
+        let Some([kind, _, low, high]) = bytes.first_chunk() else {
+            return Err(OffloadDecodeError::ParametersLength { said: 0, found });
+        };
+        if *kind != PARAMETERS {
+            return Err(OffloadDecodeError::ParametersKind(*kind));
+        }
+        let said = u16::from_le_bytes([*low, *high]);
+        let fields = bytes.get(..usize::from(said)).filter(|it| it.len() >= LEAST_PARAMETERS);
+        let fields = fields.ok_or(OffloadDecodeError::ParametersLength { said, found })?;
+        let way = |at: usize| one_of(&Direction::ALL, fields, at);
+        let switch = |at: usize| one_of(&Switch::ALL, fields, at);
+        Ok(Self {
+            ipv4_header: way(4)?,
+            tcp_ipv4: way(5)?,
+            udp_ipv4: way(6)?,
+            tcp_ipv6: way(7)?,
+            udp_ipv6: way(8)?,
+            large_send_ipv4: switch(11)?,
+            large_send_ipv6: switch(12)?,
+            coalescing_ipv4: switch(22)?,
+            coalescing_ipv6: switch(23)?,
+        })
+    }
+}
+
+/// The meaning of the byte at a place; a byte that is not there is 0.
+fn one_of<T: Copy>(all: &[T], fields: &[u8], at: usize) -> Result<T, OffloadDecodeError> {
+    let value = fields.get(at).copied().unwrap_or(0);
+    let most = all.len().saturating_sub(1) as u8;
+    all.get(usize::from(value)).copied().ok_or(OffloadDecodeError::Value { at, value, most })
+}
+
+/// The encapsulation that offloads deal with, as some guests say it before they set any: the value of
+/// [`Oid::OFFLOAD_ENCAPSULATION`](super::Oid::OFFLOAD_ENCAPSULATION). Always 802.3, with headers of 14 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Encapsulation {
+    /// Offloads over IPv4 are wanted.
+    pub ipv4: bool,
+    /// Offloads over IPv6 are wanted.
+    pub ipv6: bool,
+}
+
+impl Encapsulation {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; ENCAPSULATION_SIZE] {
+        let mut bytes = [0; ENCAPSULATION_SIZE];
+        let mut words = bytes.chunks_exact_mut(4);
+        let header = u32::from_le_bytes([ENCAPSULATION, 1, ENCAPSULATION_SIZE as u8, 0]);
+        let way = |on: bool| [u32::from(on), ETHERNET, ETHERNET_HEADER];
+        let fields = [header].into_iter().chain(way(self.ipv4)).chain(way(self.ipv6));
+        for (place, field) in words.by_ref().zip(fields) {
+            place.copy_from_slice(&field.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Takes an encapsulation apart.
+    ///
+    /// # Errors
+    /// Each way in which the bytes make no sense, or speak of anything but 802.3, is an [`OffloadDecodeError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, OffloadDecodeError> {
+        let found = bytes.len();
+        let word = |at: usize| {
+            let word = bytes.get(at..).and_then(|rest| rest.first_chunk());
+            word.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+        };
+        let [kind, _, low, high] = word(0).to_le_bytes();
+        let said = u16::from_le_bytes([low, high]);
+        if kind != ENCAPSULATION
+            || usize::from(said) < ENCAPSULATION_SIZE
+            || found < usize::from(said)
+        {
+            return Err(OffloadDecodeError::Encapsulation { kind, said, found });
+        }
+        let way = |at: usize| {
+            let (on, kind, header) = (word(at) == 1, word(at + 4), word(at + 8));
+            if on && (kind, header) != (ETHERNET, ETHERNET_HEADER) {
+                return Err(OffloadDecodeError::Foreign { kind, header });
+            }
+            Ok(on)
+        };
+        Ok(Self { ipv4: way(4)?, ipv6: way(16)? })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     extern crate std;
     use super::*;
-    use std::vec;
-    use std::vec::Vec;
+    use proptest::prelude::*;
 
     fn capabilities(size: u8, words: &[(usize, u32)]) -> Vec<u8> {
         let mut bytes = vec![0; usize::from(size)];
@@ -302,6 +517,14 @@ mod tests {
         );
         assert_eq!((read.ipv6.transmit.bits(), read.ipv6.receive.bits()), (0x54, 0x10));
         assert_eq!((read.ipv6.large_send, read.ipv6.coalescing), (0xf000, false));
+        assert_eq!(read.large_send_ipv6, LargeSendOptions::TCP_OPTIONS);
+        assert_eq!(read.encode(Version::V6_1), bytes);
+        // Older forms are the same bytes, cut, under another header.
+        for (version, revision, size) in [(Version::V4, 2, 144), (Version::V1, 1, 112)] {
+            let short = read.encode(version);
+            assert_eq!(short[..4], [0xa7, revision, size, 0]);
+            assert_eq!(short[4..], bytes[4..usize::from(size)]);
+        }
     }
 
     #[test]
@@ -351,7 +574,107 @@ mod tests {
         expected[..13].copy_from_slice(&[0x80, 3, 28, 0, 4, 2, 3, 1, 0, 0, 0, 2, 1]);
         expected[22..24].copy_from_slice(&[2, 1]);
         assert_eq!((bytes, len), (expected, 28));
+        assert_eq!(OffloadParameters::decode(&expected), Ok(parameters));
         let (bytes, len) = parameters.encode(Version::V4);
         assert_eq!((bytes[2], len), (22, 22));
+        let old = OffloadParameters {
+            coalescing_ipv4: Switch::Unchanged,
+            coalescing_ipv6: Switch::Unchanged,
+            ..parameters
+        };
+        assert_eq!(OffloadParameters::decode(&bytes[..22]), Ok(old));
+    }
+
+    #[test]
+    fn parameters_that_lie_are_refused() {
+        let (good, _) = OffloadParameters::default().encode(Version::V6_1);
+        let wrong = |at: usize, value: u8| {
+            let mut bytes = good;
+            bytes[at] = value;
+            OffloadParameters::decode(&bytes)
+        };
+        type E = OffloadDecodeError;
+        assert_eq!(wrong(0, 0x81), Err(E::ParametersKind(0x81)));
+        for said in [19, 29] {
+            let error = E::ParametersLength { said: said.into(), found: 28 };
+            assert_eq!(wrong(2, said), Err(error));
+        }
+        for at in [4, 5, 6, 7, 8] {
+            assert_eq!(wrong(at, 5), Err(E::Value { at, value: 5, most: 4 }));
+        }
+        for at in [11, 12, 22, 23] {
+            assert_eq!(wrong(at, 3), Err(E::Value { at, value: 3, most: 2 }));
+        }
+        for len in 0..28 {
+            assert!(OffloadParameters::decode(&good[..len]).is_err(), "{len} bytes");
+        }
+        assert!(wrong(1, 1).is_ok(), "revision 1");
+    }
+
+    #[test]
+    fn an_encapsulation_has_the_bytes_of_the_protocol() {
+        let both = Encapsulation { ipv4: true, ipv6: true };
+        let bytes = [
+            0xa8, 1, 28, 0, 1, 0, 0, 0, 2, 0, 0, 0, 14, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 14, 0, 0,
+            0,
+        ];
+        assert_eq!((both.encode(), Encapsulation::decode(&bytes)), (bytes, Ok(both)));
+        let wrong = |at: usize, value: u8| {
+            let mut wrong = bytes;
+            wrong[at] = value;
+            Encapsulation::decode(&wrong)
+        };
+        let error = |kind, said| Err(OffloadDecodeError::Encapsulation { kind, said, found: 28 });
+        assert_eq!(wrong(0, 0xa7), error(0xa7, 28));
+        assert_eq!((wrong(2, 27), wrong(2, 29)), (error(0xa8, 27), error(0xa8, 29)));
+        for len in 0..28 {
+            assert!(Encapsulation::decode(&bytes[..len]).is_err(), "{len} bytes");
+        }
+        assert_eq!(wrong(8, 1), Err(OffloadDecodeError::Foreign { kind: 1, header: 14 }));
+        assert_eq!(wrong(24, 18), Err(OffloadDecodeError::Foreign { kind: 2, header: 18 }));
+        assert_eq!(wrong(4, 0), Ok(Encapsulation { ipv4: false, ipv6: true }));
+    }
+
+    #[test]
+    fn what_is_unchanged_stays() {
+        for old in [(false, true), (true, false)] {
+            assert_eq!(Direction::Unchanged.after(old), old);
+            let ways = [Direction::Off, Direction::Transmit, Direction::Receive, Direction::Both];
+            for way in ways {
+                let (transmit, receive) = way.after(old);
+                assert_eq!(Direction::of(transmit, receive), way);
+            }
+            assert_eq!(Switch::Unchanged.after(old.0), old.0);
+            assert!(Switch::On.after(old.0) && !Switch::Off.after(old.0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoders_panic(
+            kind in prop_oneof![Just(0x80u8), Just(0xa7), Just(0xa8), any::<u8>()],
+            size in prop_oneof![Just(22u8), Just(28), Just(112), Just(156), any::<u8>()],
+            rest in proptest::collection::vec(prop_oneof![0..6u8, any::<u8>()], 0..200),
+        ) {
+            let bytes = [&[kind, 1, size, 0], &rest[..]].concat();
+            for bytes in [&bytes[..], &rest] {
+                let _ = OffloadCapabilities::decode(bytes);
+                let _ = OffloadParameters::decode(bytes);
+                let _ = Encapsulation::decode(bytes);
+            }
+        }
+
+        #[test]
+        fn parameters_come_back(ways: [u8; 5], switches: [u8; 4]) {
+            let [ipv4_header, tcp_ipv4, udp_ipv4, tcp_ipv6, udp_ipv6] = ways.map(|at| Direction::ALL[usize::from(at) % 5]);
+            let [large_send_ipv4, large_send_ipv6, coalescing_ipv4, coalescing_ipv6] =
+                switches.map(|at| Switch::ALL[usize::from(at) % 3]);
+            let parameters = OffloadParameters {
+                ipv4_header, tcp_ipv4, udp_ipv4, tcp_ipv6, udp_ipv6,
+                large_send_ipv4, large_send_ipv6, coalescing_ipv4, coalescing_ipv6,
+            };
+            let (bytes, len) = parameters.encode(Version::V6);
+            prop_assert_eq!(OffloadParameters::decode(&bytes[..len]), Ok(parameters));
+        }
     }
 }

@@ -16,6 +16,12 @@ const PARAMETERS: u8 = 0x89;
 const FIXED: usize = 40;
 /// Hash function: Toeplitz.
 const TOEPLITZ: u32 = 1;
+/// Flag of the parameters: hash function and types are as before.
+const HASH_UNCHANGED: u16 = 2;
+/// Flag of the parameters: the table is as before.
+const TABLE_UNCHANGED: u16 = 4;
+/// Flag of the parameters: the key is as before.
+const KEY_UNCHANGED: u16 = 8;
 /// Flag of the parameters: no more scaling.
 const DISABLE: u16 = 0x10;
 
@@ -38,9 +44,14 @@ bitflags::bitflags! {
     }
 }
 
+/// What of the host's hashing there is: the flags of the capabilities.
+const HASHES: u32 = 0x1 | 0x100 | 0x200;
+
 /// What a host can do of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct ScalingCapabilities {
+    /// Interrupts that its channels have.
+    pub interrupts: u32,
     /// Channels that frames may be spread over, the primary one included.
     pub queues: u32,
     /// Entries of the host's table.
@@ -56,7 +67,18 @@ impl ScalingCapabilities {
         if *bytes.first()? != CAPABILITIES {
             return None;
         }
-        Some(Self { queues: word(12)?, entries: half(16)? })
+        Some(Self { interrupts: word(8)?, queues: word(12)?, entries: half(16)? })
+    }
+
+    /// The value of the query, of a host that hashes by Toeplitz, TCP over IPv4 and IPv6.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::from([CAPABILITIES, 2, 18, 0]);
+        for word in [HASHES, self.interrupts, self.queues] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.entries.to_le_bytes());
+        bytes
     }
 }
 
@@ -97,6 +119,122 @@ impl Scaling {
     pub fn disabled() -> Vec<u8> {
         fixed(DISABLE, 0, 0, 0)
     }
+}
+
+/// Parameters that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScalingError {
+    /// Shorter than the fixed part.
+    #[error("scaling parameters of {0} bytes: expected at least {FIXED}")]
+    TooShort(usize),
+    /// Another object, or one that says it is shorter than the fixed part.
+    #[error(
+        "scaling parameters of type {kind:#04x} that say {size} bytes: expected {PARAMETERS:#04x} and at least {FIXED}"
+    )]
+    Header {
+        /// NDIS object type.
+        kind: u8,
+        /// Size in the object's header.
+        size: u16,
+    },
+    /// A key of another size, or outside the value.
+    #[error(
+        "scaling key of {len} bytes at offset {offset}: expected {KEY_SIZE} bytes behind the first {FIXED} and inside the          {found} that came"
+    )]
+    Key {
+        /// Offset from the start of the value.
+        offset: u32,
+        /// Bytes of the key.
+        len: u16,
+        /// Bytes there.
+        found: usize,
+    },
+    /// A table that is empty, too long, in half an entry, or outside the value.
+    #[error(
+        "scaling table of {len} bytes at offset {offset}: expected 1 to {MOST_ENTRIES} entries of 4 bytes behind the first          {FIXED} and inside the {found} that came"
+    )]
+    Table {
+        /// Offset from the start of the value.
+        offset: u32,
+        /// Bytes of the table.
+        len: u16,
+        /// Bytes there.
+        found: usize,
+    },
+    /// A queue number beyond all that there can be.
+    #[error("scaling table with queue {0}: expected at most 65535")]
+    Entry(u32),
+}
+
+/// What parameters say is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScalingChange {
+    /// No more scaling. What else they say does not count.
+    Off,
+    /// Scaling with these; what is `None` stays as it was.
+    On {
+        /// What of a frame is hashed. If it is unchanged, scaling that is off stays off.
+        types: Option<HashTypes>,
+        /// The key.
+        key: Option<[u8; KEY_SIZE]>,
+        /// Channel numbers.
+        table: Option<Vec<u16>>,
+    },
+}
+
+impl ScalingChange {
+    /// Takes parameters apart. Bits of hash types that are not known here are left out.
+    ///
+    /// # Errors
+    /// Each way in which the bytes make no sense is a [`ScalingError`]. Whether the channels exist is not known here.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ScalingError> {
+        let found = bytes.len();
+        let Some(fixed) = bytes.first_chunk::<FIXED>() else {
+            return Err(ScalingError::TooShort(found));
+        };
+        let (halves, _) = fixed.as_chunks();
+        let half = |at: usize| halves.get(at / 2).map_or(0, |half| u16::from_le_bytes(*half));
+        let word = |at: usize| u32::from(half(at)) | u32::from(half(at + 2)) << 16;
+        let ([kind, _], size) = (half(0).to_le_bytes(), half(2));
+        if kind != PARAMETERS || usize::from(size) < FIXED {
+            return Err(ScalingError::Header { kind, size });
+        }
+        let (flags, hash) = (half(4), word(8));
+        let types = (flags & HASH_UNCHANGED == 0).then(|| HashTypes::from_bits_truncate(hash));
+        if flags & DISABLE != 0 || types.is_some() && hash & TOEPLITZ == 0 {
+            return Ok(Self::Off);
+        }
+        let part = |offset: u32, len: u16| {
+            let start = usize::try_from(offset).ok().filter(|start| *start >= FIXED)?;
+            bytes.get(start..)?.get(..usize::from(len))
+        };
+        let key = if flags & KEY_UNCHANGED == 0 {
+            let (offset, len) = (word(24), half(20));
+            let key = part(offset, len).and_then(|key| key.try_into().ok());
+            Some(key.ok_or(ScalingError::Key { offset, len, found })?)
+        } else {
+            None
+        };
+        let table = if flags & TABLE_UNCHANGED == 0 {
+            let (offset, len) = (word(16), half(12));
+            let entries = part(offset, len).and_then(entries);
+            let entries = entries.ok_or(ScalingError::Table { offset, len, found })?;
+            let number = |entry: &[u8; 4]| {
+                let number = u32::from_le_bytes(*entry);
+                u16::try_from(number).map_err(|_| ScalingError::Entry(number))
+            };
+            Some(entries.iter().map(number).collect::<Result<_, _>>()?)
+        } else {
+            None
+        };
+        Ok(Self::On { types, key, table })
+    }
+}
+
+/// The entries of a table, if there is a number of them that can be.
+fn entries(bytes: &[u8]) -> Option<&[[u8; 4]]> {
+    let (entries, rest) = bytes.as_chunks();
+    (rest.is_empty() && (1..=MOST_ENTRIES).contains(&entries.len())).then_some(entries)
 }
 
 /// The fixed part, with a table and a key of so many bytes behind it.
@@ -143,6 +281,7 @@ pub fn toeplitz(key: &[u8; KEY_SIZE], input: &[u8]) -> u32 {
 mod tests {
     extern crate std;
     use super::*;
+    use proptest::prelude::*;
     use std::vec;
 
     /// The key of the published verification suite for RSS.
@@ -182,8 +321,72 @@ mod tests {
         expected.extend([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
         expected.extend(KEY);
         assert_eq!(bytes, expected);
-        assert_eq!(Scaling::disabled()[4..6], [0x10, 0]);
-        assert_eq!(Scaling::disabled().len(), 40);
+        let read = ScalingChange::On {
+            types: Some(scaling.types),
+            key: Some(KEY),
+            table: Some(scaling.table),
+        };
+        assert_eq!(ScalingChange::decode(&expected), Ok(read));
+        let mut off = vec![0x89, 2, 40, 0, 0x10, 0];
+        off.resize(40, 0);
+        off[16] = 40;
+        off[24] = 40;
+        assert_eq!(Scaling::disabled(), off);
+        assert_eq!(ScalingChange::decode(&off), Ok(ScalingChange::Off));
+        // No hash function is another way to say so.
+        off[4] = 0;
+        assert_eq!(ScalingChange::decode(&off), Ok(ScalingChange::Off));
+    }
+
+    #[test]
+    fn parameters_leave_unchanged_what_they_flag() {
+        let good = Scaling::even(2, KEY).encode();
+        for flags in [0, 2, 4, 8, 14] {
+            let mut bytes = good.clone();
+            bytes[4] = flags;
+            let Ok(ScalingChange::On { types, key, table }) = ScalingChange::decode(&bytes) else {
+                panic!("flags {flags:#x}");
+            };
+            let said = [(2, types.is_some()), (4, table.is_some()), (8, key.is_some())];
+            for (flag, is_there) in said {
+                assert_eq!(flags & flag == 0, is_there, "flags {flags:#x}, {flag}");
+            }
+        }
+    }
+
+    #[test]
+    fn parameters_that_lie_are_refused() {
+        let scaling = Scaling { types: HashTypes::IPV4, key: KEY, table: vec![0, 1, 2] };
+        let good = scaling.encode();
+        let found = good.len();
+        let with = |at: usize, value: &[u8]| {
+            let mut bytes = good.clone();
+            bytes[at..at + value.len()].copy_from_slice(value);
+            ScalingChange::decode(&bytes).unwrap_err()
+        };
+        for len in 0..found {
+            assert!(ScalingChange::decode(&good[..len]).is_err(), "{len} bytes");
+        }
+        assert_eq!(ScalingChange::decode(&good[..39]), Err(ScalingError::TooShort(39)));
+        assert_eq!(with(0, &[0x88]), ScalingError::Header { kind: 0x88, size: 40 });
+        assert_eq!(with(2, &[39]), ScalingError::Header { kind: 0x89, size: 39 });
+        for len in [0, 5, 0xfffc] {
+            let table = ScalingError::Table { offset: 40, len, found };
+            assert_eq!(with(12, &len.to_le_bytes()), table);
+        }
+        for offset in [0, 39, 81, u32::MAX] {
+            let table = ScalingError::Table { offset, len: 12, found };
+            assert_eq!(with(16, &offset.to_le_bytes()), table);
+            let key = ScalingError::Key { offset, len: 40, found };
+            assert_eq!(with(24, &offset.to_le_bytes()), key);
+        }
+        for len in [0, 39, 41] {
+            let key = ScalingError::Key { offset: 52, len, found };
+            assert_eq!(with(20, &len.to_le_bytes()), key);
+        }
+        assert_eq!(with(44, &0x1_0000u32.to_le_bytes()), ScalingError::Entry(0x1_0000));
+        let many = Scaling { table: vec![0; 300], ..scaling }.encode();
+        assert!(ScalingChange::decode(&many).is_ok(), "more than {MOST_ENTRIES} are not sent");
     }
 
     #[test]
@@ -197,9 +400,31 @@ mod tests {
     fn capabilities_are_read_and_others_refused() {
         let mut bytes = vec![0x88, 2, 18, 0, 1, 3, 0, 0, 8, 0, 0, 0, 64, 0, 0, 0, 128, 0];
         let read = ScalingCapabilities::decode(&bytes);
-        assert_eq!(read, Some(ScalingCapabilities { queues: 64, entries: 128 }));
+        assert_eq!(read, Some(ScalingCapabilities { interrupts: 8, queues: 64, entries: 128 }));
+        assert_eq!(read.unwrap().encode(), bytes);
         assert_eq!(ScalingCapabilities::decode(&bytes[..17]), None);
         bytes[0] = 0x89;
         assert_eq!(ScalingCapabilities::decode(&bytes), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoders_panic(
+            changes in proptest::collection::vec((0..212usize, any::<u8>()), 0..12),
+            rest in proptest::collection::vec(any::<u8>(), 0..100),
+            len in 0..300usize,
+        ) {
+            let mut bytes = Scaling::even(4, KEY).encode();
+            bytes.truncate(len);
+            for (at, value) in changes {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            for bytes in [bytes, rest] {
+                let _ = ScalingChange::decode(&bytes);
+                let _ = ScalingCapabilities::decode(&bytes);
+            }
+        }
     }
 }
