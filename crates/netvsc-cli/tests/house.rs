@@ -238,38 +238,6 @@ fn the_compiler_enforces_the_ban_everywhere_else() {
     assert_eq!(doors, set(&DOORS));
 }
 
-/// The names in backquotes that a document has in a table or a list of tests: words with underscores.
-fn tests_named_in(document: &str) -> BTreeSet<&str> {
-    let quoted = document.split('`').skip(1).step_by(2);
-    let is_name = |word: &&str| {
-        word.matches('_').count() >= 2
-            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-    };
-    quoted.filter(is_name).collect()
-}
-
-#[test]
-fn every_rule_of_the_bus_names_tests_that_exist() {
-    let path = root().join("docs/VMBUS.md");
-    let document = std::fs::read_to_string(path).expect("the table of rules");
-    let sources = sources();
-    let missing: Vec<_> = tests_named_in(&document)
-        .into_iter()
-        .filter(|name| {
-            let function = format!("fn {name}(");
-            !sources.iter().any(|(_, text)| text.contains(&function))
-        })
-        .collect();
-    assert!(missing.is_empty(), "docs/VMBUS.md names tests that do not exist: {missing:?}");
-    // A rule without a test is no rule.
-    let rules =
-        document.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| rule"));
-    for rule in rules {
-        assert!(!tests_named_in(rule).is_empty(), "no test proves: {rule}");
-    }
-    assert!(tests_named_in(&document).len() > 80, "the table has lost its rows");
-}
-
 #[test]
 fn the_guest_crates_do_without_std() {
     for name in GUEST {

@@ -288,6 +288,46 @@ fn every_message_of_a_host_has_the_bytes_of_the_protocol_in_every_version() {
 }
 
 #[test]
+fn versions_statuses_and_capabilities_have_the_numbers_of_the_protocol() {
+    let versions = Version::ALL.map(|version| version.0);
+    assert_eq!(versions, [0x6_0001, 0x6_0000, 0x5_0000, 0x4_0000, 0x3_0002, 2]);
+    type S = Status;
+    let statuses = [
+        S::NONE,
+        S::SUCCESS,
+        S::FAILURE,
+        S::TOO_NEW,
+        S::TOO_OLD,
+        S::INVALID_RNDIS_PACKET,
+        S::BUSY,
+        S::UNSUPPORTED_VERSION,
+    ];
+    for (number, status) in statuses.into_iter().enumerate() {
+        assert_eq!(status.0 as usize, number);
+        let bytes = [108, 0, 0, 0, number as u8, 0, 0, 0];
+        assert_eq!(rndis_complete(status), bytes);
+        let message = HostMessage::RndisPacketComplete { status };
+        assert_eq!(HostMessage::decode(&bytes, Version::V5), Ok(message));
+    }
+    type C = Capabilities;
+    let capabilities = [
+        C::VMQ,
+        C::CHIMNEY,
+        C::SRIOV,
+        C::IEEE8021Q,
+        C::CORRELATION_ID,
+        C::TEAMING,
+        C::VIRTUAL_SUBNET_ID,
+        C::RSC,
+    ];
+    for (bit, capability) in capabilities.into_iter().enumerate() {
+        assert_eq!(capability.bits(), 1 << bit);
+    }
+    assert_eq!((DataPath::SYNTHETIC.0, DataPath::VF.0), (0, 1));
+    assert_eq!((ChannelType::DATA.0, ChannelType::CONTROL.0), (0, 1));
+}
+
+#[test]
 fn numbers_that_are_deprecated_or_never_used_are_refused_on_both_sides() {
     for kind in (109..=124).chain([126, 127, 130, 135, 136]) {
         let mut message = [0; 40];

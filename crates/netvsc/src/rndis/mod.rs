@@ -15,6 +15,8 @@ pub mod scaling;
 pub mod structs;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_tests;
 
 use vmbus::open_enum;
 
