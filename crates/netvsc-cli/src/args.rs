@@ -7,8 +7,12 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netvsc_linux::TapName;
 
+use crate::archive::{self, Unpacked};
 use crate::bind::{self, BindArgs};
 use crate::check::args::{self as check, CheckArgs};
+use crate::collect::{self, CollectArgs};
+use crate::error::Error;
+use crate::inspect::args::SourceArgs;
 use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
 use crate::install::{self, InstallArgs, UninstallArgs};
 use crate::manual::{self, CompletionsArgs};
@@ -123,6 +127,10 @@ pub enum Command {
     #[command(long_about = watch::LONG, after_long_help = watch::STATUS)]
     Watch(WatchArgs),
 
+    /// Put everything that the other verbs read into one archive
+    #[command(long_about = collect::LONG, after_long_help = collect::STATUS)]
+    Collect(CollectArgs),
+
     /// Say what a network device is, as properties for udev
     #[command(long_about = udev::LONG, after_long_help = udev::STATUS)]
     Udev(UdevArgs),
@@ -142,6 +150,39 @@ pub enum Command {
     /// Give a NIC to user space, or back to the kernel
     #[command(long_about = bind::LONG, after_long_help = bind::STATUS)]
     Bind(BindArgs),
+}
+
+impl Command {
+    /// Where the verb looks, if it looks at a guest.
+    fn source(&mut self) -> Option<&mut SourceArgs> {
+        match self {
+            Self::List(args) => Some(&mut args.source),
+            Self::Show(args) => Some(&mut args.source),
+            Self::Explain(args) => Some(&mut args.source),
+            Self::Resolve(args) => Some(&mut args.source),
+            Self::Lsvmbus(args) => Some(&mut args.source),
+            Self::Watch(args) => Some(&mut args.source),
+            Self::Collect(args) => Some(&mut args.source),
+            Self::Udev(args) => Some(&mut args.source),
+            Self::Bind(args) => Some(&mut args.source),
+            Self::Check(args) => Some(&mut args.source),
+            Self::Install(args) => Some(&mut args.source),
+            Self::Run(_) | Self::Sim(_) | Self::Uninstall(_) | Self::Completions(_) => None,
+        }
+    }
+
+    /// Unpacks the archive that the verb is to look at, if there is one, and has it look there. The guest is there as
+    /// long as what this gives is kept.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] if it cannot be read or is refused.
+    pub fn unpack(&mut self) -> Result<Option<Unpacked>, Error> {
+        let Some(source) = self.source() else { return Ok(None) };
+        let Some(path) = source.from.take() else { return Ok(None) };
+        let unpacked = archive::unpack(&path)?;
+        source.sysfs_root = Some(unpacked.root().to_owned());
+        Ok(Some(unpacked))
+    }
 }
 
 /// Which host to run against.

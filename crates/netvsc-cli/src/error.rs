@@ -55,6 +55,22 @@ pub enum Error {
     /// The kernel does not answer or tell.
     #[error(transparent)]
     Netlink(#[from] netvsc_linux::netlink::NetlinkError),
+    /// The archive is none, or none of ours.
+    #[error("cannot use `{}` as an archive of `netvsc collect`: {why}", path.display())]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The archive cannot be written.
+    #[error("cannot write `{}`: {source}", path.display())]
+    Collect {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The directory that holds the guest cannot be used.
     #[error(transparent)]
     Root(#[from] netvsc_linux::inventory::RootError),

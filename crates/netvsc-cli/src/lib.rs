@@ -14,10 +14,12 @@ macro_rules! seeded {
     };
 }
 
+pub mod archive;
 pub mod args;
 pub mod bind;
 pub mod capture;
 pub mod check;
+pub mod collect;
 pub mod embedded;
 pub mod error;
 pub mod event;

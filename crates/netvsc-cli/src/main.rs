@@ -7,8 +7,10 @@ use netvsc_cli::error::Error;
 use netvsc_cli::inspect;
 
 fn main() -> ExitCode {
-    let command = Cli::from_command_line().command;
-    match carry_out(&command) {
+    let mut command = Cli::from_command_line().command;
+    // What is unpacked goes with this value.
+    let unpacked = command.unpack();
+    match unpacked.and_then(|_guest| carry_out(&command)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("netvsc: {error}");
@@ -36,6 +38,7 @@ fn carry_out(command: &Command) -> Result<ExitCode, Error> {
         Command::Completions(args) => netvsc_cli::manual::completions(args)?,
         Command::Watch(args) => netvsc_cli::watch::watch(args)?,
         Command::Bind(args) => netvsc_cli::bind::run(args)?,
+        Command::Collect(args) => netvsc_cli::collect::collect(args)?,
         Command::Udev(args) => netvsc_cli::udev::udev(args)?,
     }
     Ok(ExitCode::SUCCESS)

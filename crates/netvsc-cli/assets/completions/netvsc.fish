@@ -35,6 +35,7 @@ complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "check" -d 'Find what 
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "resolve" -d 'Print one word about a pair, for scripts'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "lsvmbus" -d 'List all devices on VMBus'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "watch" -d 'Print what happens to the pairs of this Linux guest, as it happens'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "collect" -d 'Put everything that the other verbs read into one archive'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "udev" -d 'Say what a network device is, as properties for udev'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "install" -d 'Put udev rules, units, completions and man pages in place'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "uninstall" -d 'Take away what `install` put in place'
@@ -64,7 +65,12 @@ servicing\t'2 to 8 NICs; all VFs leave and come back with the serials dealt out 
 flapping\t'1 to 4 NICs; links and VFs come and go far more often than is good'
 hostile\t'1 to 4 NICs; switches fail, are lost, are answered twice or not at all, the host switches by itself, serials collide'
 ports\t'1 to 3 ports of one function, for as many NICs, by serial and MAC or, as with MANA, by MAC alone'
-scale\t'16 to 32 NICs'"
+scale\t'16 to 32 NICs'
+hotplug\t'1 to 4 NICs that are taken away and come back; functions with strange MACs, twins of VFs, disks; a bus that repeats itself'
+clocks\t'1 to 4 NICs; the machine stands still, the guest\'s clock jumps'
+kexec\t'1 to 3 NICs; the guest is replaced by another one, with its VFs in place'
+famine\t'1 to 4 NICs; allocations of the guest fail'
+storm\t'1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l jobs -d 'How many seeds run at a time; without it, one per processor' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l shard -d 'Only this share of the seeds, such as 0/4 for every fourth' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l replay -d 'One seed, with all its events' -r
@@ -74,6 +80,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l json -d 'Print one
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s o -l columns -d 'Which columns, in which order; +COL adds to the usual ones' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -82,6 +89,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s j -l json -d 'Pri
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -89,6 +97,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s j -l json -d 'Pri
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand explain" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand explain" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand explain" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -104,6 +113,7 @@ warn\t'Warnings and worse'
 critical\t'Critical only'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l interval -d 'How far apart the three samples of the counters are, on the running system' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -125,6 +135,7 @@ guid\t'The GUID of the synthetic NIC'
 pci\t'The PCI address of the VF'
 mac\t'The permanent MAC address'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -132,6 +143,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s j -l json -d '
 complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -141,6 +153,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s p -l pretty -d
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l log -d 'Append every change to this file as well, as JSON' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -150,7 +163,12 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l notify-udev -d '
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -s j -l json -d 'Print JSON'
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -s o -l output -d 'File to write, which must not be there yet; - for standard output' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -160,6 +178,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -s p -l pretty -d 'P
 complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l root -d 'Install into the system below this directory, such as an image' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand install" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
@@ -180,24 +199,26 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -s p -l pretty 
 complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l uio -d 'Give the NIC to user space (uio_hv_generic)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l kernel -d 'Give the NIC back to the driver that it had, or to the kernel\'s own (hv_netvsc)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l restore -d 'Give back every device that was taken, as it was'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l dry-run -d 'Show every write and make none'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l force -d 'Take it although a default route or this session goes through it'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "run" -d 'Bring up the NICs, pair them with their VFs and carry traffic'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "sim" -d 'Run whole systems from seeds and check what must always hold'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "list" -d 'List the NICs of this Linux guest with their VFs'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "show" -d 'Show everything about a pair: facts with their sources, both interfaces side by side, the kernel\'s last words'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "explain" -d 'Explain in sentences why something is or is not a pair'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "check" -d 'Find what is wrong with NICs and VFs, say why, and mend it'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "resolve" -d 'Print one word about a pair, for scripts'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "lsvmbus" -d 'List all devices on VMBus'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "watch" -d 'Print what happens to the pairs of this Linux guest, as it happens'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "udev" -d 'Say what a network device is, as properties for udev'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "install" -d 'Put udev rules, units, completions and man pages in place'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "uninstall" -d 'Take away what `install` put in place'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "completions" -d 'Print the completions of a shell'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "bind" -d 'Give a NIC to user space, or back to the kernel'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch udev install uninstall completions bind help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "run" -d 'Bring up the NICs, pair them with their VFs and carry traffic'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "sim" -d 'Run whole systems from seeds and check what must always hold'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "list" -d 'List the NICs of this Linux guest with their VFs'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "show" -d 'Show everything about a pair: facts with their sources, both interfaces side by side, the kernel\'s last words'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "explain" -d 'Explain in sentences why something is or is not a pair'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "check" -d 'Find what is wrong with NICs and VFs, say why, and mend it'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "resolve" -d 'Print one word about a pair, for scripts'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "lsvmbus" -d 'List all devices on VMBus'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "watch" -d 'Print what happens to the pairs of this Linux guest, as it happens'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "collect" -d 'Put everything that the other verbs read into one archive'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "udev" -d 'Say what a network device is, as properties for udev'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "install" -d 'Put udev rules, units, completions and man pages in place'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "uninstall" -d 'Take away what `install` put in place'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "completions" -d 'Print the completions of a shell'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "bind" -d 'Give a NIC to user space, or back to the kernel'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -18,6 +18,17 @@ pub struct SourceArgs {
         long_help = "Look at the guest in this directory instead of the running system. It is laid out like a root: sys, proc, run/udev/data, and the kernel log in dev/kmsg (as records or as dmesg prints it). No link leads out of it"
     )]
     pub sysfs_root: Option<PathBuf>,
+
+    /// Look at the guest in this archive, which `netvsc collect` made
+    #[arg(
+        long,
+        value_name = "ARCHIVE",
+        global = true,
+        conflicts_with = "sysfs_root",
+        help_heading = "Source",
+        long_help = "Look at the guest in this archive, which `netvsc collect` made, as if this were that machine; - for standard input. An archive that is damaged, or holds what none of ours does, is refused whole"
+    )]
+    pub from: Option<PathBuf>,
 }
 
 /// When to use colours.

@@ -14,6 +14,8 @@ mod config;
 mod log;
 mod machine;
 mod model;
+mod record;
+mod replay;
 mod scan;
 mod told;
 pub(crate) mod tree;
@@ -28,6 +30,7 @@ pub use self::model::{
     Channel, Elsewhere, Function, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source,
     VmbusDevice,
 };
+pub use self::record::{Collection, Kept};
 pub use self::tree::{RootError, Unreadable};
 
 use self::told::Teller;
@@ -56,7 +59,21 @@ impl Depth {
 /// # Errors
 /// [`RootError`] if the directory cannot be used at all.
 pub fn take(root: Option<&Path>, depth: Depth) -> Result<Snapshot, RootError> {
-    gather(root, depth, true)
+    gather(&mut Tree::open(root)?, root.is_none(), depth, true)
+}
+
+/// Reads all that there is to read, and gives that itself beside the snapshot: whoever [takes](take) a snapshot of a
+/// directory that holds it gets the same one. Passwords and keys in configuration files are left out.
+///
+/// # Errors
+/// As [`take`].
+pub fn collect(root: Option<&Path>) -> Result<(Snapshot, Collection), RootError> {
+    let mut tree = Tree::open(root)?;
+    tree.record();
+    let snapshot = gather(&mut tree, root.is_none(), Depth::Checks, true)?;
+    let mut collection = tree.collection();
+    replay::finish(&mut collection, &snapshot);
+    Ok((snapshot, collection))
 }
 
 /// Reads a snapshot of the running system without its kernel log, for those who follow that themselves.
@@ -64,22 +81,25 @@ pub fn take(root: Option<&Path>, depth: Depth) -> Result<Snapshot, RootError> {
 /// # Errors
 /// As [`take`].
 pub fn take_without_log(depth: Depth) -> Result<Snapshot, RootError> {
-    gather(None, depth, false)
+    gather(&mut Tree::open(None)?, true, depth, false)
 }
 
-fn gather(root: Option<&Path>, depth: Depth, with_log: bool) -> Result<Snapshot, RootError> {
-    let mut tree = Tree::open(root)?;
-    let tree_ref = &mut tree;
+fn gather(
+    tree_ref: &mut Tree,
+    live: bool,
+    depth: Depth,
+    with_log: bool,
+) -> Result<Snapshot, RootError> {
     let hyperv = tree_ref.exists("sys/bus/vmbus");
     let devices = if hyperv { scan::devices(tree_ref, depth) } else { Vec::new() };
     let slots = scan::slots(tree_ref);
     let functions = scan::functions(tree_ref, &devices, &slots);
     let mut links = scan::links(tree_ref, depth);
-    let mut teller = Teller::new(tree_ref, root.is_none());
+    let mut teller = Teller::new(tree_ref, live);
     told::links(tree_ref, &mut teller, &mut links);
     let log = if hyperv && with_log { KernelLog::read(tree_ref) } else { KernelLog::default() };
     let mut snapshot = Snapshot {
-        live: root.is_none(),
+        live,
         hyperv,
         release: scan::release(tree_ref),
         uptime: scan::uptime(tree_ref),
@@ -101,6 +121,9 @@ fn gather(root: Option<&Path>, depth: Depth, with_log: bool) -> Result<Snapshot,
         told::rest(tree_ref, &mut teller, &mut snapshot);
         snapshot.machine = machine::read(tree_ref, snapshot.release.as_deref());
     }
-    snapshot.unreadable = tree.into_notes();
+    if !live {
+        replay::refusals(tree_ref);
+    }
+    snapshot.unreadable = tree_ref.take_notes();
     Ok(snapshot)
 }

@@ -39,7 +39,10 @@ impl Teller {
     fn ask(&mut self, tree: &mut Tree, table: Table) -> Option<Reply> {
         match self {
             Self::Kernel(connection) => match connection.dump(table) {
-                Ok(reply) => Some(reply),
+                Ok(reply) => {
+                    tree.keep(&format!("netlink/{}", table.file()), reply.as_bytes());
+                    Some(reply)
+                }
                 Err(error) => {
                     tree.note(format!("netlink/{}", table.file()), error.to_string());
                     None
@@ -81,7 +84,11 @@ pub(super) fn links(tree: &mut Tree, teller: &mut Teller, links: &mut [NetDevice
 /// What drivers say; a kernel that has no such family is no cause for a note.
 fn drivers(tree: &mut Tree, teller: &Teller, table: DriverTable) -> Option<Reply> {
     match teller {
-        Teller::Kernel(_) => Connection::drivers(table).ok(),
+        Teller::Kernel(_) => {
+            let reply = Connection::drivers(table).ok()?;
+            tree.keep(&format!("netlink/{}", table.file()), reply.as_bytes());
+            Some(reply)
+        }
         Teller::Recorded => {
             let path = format!("netlink/{}", table.file());
             tree.bytes(&path, REPLY_LIMIT).map(Reply::from_bytes)
@@ -123,8 +130,13 @@ fn elsewhere(tree: &mut Tree, teller: &Teller, namespace: &str) -> Option<Vec<Li
     match teller {
         Teller::Kernel(_) => {
             let path = Path::new("/run/netns").join(namespace);
-            match Connection::open_in(&path).and_then(|mut connection| connection.links()) {
-                Ok(links) => Some(links),
+            let dump = |mut connection: Connection| connection.dump(Table::Links);
+            match Connection::open_in(&path).and_then(dump) {
+                Ok(reply) => {
+                    let file = format!("netlink/netns/{namespace}/{}", Table::Links.file());
+                    tree.keep(&file, reply.as_bytes());
+                    Some(good(tree, Table::Links, reply.links()))
+                }
                 Err(error) => {
                     tree.note(path.display().to_string(), error.to_string());
                     None

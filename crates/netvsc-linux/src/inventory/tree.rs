@@ -3,14 +3,18 @@
 //! Sysfs answers an attribute with ENOENT, EINVAL, EIO or ENODEV whenever it likes, and a tree that came from somebody
 //! else holds anything. Nothing here fails because of that: what cannot be read is a note beside the snapshot.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat, statat,
+};
 use rustix::io::Errno;
+
+use super::record::{Collection, Recorder};
 
 /// Longest attribute that is read, in bytes. Sysfs gives a page at most.
 pub(crate) const ATTRIBUTE_LIMIT: usize = 4096;
@@ -64,6 +68,8 @@ impl fmt::Display for Unreadable {
 pub(crate) struct Folder {
     fd: OwnedFd,
     pub(crate) path: String,
+    /// Where it really is, if that is written down.
+    real: Option<String>,
 }
 
 /// The tree below one root.
@@ -76,6 +82,8 @@ pub(crate) struct Tree {
     noted: usize,
     /// How often something was opened or a link read.
     touched: Cell<u32>,
+    /// Who writes down what is read.
+    recorder: Option<RefCell<Recorder>>,
 }
 
 const READ: OFlags =
@@ -94,6 +102,7 @@ impl Tree {
             notes: Vec::new(),
             noted: 0,
             touched: Cell::new(0),
+            recorder: None,
         };
         match tree.resolve(".", FOLDER) {
             Ok(_) => Ok(tree),
@@ -101,15 +110,56 @@ impl Tree {
         }
     }
 
+    /// From now on, has everything written down that is read.
+    pub(crate) fn record(&mut self) {
+        self.recorder = Some(RefCell::default());
+    }
+
+    /// What was written down.
+    pub(crate) fn collection(&mut self) -> Collection {
+        let recorder = self.recorder.take().unwrap_or_default();
+        recorder.into_inner().into_collection()
+    }
+
+    /// Writes down something that did not come from a file, as if it had.
+    pub(crate) fn keep(&self, path: &str, bytes: &[u8]) {
+        if let Some(recorder) = &self.recorder {
+            recorder.borrow_mut().file(path, bytes);
+        }
+    }
+
+    /// Writes something down about a name in a folder.
+    fn recorded(&self, folder: &Folder, name: &str, write: impl FnOnce(&mut Recorder, String)) {
+        if let (Some(recorder), Some(real)) = (&self.recorder, &folder.real) {
+            write(&mut recorder.borrow_mut(), format!("{real}/{name}"));
+        }
+    }
+
+    /// Where a path really leads, if that is written down.
+    fn real(&self, path: &str) -> Option<String> {
+        let recorder = self.recorder.as_ref()?;
+        let read_link = |at: &str| readlinkat(&self.root, at, Vec::new()).ok()?.into_string().ok();
+        recorder.borrow_mut().real(path, read_link)
+    }
+
     /// What could not be read, in the order of paths.
-    pub(crate) fn into_notes(mut self) -> Vec<Unreadable> {
-        self.notes.sort();
-        self.notes.dedup();
+    pub(crate) fn take_notes(&mut self) -> Vec<Unreadable> {
+        let mut notes = std::mem::take(&mut self.notes);
+        notes.sort();
+        notes.dedup();
         if self.noted > NOTE_LIMIT {
             let why = format!("{} more could not be read", self.noted - NOTE_LIMIT);
-            self.notes.push(Unreadable { path: "...".into(), why });
+            notes.push(Unreadable { path: "...".into(), why });
         }
-        self.notes
+        notes
+    }
+
+    /// Adds a note that was taken when this tree was collected.
+    pub(crate) fn note_again(&mut self, path: &str, why: &str) {
+        let note = Unreadable { path: path.to_owned(), why: why.to_owned() };
+        if !self.notes.contains(&note) {
+            self.note(note.path, note.why);
+        }
     }
 
     /// Remembers that a file could not be read or does not hold what it should.
@@ -152,7 +202,13 @@ impl Tree {
     /// Opens a directory; links on the way are followed, as far as they stay below the root.
     pub(crate) fn folder(&mut self, path: &str) -> Option<Folder> {
         match self.resolve(path, FOLDER) {
-            Ok(fd) => Some(Folder { fd, path: format!("/{path}") }),
+            Ok(fd) => {
+                let real = self.real(path);
+                if let (Some(recorder), Some(real)) = (&self.recorder, &real) {
+                    recorder.borrow_mut().folder(real);
+                }
+                Some(Folder { fd, path: format!("/{path}"), real })
+            }
             Err(error) => {
                 self.refused(format!("/{path}"), error);
                 None
@@ -165,7 +221,11 @@ impl Tree {
         let path = format!("{}/{name}", folder.path);
         self.touch();
         match openat(&folder.fd, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
-            Ok(fd) => Some(Folder { fd, path }),
+            Ok(fd) => {
+                self.recorded(folder, name, |recorder, real| recorder.folder(&real));
+                let real = folder.real.as_ref().map(|real| format!("{real}/{name}"));
+                Some(Folder { fd, path, real })
+            }
             Err(error) => {
                 self.refused(path, error);
                 None
@@ -175,7 +235,45 @@ impl Tree {
 
     /// Whether a path below the root leads to something.
     pub(crate) fn exists(&self, path: &str) -> bool {
-        self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).is_ok()
+        let there = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC);
+        if let Ok(fd) = &there {
+            self.seen(path, fd);
+        }
+        there.is_ok()
+    }
+
+    /// Writes down that there is something.
+    fn seen(&self, path: &str, fd: &OwnedFd) {
+        let Some(real) = self.real(path) else { return };
+        let Some(recorder) = &self.recorder else { return };
+        let stat = rustix::fs::fstat(fd);
+        match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Ok(FileType::Directory) => recorder.borrow_mut().folder(&real),
+            Ok(_) => recorder.borrow_mut().seen(&real),
+            Err(_) => {}
+        }
+    }
+
+    /// Writes down that a name was listed.
+    fn listed(&self, folder: &Folder, name: &str) {
+        if folder.real.is_none() {
+            return;
+        }
+        let stat = statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let Ok(stat) = stat else { return };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                self.recorded(folder, name, |recorder, real| recorder.folder(&real));
+            }
+            FileType::Symlink => {
+                let target = readlinkat(&folder.fd, name, Vec::new()).ok();
+                let target = target.and_then(|target| target.into_string().ok());
+                if let Some(target) = target {
+                    self.recorded(folder, name, |recorder, real| recorder.link(&real, &target));
+                }
+            }
+            _ => self.recorded(folder, name, |recorder, real| recorder.seen(&real)),
+        }
     }
 
     /// The names in a directory, sorted. Names that are no text are left out, with a note.
@@ -203,7 +301,10 @@ impl Tree {
             }
             match name_of(entry.file_name()) {
                 Some("." | "..") => {}
-                Some(name) => names.push(name.to_owned()),
+                Some(name) => {
+                    self.listed(folder, name);
+                    names.push(name.to_owned());
+                }
                 None => self.note(folder.path.clone(), "holds a name that is not text"),
             }
         }
@@ -227,12 +328,21 @@ impl Tree {
         let fd = match openat(&folder.fd, name, READ | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(fd) => fd,
             Err(error) => {
+                self.recorded(folder, name, Recorder::refused);
                 self.refused(format!("{}/{name}", folder.path), error);
                 return None;
             }
         };
         let mut buffer = [0; ATTRIBUTE_LIMIT + 1];
-        match read_some(fd.as_fd(), &mut buffer) {
+        let read = read_some(fd.as_fd(), &mut buffer);
+        match &read {
+            Ok(length) => {
+                let bytes = &buffer[..*length];
+                self.recorded(folder, name, |recorder, real| recorder.file(&real, bytes));
+            }
+            Err(_) => self.recorded(folder, name, Recorder::refused),
+        }
+        match read {
             Ok(length) if length > ATTRIBUTE_LIMIT => {
                 let why = format!("expected at most {ATTRIBUTE_LIMIT} bytes");
                 self.note(format!("{}/{name}", folder.path), why);
@@ -297,7 +407,11 @@ impl Tree {
     pub(crate) fn target(&mut self, folder: &Folder, name: &str) -> Option<String> {
         self.touch();
         match readlinkat(&folder.fd, name, Vec::new()) {
-            Ok(target) => target.into_string().ok(),
+            Ok(target) => {
+                let target = target.into_string().ok()?;
+                self.recorded(folder, name, |recorder, real| recorder.link(&real, &target));
+                Some(target)
+            }
             // There, but not a link.
             Err(Errno::INVAL) => {
                 self.note(format!("{}/{name}", folder.path), "expected a link");
@@ -357,7 +471,11 @@ impl Tree {
     /// Whether a path below the root leads to a directory.
     pub(crate) fn is_folder(&self, path: &str) -> bool {
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
-        self.resolve(path, flags).is_ok()
+        let there = self.resolve(path, flags);
+        if let Ok(fd) = &there {
+            self.seen(path, fd);
+        }
+        there.is_ok()
     }
 
     /// A regular file of text below the root, of at most `limit` bytes.
@@ -370,8 +488,16 @@ impl Tree {
     pub(crate) fn bytes(&mut self, path: &str, limit: usize) -> Option<Vec<u8>> {
         let shown = format!("/{path}");
         let bytes = match self.file(path).and_then(|fd| read_all(fd.as_fd(), limit)) {
-            Ok(bytes) => bytes,
+            Ok(bytes) => {
+                if let Some(real) = self.real(path) {
+                    self.keep(&real, &bytes);
+                }
+                bytes
+            }
             Err(error) => {
+                if let (Some(real), Some(recorder)) = (self.real(path), &self.recorder) {
+                    recorder.borrow_mut().refused(real);
+                }
                 self.refused(shown, error);
                 return None;
             }
