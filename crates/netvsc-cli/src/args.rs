@@ -252,6 +252,15 @@ pub struct RunArgs {
     )]
     pub pcap: Option<PathBuf>,
 
+    /// Draw what happened into this file, as SVG for a browser
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "tap",
+        long_help = "Draw what happened into this file, as SVG for a browser: for each NIC the path over time, what the host and the VF did, frames per path, and how long switches kept frames waiting. A file that is there is replaced"
+    )]
+    pub timeline: Option<PathBuf>,
+
     /// How the NICs get their VFs
     #[arg(
         long,

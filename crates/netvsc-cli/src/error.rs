@@ -44,6 +44,14 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The picture of the run cannot be written.
+    #[error("cannot write `{}`: {source}; give --timeline a file that you can write", path.display())]
+    Timeline {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The history cannot be written.
     #[error("cannot write `{}`: {source}; give --log a file that you can write", path.display())]
     History {

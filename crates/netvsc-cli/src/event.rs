@@ -1,6 +1,7 @@
 //! What a run tells: one value per event, with a form for people and a form for programs.
 
 use std::fmt;
+use std::time::Duration;
 
 use netvsc::{MacAddress, Path};
 use serde::{Serialize, Serializer};
@@ -43,6 +44,10 @@ pub const fn path_word(path: Path) -> &'static str {
 
 fn as_path<S: Serializer>(value: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(path_word(*value))
+}
+
+fn as_micros<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(value.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// What happened. `nic` is the NIC's number in the order of offers, from 0.
@@ -195,6 +200,19 @@ pub enum What {
         /// Why.
         why: String,
     },
+    /// A switch, or several in a row, keep new frames waiting no longer.
+    Resumed {
+        /// Number of the NIC.
+        nic: usize,
+        /// The path that takes frames now.
+        #[serde(serialize_with = "as_path")]
+        path: Path,
+        /// How long none took any, in microseconds.
+        #[serde(rename = "blackout_us", serialize_with = "as_micros")]
+        blackout: Duration,
+        /// Times that a frame was pushed back meanwhile; one that is tried twice counts twice.
+        pushed_back: u64,
+    },
     /// Frames that a vanished VF had not confirmed were sent again.
     Resent {
         /// Number of the NIC.
@@ -265,6 +283,12 @@ impl fmt::Display for What {
             Self::Path { nic, path, why } => {
                 write!(f, "nic{nic}: frames leave on the {} path: {why}", path_word(*path))
             }
+            Self::Resumed { nic, path, blackout, pushed_back } => write!(
+                f,
+                "nic{nic}: the {} path takes frames after {} us, {pushed_back} were pushed back",
+                path_word(*path),
+                blackout.as_micros()
+            ),
             Self::Resent { nic, frames } => {
                 write!(f, "nic{nic}: {frames} frames that the VF never confirmed were sent again")
             }

@@ -32,6 +32,7 @@ pub mod run;
 pub mod scenario;
 pub mod sim;
 mod stop;
+mod timeline;
 pub mod transfer;
 pub mod udev;
 pub mod units;

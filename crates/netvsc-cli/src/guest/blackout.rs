@@ -1,6 +1,7 @@
 //! How long switches kept new frames waiting.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -25,6 +26,16 @@ pub struct BlackoutLine {
     pub max_us: u64,
     /// Times that a frame was pushed back during one; a frame that is tried twice counts twice.
     pub pushed_back: u64,
+}
+
+impl fmt::Display for BlackoutLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { switches, p50_us, p99_us, max_us, .. } = self;
+        write!(
+            f,
+            "{switches} times switches kept frames waiting: {p50_us} us (half of them), {p99_us} us (99 of 100), {max_us} us (the longest)"
+        )
+    }
 }
 
 impl Blackouts {

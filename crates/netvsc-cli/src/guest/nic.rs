@@ -313,8 +313,10 @@ impl<M: Machine> Guest<M> {
                 let what = format!("nic{number}: the host has not switched to the {path} path");
                 self.events.push_back(What::Overdue { what });
             }
-            AdapterEvent::Resumed { blackout, pushed_back, .. } => {
+            AdapterEvent::Resumed { path, blackout, pushed_back } => {
                 self.blackouts.add(blackout, pushed_back);
+                let nic = number;
+                self.events.push_back(What::Resumed { nic, path, blackout, pushed_back });
             }
             AdapterEvent::Retrying { attempt } => {
                 let why = format!("the host is asked for the VF again, try {attempt}");

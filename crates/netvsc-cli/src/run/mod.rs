@@ -8,13 +8,14 @@ pub(crate) mod stage;
 
 use std::path::Path as FilePath;
 use std::process::ExitCode;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use crate::args::{HostChoice, RunArgs};
 use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::What;
 use crate::report::Report;
+use crate::timeline::{Heading, Target};
 use crate::transfer::Source;
 
 pub use account::Account;
@@ -67,15 +68,45 @@ fn transfer(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode, Error
     });
     // Whatever is wrong with the input is found before anything is printed.
     let sources = sources.collect::<Result<Vec<_>, _>>()?;
+    let picture = args.timeline.as_deref().map(Target::create).transpose()?;
     let mut report = Report::choose(args.json);
     let mut simulation = Simulation::new(plan, sources)?;
     if let Some(capture) = capture {
         simulation.capture_into(capture.clone());
     }
     simulation.tell(host_event(args));
-    let outcome = simulation.run(&mut report)?;
+    if picture.is_some() {
+        simulation.record();
+    }
+    let ended = simulation.run(&mut report);
+    if let (Some(target), Some(recorder)) = (picture, simulation.recorded()) {
+        target.write(&recorder, &heading(args, &ended))?;
+    }
+    let outcome = ended?;
     let summary = outcome.summary(started.elapsed());
     report.summary(&summary)?;
     outcome.verdict().map_err(Error::Run)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the head of a run's picture says. The wall clock has no place in it.
+fn heading(args: &RunArgs, ended: &Result<Outcome, Error>) -> Heading {
+    let title = format!("netvsc run --seed {}", args.seed);
+    match ended {
+        Err(error) => Heading { title, verdict: Err(error.to_string()), figures: Vec::new() },
+        Ok(outcome) => {
+            let sums = outcome.summary(Duration::ZERO);
+            let frames = format!(
+                "{} NICs, {} bytes; frames sent: {} on VFs, {} on synthetic paths, {} of them again; {} lost",
+                sums.nics,
+                sums.bytes,
+                sums.frames_vf,
+                sums.frames_synthetic,
+                sums.frames_resent,
+                sums.frames_lost_orderly
+            );
+            let figures = vec![frames, sums.blackouts.to_string()];
+            Heading { title, verdict: outcome.verdict(), figures }
+        }
+    }
 }

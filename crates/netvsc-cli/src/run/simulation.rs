@@ -18,6 +18,7 @@ use crate::event::{Summary, What};
 use crate::guest::Sending;
 use crate::report::{NicView, Report};
 use crate::scenario::Script;
+use crate::timeline::Recorder;
 use crate::transfer::{Endpoint, Source, Transfer};
 
 /// A run that has not ended by then stands still, or something is very slow.
@@ -47,6 +48,7 @@ pub struct Simulation {
     lanes: Vec<Lane>,
     now: Instant,
     next_view: Instant,
+    recorder: Option<Recorder>,
 }
 
 fn address(nic: usize, host: u8) -> Ipv4Address {
@@ -82,12 +84,22 @@ impl Simulation {
             // What happens to a shared function happens to all NICs at once.
             if plan.shared && nic > 0 { Script::quiet(script.serial()) } else { script }
         })?;
-        Ok(Self { stage, lanes, now, next_view: now })
+        Ok(Self { stage, lanes, now, next_view: now, recorder: None })
     }
 
     /// Has every frame written to a file.
     pub fn capture_into(&mut self, capture: Capture) {
         self.stage.world.guest.capture_into(capture);
+    }
+
+    /// Has a picture drawn of all that happens from now on.
+    pub(crate) fn record(&mut self) {
+        self.recorder = Some(self.stage.recorder());
+    }
+
+    /// What was recorded.
+    pub(crate) fn recorded(&mut self) -> Option<Recorder> {
+        self.recorder.take()
     }
 
     /// Adds an event of the caller's to the stream.
@@ -105,8 +117,12 @@ impl Simulation {
         loop {
             self.settle()?;
             for event in self.stage.events.drain(..) {
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.event(&event);
+                }
                 report.event(&event)?;
             }
+            self.stage.count_into(self.recorder.as_mut(), self.now);
             if report.is_live() && self.now >= self.next_view {
                 report.nics(&self.views());
                 self.next_view = self.now + VIEW;

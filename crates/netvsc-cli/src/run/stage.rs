@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::event::{Event, What};
 use crate::report::NicView;
 use crate::scenario::{Order, Removal, Script};
+use crate::timeline::Recorder;
 
 /// World, scripts and events.
 #[derive(Debug)]
@@ -76,6 +77,20 @@ impl Stage {
     /// Number of NICs.
     pub(crate) fn nics(&self) -> usize {
         self.plan.nics.len()
+    }
+
+    /// A recorder for this stage.
+    pub(crate) fn recorder(&self) -> Recorder {
+        Recorder::new(self.plan.nics.iter().map(|nic| nic.vf.instance).collect())
+    }
+
+    /// Tells a recorder, if there is one, how many frames every NIC has sent.
+    pub(crate) fn count_into(&self, recorder: Option<&mut Recorder>, now: Instant) {
+        let Some(recorder) = recorder else { return };
+        for nic in 0..self.nics() {
+            let counters = self.world.guest.counters(nic);
+            recorder.sent(nic, now, counters.frames_vf, counters.frames_synthetic);
+        }
     }
 
     /// Adds an event of the run's own to the stream.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -29,6 +30,8 @@ Examples:
       one seed after the other until one fails
   netvsc sim --profile servicing --replay 7
       every event of one seed
+  netvsc sim --profile flapping --replay 7 --timeline run.svg
+      the same, and a picture of it
 
 Exit status:
   0  every seed passed
@@ -200,6 +203,10 @@ pub struct SimArgs {
     #[cfg(feature = "seeded-bugs")]
     #[arg(long, conflicts_with_all = ["profile", "until_failure", "shard", "replay"])]
     pub hunt: bool,
+
+    /// Draw what happened into this file, as SVG for a browser
+    #[arg(long, value_name = "FILE", requires = "replay")]
+    pub timeline: Option<PathBuf>,
 
     /// Print one JSON object per seed (or per event of a replay); the last line is the summary
     #[arg(long)]

@@ -28,6 +28,7 @@ use indicatif::ProgressBar;
 use crate::error::Error;
 use crate::event::Event;
 use crate::report::json;
+use crate::timeline::{Heading, Recorder, Target};
 use args::{Profile, SimArgs};
 use outcome::{Failure, Outcome, SeedLine, Totals};
 use script::Script;
@@ -52,12 +53,29 @@ pub fn run(args: &SimArgs) -> Result<ExitCode, Error> {
 
 /// One seed; the host follows the first `acts` acts of its script.
 fn one(seed: u64, profile: Profile, acts: usize, tell: &mut dyn FnMut(&Event)) -> Outcome {
+    one_drawn(seed, profile, acts, None, tell)
+}
+
+/// The same; what happens is recorded if there is a place for it.
+fn one_drawn(
+    seed: u64,
+    profile: Profile,
+    acts: usize,
+    recorder: Option<&mut Option<Recorder>>,
+    tell: &mut dyn FnMut(&Event),
+) -> Outcome {
     let script = Script::new(seed, profile);
     let told: Vec<String> = script.acts.iter().take(acts).map(ToString::to_string).collect();
     let failed = |what| Some(Failure { what, acts: told });
     match System::new(script, acts) {
         Ok(mut system) => {
+            if recorder.is_some() {
+                system.record();
+            }
             let failure = system.run(tell).err().and_then(failed);
+            if let Some(recorder) = recorder {
+                *recorder = system.recorded();
+            }
             Outcome { seed, figures: system.figures(), failure }
         }
         Err(what) => Outcome { seed, figures: outcome::Figures::default(), failure: failed(what) },
@@ -78,16 +96,40 @@ fn line(text: &str) -> Result<(), Error> {
     writeln!(out, "{text}").map_err(Error::Output)
 }
 
+/// What the head of a replay's picture says.
+fn heading(outcome: &Outcome, profile: Profile) -> Heading {
+    let Outcome { seed, figures, failure } = outcome;
+    let title = format!("netvsc sim --profile {} --replay {seed}", profile.word());
+    let verdict = failure.as_ref().map_or(Ok(()), |failure| Err(failure.what.clone()));
+    let frames = format!(
+        "{} NICs, {} acts of the host, {} switches; frames: {} of the guest, {} for it, {} sent again, {} arrived twice",
+        figures.nics,
+        figures.acts,
+        figures.switches,
+        figures.frames_out,
+        figures.frames_in,
+        figures.frames_resent,
+        figures.frames_twice
+    );
+    Heading { title, verdict, figures: vec![frames, figures.blackouts.line().to_string()] }
+}
+
 fn replay(args: &SimArgs, seed: u64) -> Result<ExitCode, Error> {
     let acts = args.acts.unwrap_or(usize::MAX);
     let mut written = Ok(());
-    let outcome = one(seed, args.profile, acts, &mut |event| {
+    let picture = args.timeline.as_deref().map(Target::create).transpose()?;
+    let mut recorder = None;
+    let wanted = picture.is_some().then_some(&mut recorder);
+    let outcome = one_drawn(seed, args.profile, acts, wanted, &mut |event| {
         if written.is_ok() {
             written = if args.json { json(event) } else { Ok(event.to_string()) }
                 .and_then(|text| line(&text));
         }
     });
     written?;
+    if let (Some(target), Some(recorder)) = (picture, recorder) {
+        target.write(&recorder, &heading(&outcome, args.profile))?;
+    }
     if args.json {
         line(&json(&SeedLine::new(&outcome, args.profile))?)?;
     } else {

@@ -21,6 +21,7 @@ use super::traffic::{Flow, Way};
 use crate::event::{Event, What};
 use crate::run::stage::Stage;
 use crate::scenario::Script as Quiet;
+use crate::timeline::Recorder;
 use lanes::Lane;
 
 /// How often everything may be polled at one moment before that counts as never coming to rest.
@@ -70,6 +71,7 @@ pub(super) struct System {
     steps: u64,
     trace: u64,
     buffer: Vec<u8>,
+    recorder: Option<Recorder>,
 }
 
 fn peer_mac(nic: usize) -> MacAddress {
@@ -122,7 +124,18 @@ impl System {
             steps: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             buffer: Vec::new(),
+            recorder: None,
         })
+    }
+
+    /// Has a picture drawn of all that happens from now on.
+    pub(super) fn record(&mut self) {
+        self.recorder = Some(self.stage.recorder());
+    }
+
+    /// What was recorded.
+    pub(super) fn recorded(&mut self) -> Option<Recorder> {
+        self.recorder.take()
     }
 
     /// Runs to the end; `tell` hears of every event.
@@ -136,6 +149,7 @@ impl System {
         loop {
             self.steps += 1;
             self.settle(tell)?;
+            self.stage.count_into(self.recorder.as_mut(), self.now);
             self.check_step()?;
             if self.phase == Phase::Over {
                 return self.check_end();
@@ -198,6 +212,9 @@ impl System {
                 self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
             }
             tell(&event);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.event(&event);
+            }
             if let What::NicGone { nic, .. } = event.what
                 && let Some(lane) = self.lanes.get_mut(nic)
             {

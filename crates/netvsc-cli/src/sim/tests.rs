@@ -57,6 +57,7 @@ fn shares_divide_the_seeds_without_rest() {
         until_failure: false,
         replay: None,
         acts: None,
+        timeline: None,
         #[cfg(feature = "seeded-bugs")]
         bug: None,
         #[cfg(feature = "seeded-bugs")]
@@ -164,4 +165,28 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
     ];
     let never: Vec<_> = expected.into_iter().filter(|kind| !fired.contains_key(kind)).collect();
     assert!(never.is_empty(), "{never:?} never happened: {fired:?}");
+}
+
+#[test]
+fn the_picture_of_a_seed_has_a_lane_per_nic_and_every_blackout_and_is_the_same_each_time() {
+    let draw = || {
+        let mut recorder = None;
+        let outcome = one_drawn(7, Profile::Flapping, usize::MAX, Some(&mut recorder), &mut |_| {});
+        let text = recorder.expect("a recording").picture(&heading(&outcome, Profile::Flapping));
+        (outcome, text)
+    };
+    let (outcome, text) = draw();
+    assert_eq!(draw().1, text);
+    let tree = roxmltree::Document::parse(&text).expect("well-formed");
+    let drawn = |class: &str| {
+        let lanes = tree.descendants().filter(|node| node.attribute("class") == Some("lane"));
+        let nodes = lanes.flat_map(|lane| lane.descendants());
+        nodes.filter(|node| node.attribute("class") == Some(class)).count()
+    };
+    assert_eq!(drawn("lane"), outcome.figures.nics);
+    let blackouts = outcome.figures.blackouts.line();
+    assert!(blackouts.switches > 0);
+    assert_eq!(drawn("blackout") as u64, blackouts.switches);
+    assert!(text.contains(&format!("{} us (the longest)", blackouts.max_us)));
+    assert!(drawn("vf") > 0 && drawn("synthetic") > 0);
 }
