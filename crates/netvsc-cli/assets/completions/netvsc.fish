@@ -48,6 +48,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l seed -d 'Repeat a 
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l host -d 'Which host to run against' -r -f -a "auto\t'The best that this machine has; today always the embedded one, and the program says so'
 embedded\t'The host inside this program: works on any machine'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l pcap -d 'Write every frame to this file, as pcapng' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l timeline -d 'Draw what happened into this file, as SVG for a browser' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf -d 'How the NICs get their VFs' -r -f -a "own\t'Each NIC has a function of its own, with the serial number that its association names'
 shared\t'One function has a port for every NIC, and all associations name its serial number'
 mana\t'The same, but the associations name another number, as MANA\'s do: only the MAC addresses match'"
@@ -70,11 +71,13 @@ hotplug\t'1 to 4 NICs that are taken away and come back; functions with strange 
 clocks\t'1 to 4 NICs; the machine stands still, the guest\'s clock jumps'
 kexec\t'1 to 3 NICs; the guest is replaced by another one, with its VFs in place'
 famine\t'1 to 4 NICs; allocations of the guest fail'
+reset\t'1 to 4 NICs that the guest resets, also while they are on their VFs, alone or all of them around a pause of the machine'
 storm\t'1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l jobs -d 'How many seeds run at a time; without it, one per processor' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l shard -d 'Only this share of the seeds, such as 0/4 for every fourth' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l replay -d 'One seed, with all its events' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l acts -d 'Only so many of the host\'s acts, then it behaves' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l timeline -d 'Draw what happened into this file, as SVG for a browser' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l until-failure -d 'From the first seed on, without an end, until one fails'
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l json -d 'Print one JSON object per seed (or per event of a replay); the last line is the summary'
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -s h -l help -d 'Print help (see more with \'--help\')'
