@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::{ArgGroup, Args};
+use netvsc_linux::check::Guest;
 use netvsc_linux::inventory::{Depth, take};
-use netvsc_linux::lifeline::Lifeline;
 use netvsc_linux::relation::{NicView, Relations};
 use netvsc_linux::uio::{
     Binding, Journal, KERNEL_NIC_DRIVER, Record, UIO_DRIVER, restore, restore_all,
@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::inspect::args::SourceArgs;
 use crate::inspect::page::{Found, find};
 use crate::inspect::print;
+use crate::session::session;
 
 /// Where records of taken devices are, below the root. It goes with the boot, as the bindings do.
 const JOURNAL: &str = "run/netvsc/bind";
@@ -121,29 +122,33 @@ pub fn run(args: &BindArgs) -> Result<(), Error> {
 /// The GUID of the NIC that is meant, if it may be taken.
 fn device(args: &BindArgs) -> Result<String, Error> {
     let name = args.name.as_deref().unwrap_or_default();
-    let snapshot = take(args.source.sysfs_root.as_deref(), Depth::Pairs)?;
+    let snapshot = take(args.source.sysfs_root.as_deref(), Depth::Checks)?;
     let relations = Relations::of(&snapshot);
     let nic = match find(&relations, name) {
         Some(Found::Nic(at)) => relations.nics.get(at),
         _ => None,
     };
     let nic = nic.ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() })?;
-    if args.uio && !args.force && snapshot.live {
-        spare(nic, &relations)?;
+    if args.uio && !args.force && !args.dry_run {
+        let mut guest = Guest::new(&snapshot, &relations);
+        guest.session = snapshot.live.then(session).flatten();
+        spare(nic, &guest)?;
     }
     Ok(nic.device.guid.to_string())
 }
 
-/// Refuses a NIC whose interfaces are needed.
-fn spare(nic: &NicView<'_>, relations: &Relations<'_>) -> Result<(), Error> {
-    let lifeline = Lifeline::read()?;
-    let links = nic.link.into_iter().chain(relations.vf(nic).map(|port| port.link));
-    let needs: BTreeSet<_> =
-        links.filter_map(|link| link.index).flat_map(|index| lifeline.needs(index)).collect();
-    let needs: Vec<_> = needs.iter().map(ToString::to_string).collect();
-    match needs.as_slice() {
+/// Refuses a NIC whose interfaces carry what the operator needs.
+fn spare(nic: &NicView<'_>, guest: &Guest<'_>) -> Result<(), Error> {
+    let refused = |what: &str| Error::Needed { nic: nic.name(), what: what.to_owned() };
+    if guest.snapshot.live && guest.snapshot.routes.is_none() {
+        return Err(refused("perhaps the default route (the routes are not known)"));
+    }
+    let carriers = guest.carriers();
+    let links = nic.link.into_iter().chain(guest.relations.vf(nic).map(|port| port.link));
+    let needs: BTreeSet<_> = links.filter_map(|link| carriers.get(&link.index?)).copied().collect();
+    match needs.into_iter().collect::<Vec<_>>().as_slice() {
         [] => Ok(()),
-        needs => Err(Error::Needed { nic: nic.name(), what: needs.join(" and ") }),
+        needs => Err(refused(&needs.join(" and "))),
     }
 }
 

@@ -30,6 +30,7 @@ pub mod manual;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod session;
 pub mod sim;
 mod stop;
 mod timeline;

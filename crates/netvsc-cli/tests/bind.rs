@@ -50,3 +50,16 @@ fn what_is_no_nic_and_drivers_that_are_missing_are_told() {
         assert_eq!(bind(&guest, arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
+
+#[test]
+fn a_nic_that_carries_the_default_route_is_spared_without_force() {
+    let guest = kinds::worked_example();
+    let index = std::fs::read_to_string(guest.root().join("sys/class/net/eth1/ifindex"));
+    guest.route(index.expect("a number").trim().parse().expect("a number"), "default");
+    let text = error(&bind(&guest, &["--uio", "eth1"]));
+    assert!(text.contains("eth1 carries the default route") && text.contains("--force"), "{text}");
+    // Its turn comes then, and the other one's anyway.
+    for arguments in [&["--uio", "eth1", "--force"][..], &["--uio", "eth0"]] {
+        assert!(error(&bind(&guest, arguments)).contains("modprobe"), "{arguments:?}");
+    }
+}

@@ -9,7 +9,6 @@
 //! - [`udev`]: what udev is told about a network device;
 //! - [`check`]: what is wrong, by which evidence, and how to mend it;
 //! - [`watch`]: what happens to the pairs of a guest, as it happens;
-//! - [`lifeline`]: what is cut off when an interface goes;
 //! - [`mend`]: carries out what a check proposes;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share;
@@ -17,7 +16,6 @@
 
 pub mod check;
 pub mod inventory;
-pub mod lifeline;
 #[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
 pub mod mapping;
 pub mod memfd;

@@ -5,7 +5,6 @@ pub mod document;
 pub mod fixing;
 mod text;
 
-use std::net::IpAddr;
 use std::process::ExitCode;
 
 use netvsc_linux::check::{self, Guest, Report, Severity};
@@ -17,11 +16,10 @@ use self::document::Checked;
 use crate::error::Error;
 use crate::inspect::table::Style;
 use crate::inspect::{NO_HYPERV, complain, print, print_json};
+use crate::session::session;
 
 /// Exit status where the command line makes no sense, or there is nothing to look at: what Nagios calls unknown.
 pub const UNKNOWN: u8 = 3;
-/// How many processes above this one are asked for the session.
-const ANCESTORS: usize = 16;
 /// How many samples of the counters are taken.
 const SAMPLES: usize = 3;
 
@@ -123,51 +121,5 @@ fn exit_status(report: &Report, args: &CheckArgs) -> u8 {
         (ExitStyle::Nagios, "warn") | (ExitStyle::Npd, "warn" | "critical") => 1,
         (ExitStyle::Nagios, "critical") | (ExitStyle::Npd, _) => 2,
         (ExitStyle::Nagios, _) => UNKNOWN,
-    }
-}
-
-/// The addresses of the other end and of this end of the session that this runs in. `sudo` takes the variable away, so
-/// that the processes above this one are asked as well.
-fn session() -> Option<(IpAddr, IpAddr)> {
-    if let Some(own) = std::env::var("SSH_CONNECTION").ok().as_deref().and_then(addresses) {
-        return Some(own);
-    }
-    let mut process = std::process::id();
-    for _ in 0..ANCESTORS {
-        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        process = parent.trim().parse().ok()?;
-        let variables = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-        let variables = String::from_utf8_lossy(&variables).into_owned();
-        let found = variables.split('\0').find_map(|entry| entry.strip_prefix("SSH_CONNECTION="));
-        if let Some(ends) = found.and_then(addresses) {
-            return Some(ends);
-        }
-    }
-    None
-}
-
-/// Reads `192.0.2.7 50022 10.0.0.4 22`.
-fn addresses(connection: &str) -> Option<(IpAddr, IpAddr)> {
-    let mut words = connection.split_whitespace();
-    let theirs = words.next()?;
-    // A link-local address carries the name of its interface.
-    let plain = |word: &str| word.split('%').next().unwrap_or_default().parse().ok();
-    Some((plain(theirs)?, plain(words.nth(1)?)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_ends_of_a_session_are_read() {
-        let ends = addresses("192.0.2.7 50022 10.0.0.4 22").unwrap();
-        assert_eq!(ends, ("192.0.2.7".parse().unwrap(), "10.0.0.4".parse().unwrap()));
-        let ends = addresses("fe80::1%eth0 50022 fe80::2%eth0 22").unwrap();
-        assert_eq!(ends.1, "fe80::2".parse::<IpAddr>().unwrap());
-        for bad in ["", "x 1 y 2", "192.0.2.7 1"] {
-            assert_eq!(addresses(bad), None, "{bad}");
-        }
     }
 }

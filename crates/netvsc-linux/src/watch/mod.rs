@@ -1,6 +1,6 @@
 //! What happens to the pairs of a guest, as it happens.
 //!
-//! [`Watch`] is a machine without I/O: it keeps a [`Snapshot`], is [told](Watch::tell) news of links, devices and the
+//! [`Watch`] is a machine without I/O: it keeps a [`Snapshot`](crate::inventory::Snapshot), is [told](Watch::tell) news of links, devices and the
 //! kernel log, and when it has been told all that there is, [`settle`](Watch::settle) compares what the rules and the
 //! kernel make of the guest now with what they made of it before. The differences are [`Change`]s, each with how long
 //! what ended had lasted. Where news is not enough to go by, it asks for a [look](Told::LookAgain) at everything.
