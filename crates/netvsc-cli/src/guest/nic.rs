@@ -57,6 +57,8 @@ pub(super) struct NicDevice<D: Doorbell, P> {
     pub(super) bound: Option<Bound>,
     /// Pairing waits to hear that this port is let go.
     pub(super) unbinding: Option<PortId>,
+    /// Its port leaves and arrives anew as soon as it is let go.
+    pub(super) moving: bool,
     /// The host or a port rang.
     pub(super) rung: bool,
     /// What earlier openings did.
@@ -93,6 +95,7 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
             early: None,
             bound: None,
             unbinding: None,
+            moving: false,
             rung: false,
             past: AdapterCounters::default(),
             renewal: Renewal::None,
@@ -407,6 +410,23 @@ impl<M: Machine> Guest<M> {
             self.keep_port(bound, port);
         }
         self.events.push_back(What::NicGone { nic: number, why: "the host took it back".into() });
+    }
+
+    /// Asks the host for another MAC. False if that cannot be done now. The pair does not depend on it.
+    pub fn change_mac(&mut self, number: usize, now: Instant) -> bool {
+        let Some(nic) = self.nics.get_mut(number) else { return false };
+        let (instance, permanent) = (nic.instance, nic.mac);
+        let (Some(adapter), Some(MacAddress([_, rest @ ..]))) = (nic.adapter_mut(), permanent)
+        else {
+            return false;
+        };
+        let [b, c, d, e, f] = rest;
+        let other = MacAddress([0x02, b, c, d, e, !f]);
+        if seeded!("match-current-mac") {
+            nic.id = Some(self.pairing.nic_arrived(instance, other, now));
+            return true;
+        }
+        adapter.nic_mut().set_mac(other, now).is_ok()
     }
 
     /// A stale handle is a mistake of this shell; it is told and nothing is done with it.

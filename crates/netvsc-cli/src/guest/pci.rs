@@ -283,7 +283,7 @@ impl<M: Machine> Guest<M> {
         let Some(nic) = self.nics.get_mut(number) else { return };
         let Some(bound) = nic.bound.take() else { return };
         let unbinding = nic.unbinding.take();
-        let id = nic.id;
+        let (id, moving) = (nic.id, std::mem::take(&mut nic.moving));
         self.keep_port(bound, port);
         if let (Some(id), Some(port)) = (id, unbinding)
             && !seeded!("forget-unbound")
@@ -291,7 +291,40 @@ impl<M: Machine> Guest<M> {
             let stale = self.pairing.unbound(id, port, now).err();
             self.note_stale(stale);
         }
+        if moving {
+            self.register_anew(bound, now);
+        }
         self.let_go_if_free(bound.bus, bound.function, now);
+    }
+
+    /// The port of a NIC's VF leaves and arrives anew, and its function does not: the driver starts again, or the port moves into
+    /// another network namespace. False if the NIC has none.
+    pub fn move_port(&mut self, number: usize, now: Instant) -> bool {
+        let Some(nic) = self.nics.get_mut(number).filter(|nic| nic.bound.is_some()) else {
+            return false;
+        };
+        let Some(adapter) = nic.adapter_mut() else { return false };
+        adapter.release(Cause::Unbound, now);
+        (nic.moving, nic.rung) = (true, true);
+        true
+    }
+
+    /// A port that nobody has leaves, and arrives as another.
+    fn register_anew(&mut self, bound: Bound, now: Instant) {
+        let Some(device) = self.buses.get_mut(&bound.bus) else { return };
+        let Some(present) = device.functions.get_mut(&bound.function) else { return };
+        let function = present.id;
+        for (number, place) in (0..).zip(&mut present.ports) {
+            let Some(port) = place.port.as_ref().filter(|_| place.id == bound.port) else {
+                continue;
+            };
+            let mac = port.permanent_mac().map_or(PermanentMac::NotYet, PermanentMac::Known);
+            let left = self.pairing.port_left(place.id, now);
+            match left.and_then(|()| self.pairing.port_arrived(function, number, mac, now)) {
+                Ok(id) => place.id = id,
+                Err(error) => self.events.push_back(What::Failed { what: error.to_string() }),
+            }
+        }
     }
 
     /// Puts a port back to its function. If that has left, the port goes, too.

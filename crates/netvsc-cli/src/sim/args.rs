@@ -32,6 +32,10 @@ Examples:
       every event of one seed
   netvsc sim --profile flapping --replay 7 --timeline run.svg
       the same, and a picture of it
+  netvsc sim --list
+      the scenarios that have names
+  netvsc sim --scenario eject-during-join
+      every event of one of them
 
 Exit status:
   0  every seed passed
@@ -193,6 +197,14 @@ pub struct SimArgs {
     /// Only so many of the host's acts, then it behaves
     #[arg(long, value_name = "N", requires = "replay")]
     pub acts: Option<usize>,
+
+    /// Name the scenarios, with the known edge cases that they come from
+    #[arg(long, conflicts_with_all = ["seeds", "profile", "until_failure", "shard", "jobs", "replay"])]
+    pub list: bool,
+
+    /// Play one scenario, with all its events
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "seeds", "profile", "until_failure", "shard", "jobs", "replay"])]
+    pub scenario: Option<String>,
 
     /// Put a bug in on purpose; see `--hunt` for their names
     #[cfg(feature = "seeded-bugs")]

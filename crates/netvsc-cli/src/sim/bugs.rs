@@ -37,6 +37,7 @@ const GUEST_NIC: &str = "netvsc-cli/src/guest/nic.rs";
 /// All of them.
 pub(super) const BUGS: &[Bug] = &[
     bug("ignore-mac", RULES, "a port pairs by serial alone, whatever its MAC"),
+    bug("match-current-mac", GUEST_NIC, "a NIC whose MAC was changed counts as one with that MAC"),
     bug("mac-is-enough", RULES, "a port whose serial names another NIC pairs by MAC"),
     bug("keep-serial", SETTLE, "a serial counts on after the host has withdrawn it"),
     bug("zero-serial-is-none", PAIRING, "serial 0 is taken for no serial"),

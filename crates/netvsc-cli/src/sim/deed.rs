@@ -70,6 +70,13 @@ pub(super) enum Deed {
     Suspend(Duration),
     /// So many allocations of the guest fail.
     Starve(usize),
+    /// Somebody in the guest changes the NIC's MAC.
+    ChangeMac,
+    /// The port of the NIC's VF leaves and arrives anew, its function does not: its driver starts again, or it moves into another
+    /// network namespace.
+    MovePort,
+    /// Nothing; the NIC has to be in this state now.
+    See(&'static str),
     /// Nothing; frames flow.
     Rest,
 }
@@ -103,6 +110,9 @@ impl Deed {
             Self::Renew => "nic-reset",
             Self::Suspend(_) => "suspend",
             Self::Starve(_) => "no-memory",
+            Self::ChangeMac => "mac-change",
+            Self::MovePort => "port-move",
+            Self::See(_) => "look",
             Self::Rest => "rest",
         }
     }
@@ -156,6 +166,9 @@ impl fmt::Display for Deed {
                 )
             }
             Self::Starve(count) => write!(f, "{count} allocations of the guest fail"),
+            Self::ChangeMac => f.write_str("somebody in the guest gives it another MAC"),
+            Self::MovePort => f.write_str("the VF's port leaves and arrives anew"),
+            Self::See(state) => write!(f, "it has to be {state} now"),
             Self::Rest => f.write_str("nothing, frames flow"),
         }
     }

@@ -8,6 +8,7 @@ mod deed;
 mod hunt;
 mod invariant;
 mod outcome;
+mod scenario;
 mod script;
 mod system;
 #[cfg(test)]
@@ -45,6 +46,12 @@ pub fn run(args: &SimArgs) -> Result<ExitCode, Error> {
     }
     #[cfg(feature = "seeded-bugs")]
     bugs::choose(args.bug.as_deref())?;
+    if args.list {
+        return scenario::list(args.json);
+    }
+    if let Some(name) = &args.scenario {
+        return scenario::run(name, args.json);
+    }
     match args.replay {
         Some(seed) => replay(args, seed),
         None => sweep(args),

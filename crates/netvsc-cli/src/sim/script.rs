@@ -21,6 +21,8 @@ pub(super) struct Script {
     pub(super) acts: Vec<Act>,
     /// Pages of each ring of the NICs, if they are smaller than usual.
     pub(super) rings: Option<usize>,
+    /// Nothing is mended in the end, since what this leads to is right as it is.
+    pub(super) final_as_is: bool,
 }
 
 fn below(random: &mut Xoshiro256PlusPlus, end: u64) -> u64 {
@@ -57,7 +59,7 @@ impl Script {
         };
         let disks = below(&mut random, 3) as u8;
         let plan = Plan::new(seed, nics, false).with_devices(layout, disks);
-        let mut script = Self { plan, acts: Vec::new(), rings: None };
+        let mut script = Self { plan, acts: Vec::new(), rings: None, final_as_is: false };
         match profile {
             Profile::Smoke | Profile::Ports | Profile::Scale => script.mix(&mut random, 24),
             Profile::AzureBoot => script.boot(&mut random),

@@ -57,6 +57,9 @@ pub(super) struct System {
     phase: Phase,
     /// Pages, pieces of memory and channels in use when every NIC was on its VF for the first time.
     in_use: Option<[usize; 3]>,
+    final_as_is: bool,
+    /// What was to be seen and was not so.
+    unseen: Option<String>,
     done: usize,
     /// What happened, by kind.
     fired: BTreeMap<&'static str, u64>,
@@ -84,7 +87,7 @@ impl System {
     /// # Errors
     /// If the host refuses a step of the set-up.
     pub(super) fn new(script: Script, acts: usize) -> Result<Self, String> {
-        let Script { mut plan, acts: mut all, rings } = script;
+        let Script { mut plan, acts: mut all, rings, final_as_is } = script;
         all.truncate(acts);
         let now = Instant::ZERO;
         let lanes = plan.nics.iter().enumerate().map(|(nic, planned)| Lane {
@@ -114,6 +117,8 @@ impl System {
             tick: now,
             phase: Phase::Acting { next: 0, due: now + first },
             in_use: None,
+            final_as_is,
+            unseen: None,
             done: 0,
             fired: BTreeMap::new(),
             strangers: Vec::new(),
@@ -247,8 +252,11 @@ impl System {
                 }
                 if let Some(act) = self.acts.get(next).copied() {
                     self.act(act)?;
+                    self.unseen.take().map_or(Ok(()), Err)?;
                     let after = self.acts.get(next + 1).map_or(Duration::ZERO, |act| act.after);
                     self.phase = Phase::Acting { next: next + 1, due: self.now + after };
+                } else if self.final_as_is {
+                    self.phase = Phase::Over;
                 } else {
                     self.behave();
                 }

@@ -62,6 +62,8 @@ fn shares_divide_the_seeds_without_rest() {
         bug: None,
         #[cfg(feature = "seeded-bugs")]
         hunt: false,
+        list: false,
+        scenario: None,
         json: false,
     };
     let seeds = |shard| (0..).map_while(|at| seed_at(&args(shard), at)).collect::<Vec<_>>();
@@ -74,7 +76,9 @@ fn shares_divide_the_seeds_without_rest() {
 /// A system that is quiet but for these acts, run to its end.
 fn acted(acts: Vec<Act>) -> System {
     let plan = Plan::new(34, 1, false);
-    let mut system = System::new(Script { plan, acts, rings: None }, usize::MAX).expect("a host");
+    let mut system =
+        System::new(Script { plan, acts, rings: None, final_as_is: false }, usize::MAX)
+            .expect("a host");
     assert_eq!(system.run(&mut |_| {}), Ok(()));
     system
 }

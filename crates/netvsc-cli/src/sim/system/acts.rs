@@ -93,6 +93,12 @@ impl System {
                 self.stage.world.starve(count);
                 true
             }
+            Deed::ChangeMac => self.stage.world.guest.change_mac(act.nic, now),
+            Deed::MovePort => self.stage.world.guest.move_port(act.nic, now),
+            Deed::See(state) => {
+                self.look(act.nic, state);
+                true
+            }
             Deed::Rest => true,
         };
         if done {
@@ -101,6 +107,15 @@ impl System {
             self.stage.tell(now, What::HostAction { nic: act.nic, action: act.to_string() });
         }
         Ok(())
+    }
+
+    /// Looks whether a NIC is in a state.
+    fn look(&mut self, nic: usize, state: &str) {
+        let found = self.stage.world.guest.view(nic).state;
+        if found != state {
+            let (at, standing) = (self.now, self.standing());
+            self.unseen = Some(format!("at {at}, nic{nic} has to be {state}; {standing}"));
+        }
     }
 
     fn false_notice(&mut self, nic: usize) -> bool {

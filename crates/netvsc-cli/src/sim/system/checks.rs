@@ -93,9 +93,15 @@ impl System {
         for nic in 0..self.lanes.len() {
             let checked = self.books(nic).map_or(Ok(()), |books| books.check());
             checked.map_err(|wrong| format!("nic{nic}: {wrong}"))?;
+            if self.final_as_is {
+                continue;
+            }
             if host.data_path(nic) != Some(Path::Vf) {
                 return Err(format!("host and guest disagree; {}", self.standing()));
             }
+        }
+        if self.final_as_is {
+            return Ok(());
         }
         let pairs = guest.pairs();
         let right = |pair: &crate::event::PairLine| {
