@@ -77,8 +77,10 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l jobs -d 'How many 
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l shard -d 'Only this share of the seeds, such as 0/4 for every fourth' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l replay -d 'One seed, with all its events' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l acts -d 'Only so many of the host\'s acts, then it behaves' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l scenario -d 'Play one scenario, with all its events' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l timeline -d 'Draw what happened into this file, as SVG for a browser' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l until-failure -d 'From the first seed on, without an end, until one fails'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l list -d 'Name the scenarios, with the known edge cases that they come from'
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l json -d 'Print one JSON object per seed (or per event of a replay); the last line is the summary'
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s o -l columns -d 'Which columns, in which order; +COL adds to the usual ones' -r
