@@ -12,8 +12,11 @@
 //! - [`mend`]: carries out what a check proposes;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share;
+//! - [`arena`]: that memory, dealt out in pieces;
+//! - [`socket`]: how such a guest and such a host find each other;
 //! - [`uio`]: devices of a real VMBus, driven from user space.
 
+pub mod arena;
 pub mod check;
 pub mod inventory;
 #[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
@@ -22,6 +25,7 @@ pub mod memfd;
 pub mod mend;
 pub mod netlink;
 pub mod relation;
+pub mod socket;
 pub mod tap;
 pub mod udev;
 pub mod uio;

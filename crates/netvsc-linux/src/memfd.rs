@@ -113,6 +113,36 @@ impl SharedFile {
         }
         map_file(&self.file, 0, self.pages, frames).map_err(kernel("mmap"))
     }
+
+    /// `pages` pages from page `first` on, mapped by themselves: they stay as long as any view of them. Otherwise as
+    /// [`SharedFile::map`].
+    ///
+    /// # Errors
+    /// [`MemfdError::Pages`] if they are not all inside, [`MemfdError::Frames`], or what the kernel says.
+    pub fn map_part(
+        &self,
+        first: usize,
+        pages: usize,
+        frames: &[Pfn],
+    ) -> Result<SharedPages, MemfdError> {
+        if pages == 0 || first.checked_add(pages).is_none_or(|end| end > self.pages) {
+            return Err(MemfdError::Pages(pages));
+        }
+        if !frames.is_empty() && frames.len() != pages {
+            return Err(MemfdError::Frames { pages, frames: frames.len() });
+        }
+        let offset = (first * PAGE_SIZE) as u64;
+        map_file(&self.file, offset, pages, frames).map_err(kernel("mmap"))
+    }
+
+    /// Another handle of the file, to be handed to the peer.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn handle(&self) -> Result<OwnedFd, MemfdError> {
+        let what = "another descriptor";
+        self.file.try_clone().map_err(|error| MemfdError::Kernel { what, error })
+    }
 }
 
 impl AsFd for SharedFile {
@@ -141,6 +171,22 @@ mod tests {
         let mut back = [0; 2];
         part.read(PAGE_SIZE, &mut back).unwrap();
         assert_eq!(&back, b"re");
+    }
+
+    #[test]
+    fn a_part_is_mapped_by_itself() {
+        let file = SharedFile::create("test", 3).unwrap();
+        let (whole, part) = (file.map(&[]).unwrap(), file.map_part(1, 2, &[]).unwrap());
+        part.write(PAGE_SIZE, b"x").unwrap();
+        let mut back = [0; 1];
+        whole.read(2 * PAGE_SIZE, &mut back).unwrap();
+        assert_eq!(&back, b"x");
+        for (first, pages) in [(0, 0), (3, 1), (2, 2), (usize::MAX, 1)] {
+            let error = file.map_part(first, pages, &[]).unwrap_err();
+            assert!(matches!(error, MemfdError::Pages(p) if p == pages), "{error}");
+        }
+        let error = file.map_part(0, 2, &[Pfn(1)]).unwrap_err();
+        assert!(matches!(error, MemfdError::Frames { pages: 2, frames: 1 }), "{error}");
     }
 
     #[test]
