@@ -151,15 +151,15 @@ impl<D: Doorbell> Nic<D> {
     }
 
     pub(super) fn handle_rndis(&mut self, message: &HostMessage<'_>) -> Result<(), NicError> {
-        let id = match *message {
+        let (id, status) = match *message {
             HostMessage::Indicate { status, buffer } => {
                 self.handle_indication(status, buffer);
                 return Ok(());
             }
-            HostMessage::InitializeComplete(InitializeComplete { request_id, .. })
-            | HostMessage::QueryComplete { request_id, .. }
-            | HostMessage::KeepAliveComplete { request_id, .. }
-            | HostMessage::SetComplete { request_id, .. } => request_id,
+            HostMessage::InitializeComplete(InitializeComplete { request_id, status, .. })
+            | HostMessage::QueryComplete { request_id, status, .. }
+            | HostMessage::KeepAliveComplete { request_id, status, .. }
+            | HostMessage::SetComplete { request_id, status, .. } => (request_id, status),
             HostMessage::ResetComplete { status, addressing_reset } => {
                 self.handle_reset(status, addressing_reset);
                 return Ok(());
@@ -169,6 +169,7 @@ impl<D: Doorbell> Nic<D> {
             self.stats.bad.reply += 1;
             return Ok(());
         };
+        self.stats.replied(status);
         self.waits.end(step);
         match (self.stage, step, *message) {
             (Stage::Stopping(stopping), step, _) => {
@@ -196,10 +197,7 @@ impl<D: Doorbell> Nic<D> {
                 self.was_set(oid, status);
                 Ok(())
             }
-            (_, Step::KeepAlive, HostMessage::KeepAliveComplete { status, .. }) => {
-                self.stats.refused += u64::from(status != Status::SUCCESS);
-                Ok(())
-            }
+            (_, Step::KeepAlive, HostMessage::KeepAliveComplete { .. }) => Ok(()),
             (_, step, _) => Err(NicError::WrongReply { step }),
         }
     }
@@ -230,7 +228,6 @@ impl<D: Doorbell> Nic<D> {
 
     fn learned(&mut self, oid: Oid, status: Status, info: &[u8]) -> Result<(), NicError> {
         if status != Status::SUCCESS {
-            self.stats.refused += 1;
             if oid == Oid::PERMANENT_ADDRESS {
                 return Err(NicError::RequestRefused { step: Step::Query(oid), status });
             }
@@ -294,7 +291,6 @@ impl<D: Doorbell> Nic<D> {
 
     fn filtered(&mut self, status: Status) -> Result<(), NicError> {
         if status != Status::SUCCESS {
-            self.stats.refused += 1;
             return Err(NicError::RequestRefused { step: Step::Filter, status });
         }
         let (Stage::Filtering, Some(mac), Some(version)) =
@@ -312,6 +308,7 @@ impl<D: Doorbell> Nic<D> {
     }
 
     fn handle_indication(&mut self, status: Status, buffer: &[u8]) {
+        self.stats.indications.count(status);
         match status {
             Status::MEDIA_CONNECT => self.set_link(true),
             Status::MEDIA_DISCONNECT => self.set_link(false),
@@ -320,12 +317,13 @@ impl<D: Doorbell> Nic<D> {
                 self.set_link(false);
                 self.set_link(true);
             }
-            Status::LINK_SPEED_CHANGE => {
-                if let Some(speed) = buffer.first_chunk() {
+            Status::LINK_SPEED_CHANGE => match buffer.first_chunk() {
+                Some(speed) => {
                     self.info.speed = Some(u64::from(u32::from_le_bytes(*speed)) * SPEED_UNIT);
                 }
-            }
-            _ => {}
+                None => self.stats.bad.value += 1,
+            },
+            status => tracing::debug!(?status, "indication passed over"),
         }
     }
 

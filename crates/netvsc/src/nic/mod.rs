@@ -20,6 +20,7 @@
 //! | `path` | associations and switches |
 //! | `stop` | the way down |
 //! | `restart` | the same NIC on another channel |
+//! | `stats`, `tally` | what is counted |
 //!
 //! Its owner calls [`Nic::poll`] when the host's doorbell rang, when [`Nic::poll_deadline`] has come, and after any other
 //! call but [`Nic::transmit`] and [`Nic::flush`]; then takes the events.
@@ -44,6 +45,7 @@ mod start;
 mod stats;
 mod stop;
 mod synthetic;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod transmit;
@@ -78,6 +80,7 @@ pub use receive::RxFrame;
 pub use restart::Remains;
 pub use settings::{NicOffloads, SettingError};
 pub use stats::{BadInput, NicStats};
+pub use tally::{Indications, NvspStatuses, RndisStatuses};
 pub use types::{
     ConfigError, Lack, NicConfig, NicError, NicEvent, NicInfo, SharedBuffer, Step, TransmitError,
 };
@@ -413,7 +416,10 @@ impl<D: Doorbell> Nic<D> {
     /// The host is done with a message of ours.
     fn handle_sent(&mut self, slot: u32, payload: &[u8]) -> Result<(), NicError> {
         let status = match HostMessage::decode(payload, self.version()) {
-            Ok(HostMessage::RndisPacketComplete { status }) => status,
+            Ok(HostMessage::RndisPacketComplete { status }) => {
+                self.stats.sent(status);
+                status
+            }
             _ => {
                 self.stats.bad.answer += 1;
                 Status::NONE

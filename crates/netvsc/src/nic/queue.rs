@@ -65,8 +65,8 @@ impl<D: Doorbell> Nic<D> {
                 let most = self.config.queues.saturating_sub(1 + self.granted);
                 u16::try_from(count).ok().filter(|count| *count <= most)
             }
-            Ok(HostMessage::SubChannels { .. }) => {
-                self.stats.refused += 1;
+            Ok(HostMessage::SubChannels { status, .. }) => {
+                self.stats.answers.count(status);
                 Some(0)
             }
             _ => None,
@@ -291,6 +291,7 @@ impl<D: Doorbell> NicQueue<D> {
         match HostMessage::decode(payload, self.version) {
             Ok(HostMessage::RndisPacketComplete { status }) => {
                 self.stats.tx_refused += u64::from(status != Status::SUCCESS);
+                self.stats.sent(status);
             }
             _ => {
                 self.stats.bad.answer += 1;

@@ -109,7 +109,6 @@ impl<D: Doorbell> Nic<D> {
 
     /// The host has dealt with a SET.
     pub(super) fn was_set(&mut self, oid: Oid, status: Status) {
-        self.stats.refused += u64::from(status != Status::SUCCESS);
         if oid == Oid::CONFIG_PARAMETER {
             let wanted = self.wanted_address.take();
             if status == Status::SUCCESS {
@@ -235,7 +234,7 @@ impl<D: Doorbell> Nic<D> {
             return;
         }
         self.waits.end(Step::Reset);
-        self.stats.refused += u64::from(status != Status::SUCCESS);
+        self.stats.replied(status);
         if self.stage != Stage::Ready {
             return;
         }

@@ -37,6 +37,7 @@ impl<D: Doorbell> Nic<D> {
         }
         let answer = HostMessage::decode(payload, self.version())
             .map_err(|error| NicError::BadAnswer { step, error })?;
+        self.stats.answered(&answer);
         match (step, answer) {
             (Step::Version(version), HostMessage::InitComplete { status, .. }) => {
                 if status == Status::SUCCESS {

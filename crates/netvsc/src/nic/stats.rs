@@ -1,5 +1,9 @@
 //! What a NIC counts.
 
+use super::tally::{Indications, NvspStatuses, RndisStatuses};
+use crate::nvsp::{self, HostMessage};
+use crate::rndis;
+
 /// Messages and ranges of the host that could not be used, by cause. Each cost itself and nothing else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BadInput {
@@ -111,12 +115,54 @@ pub struct NicStats {
     pub host_switches: u64,
     /// Changes of the link after start-up.
     pub link_changes: u64,
-    /// Requests of RNDIS and NVSP that the host refused.
-    pub refused: u64,
+    /// How the host completed messages with frames and control messages, if not with success.
+    pub sent: NvspStatuses,
+    /// How the host answered requests of NVSP, if not with success: versions, buffers, channels.
+    pub answers: NvspStatuses,
+    /// How the host replied to requests of RNDIS, if not with success.
+    pub replies: RndisStatuses,
+    /// What the host said unasked by RNDIS.
+    pub indications: Indications,
     /// Times that the NIC was started anew.
     pub restarts: u64,
     /// Answers that did not come in time.
     pub overdue: u64,
     /// What could not be used.
     pub bad: BadInput,
+}
+
+impl NicStats {
+    /// Requests of NVSP and RNDIS that the host refused.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.answers.total().saturating_add(self.replies.total())
+    }
+
+    /// The host has completed a message with this status.
+    pub(super) fn sent(&mut self, status: nvsp::Status) {
+        if status != nvsp::Status::SUCCESS {
+            self.sent.count(status);
+        }
+    }
+
+    /// The host has answered a request of NVSP.
+    pub(super) fn answered(&mut self, answer: &HostMessage) {
+        match *answer {
+            HostMessage::InitComplete { status, .. }
+            | HostMessage::ReceiveBufferComplete { status, .. }
+            | HostMessage::SendBufferComplete { status, .. }
+                if status != nvsp::Status::SUCCESS =>
+            {
+                self.answers.count(status);
+            }
+            _ => {}
+        }
+    }
+
+    /// The host has replied to a request of RNDIS with this status.
+    pub(super) fn replied(&mut self, status: rndis::Status) {
+        if status != rndis::Status::SUCCESS {
+            self.replies.count(status);
+        }
+    }
 }

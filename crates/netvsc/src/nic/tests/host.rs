@@ -88,6 +88,8 @@ pub struct Rig {
     pub mtu: u32,
     /// Status of the queries that may fail.
     pub query_status: rndis::Status,
+    /// Id of the last request.
+    request: u32,
     next_id: u64,
 }
 
@@ -154,6 +156,7 @@ pub fn rig_of(shape: Shape) -> Rig {
         max_packets: 8,
         mtu: 1500,
         query_status: rndis::Status::SUCCESS,
+        request: 0,
         next_id: 0,
     }
 }
@@ -315,6 +318,10 @@ impl Rig {
                     self.complete(id, &[]);
                 }
             }
+            GuestMessage::SubChannels { .. } => {
+                assert!(completion);
+                self.waiting.push_back(id);
+            }
             _ => assert!(!completion),
         }
     }
@@ -346,6 +353,17 @@ impl Rig {
 
     pub fn complete(&mut self, transaction_id: u64, payload: &[u8]) {
         self.host.try_send(&Outgoing::Completion { transaction_id, payload }).unwrap();
+    }
+
+    /// The requests for sub-channels that came, not yet answered.
+    pub fn ask_sub_channels(&mut self) -> Vec<u64> {
+        self.settle();
+        self.waiting.drain(..).collect()
+    }
+
+    /// The id of the RNDIS request that came last.
+    pub fn last_request(&self) -> u32 {
+        self.request
     }
 
     /// Says something unasked.
@@ -389,6 +407,9 @@ impl Rig {
             _ => (None, vec![]),
         };
         self.asked.push((kind, oid, info));
+        if let Some(id) = bytes.get(8..12).filter(|_| kind != rndis::MessageType::RESET) {
+            self.request = u32::from_le_bytes(id.try_into().unwrap());
+        }
         if self.held.rndis {
             return;
         }

@@ -6,5 +6,6 @@ mod host;
 mod path;
 mod restart;
 mod start;
+mod statuses;
 mod stop;
 mod wakeups;
