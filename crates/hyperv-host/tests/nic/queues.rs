@@ -149,7 +149,7 @@ fn requests_that_make_no_sense_are_refused_by_name() {
     assert_eq!(world.nic.request_queues(1, now), Err(SettingError::UnderWay(step)));
     world.settle();
     assert_eq!(world.events.pop_front(), Some(NicEvent::QueuesGranted { count: 0 }));
-    assert_eq!(world.nic.stats().refused(), 1, "as the host says");
+    assert_eq!(world.nic.stats().answers.failure, 1, "as the host says");
     let (ours, _) = vmbus_pair();
     let error = world.nic.add_queue(1, ours).map(|_| ());
     assert_eq!(error, Err(QueueError::Number { number: 1, granted: 0 }));
