@@ -10,6 +10,7 @@ use super::Pairing;
 use super::decision::{Dispute, NicRef, PortRef, Reason, Refusal};
 use super::facts::{FactError, NicId, PortId};
 use super::rules::Granted;
+use super::settle::Told;
 use crate::mac::MacAddress;
 use crate::port::Path;
 
@@ -168,7 +169,7 @@ impl Pairing {
         if let Some((_, reason)) = self.bound(nic) {
             return Ok(NicState::Paired(reason));
         }
-        if matches!(self.granted(nic), Granted::To(_)) || self.held.contains(nic.0) {
+        if matches!(self.granted(nic), Granted::To(_)) || record.held.is_some() {
             return Ok(NicState::Pending);
         }
         let serial = record.associated;
@@ -177,7 +178,7 @@ impl Pairing {
             serial.map(Dispute::Serial),
             Some(Dispute::Mac(record.mac)),
         ];
-        let disputed = |dispute: &Dispute| self.index.disputed.contains(*dispute);
+        let disputed = |dispute: &Dispute| self.index.disputed.contains_key(dispute);
         if let Some(dispute) = disputes.into_iter().flatten().find(disputed) {
             return Ok(NicState::Conflict(Conflict::Dispute(dispute)));
         }
@@ -187,11 +188,11 @@ impl Pairing {
     /// The state of an associated NIC that no port claims.
     fn state_by_serial(&self, serial: Serial) -> NicState {
         let mut state = NicState::Waiting;
-        for port in self.index.ports_by_serial.get(serial) {
+        for port in self.index.by_serial.ports(serial) {
             let Some(record) = self.ports.get(port.0) else { continue };
-            match record.standing {
-                Some(Standing::Pending) => return NicState::Pending,
-                Some(Standing::MacMismatch(..)) => {
+            match record.told {
+                Some(Told::Pending) => return NicState::Pending,
+                Some(Told::MacMismatch(..)) => {
                     let port = PortRef { key: record.key, id: port };
                     state = NicState::Conflict(Conflict::MacMismatch(port));
                 }
@@ -207,7 +208,7 @@ impl Pairing {
     /// [`FactError::PortLeft`] for a stale handle.
     pub fn standing(&self, port: PortId) -> Result<Standing, FactError> {
         let record = self.ports.get(port.0).ok_or(FactError::PortLeft(port))?;
-        Ok(record.standing.unwrap_or(Standing::Alone))
+        Ok(record.told.and_then(|told| self.in_full(told)).unwrap_or(Standing::Alone))
     }
 
     /// All there is to say about a NIC.
@@ -217,15 +218,15 @@ impl Pairing {
     pub fn explain(&self, nic: NicId) -> Result<Explanation, FactError> {
         let record = self.nics.get(nic.0).ok_or(FactError::NicLeft(nic))?;
         let mut candidates: BTreeSet<PortId> = record.claims.iter().map(|c| c.port).collect();
-        candidates.extend(self.index.ports_by_mac.get(record.mac));
+        candidates.extend(self.index.by_mac.ports(record.mac));
         if let Some(serial) = record.associated {
-            candidates.extend(self.index.ports_by_serial.get(serial));
+            candidates.extend(self.index.by_serial.ports(serial));
         }
         let mut candidates: Vec<_> = candidates
             .into_iter()
             .filter_map(|id| {
                 let port = self.ports.get(id.0)?;
-                Some((PortRef { key: port.key, id }, port.standing?))
+                Some((PortRef { key: port.key, id }, self.in_full(port.told?)?))
             })
             .collect();
         candidates.sort_by_key(|(port, _)| *port);

@@ -1,5 +1,6 @@
 //! A set that mostly has one element.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::collections::btree_set;
 use core::{iter, option};
@@ -12,7 +13,8 @@ pub(super) enum Few<V> {
     None,
     One(V),
     /// Two or more.
-    Many(BTreeSet<V>),
+    #[expect(clippy::box_collection, reason = "the room for it is in every set of one")]
+    Many(Box<BTreeSet<V>>),
 }
 
 impl<V: Ord + Copy> Few<V> {
@@ -20,7 +22,7 @@ impl<V: Ord + Copy> Few<V> {
         match self {
             Self::None => *self = Self::One(value),
             Self::One(first) if *first == value => {}
-            Self::One(first) => *self = Self::Many(BTreeSet::from([*first, value])),
+            Self::One(first) => *self = Self::Many(Box::new(BTreeSet::from([*first, value]))),
             Self::Many(values) => {
                 values.insert(value);
             }
@@ -52,8 +54,18 @@ impl<V: Ord + Copy> Few<V> {
         matches!(self, Self::None)
     }
 
+    /// Those that are not below this one, in order.
+    pub(super) fn from(&self, least: V) -> FewIter<'_, V, btree_set::Range<'_, V>> {
+        let (one, many) = match self {
+            Self::None => (None, None),
+            Self::One(value) => (Some(value).filter(|value| **value >= least), None),
+            Self::Many(values) => (None, Some(values.range(least..))),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
     /// In order.
-    pub(super) fn iter(&self) -> FewIter<'_, V> {
+    pub(super) fn iter(&self) -> FewIter<'_, V, btree_set::Iter<'_, V>> {
         let (one, many) = match self {
             Self::None => (None, None),
             Self::One(value) => (Some(value), None),
@@ -63,14 +75,14 @@ impl<V: Ord + Copy> Few<V> {
     }
 }
 
-pub(super) type FewIter<'a, V> =
-    iter::Chain<option::IntoIter<&'a V>, iter::Flatten<option::IntoIter<btree_set::Iter<'a, V>>>>;
+pub(super) type FewIter<'a, V, Many> =
+    iter::Chain<option::IntoIter<&'a V>, iter::Flatten<option::IntoIter<Many>>>;
 
 impl<'a, V: Ord + Copy> IntoIterator for &'a Few<V> {
     type Item = &'a V;
-    type IntoIter = FewIter<'a, V>;
+    type IntoIter = FewIter<'a, V, btree_set::Iter<'a, V>>;
 
-    fn into_iter(self) -> FewIter<'a, V> {
+    fn into_iter(self) -> Self::IntoIter {
         self.iter()
     }
 }
@@ -97,6 +109,8 @@ mod tests {
                 prop_assert_eq!(few.iter().collect::<Vec<_>>(), set.iter().collect::<Vec<_>>());
                 prop_assert_eq!((few.len(), few.is_empty()), (set.len(), set.is_empty()));
                 prop_assert_eq!(matches!(few, Few::Many(_)), set.len() > 1, "one form for each set");
+                let from = (few.from(value).collect::<Vec<_>>(), set.range(value..).collect::<Vec<_>>());
+                prop_assert_eq!(from.0, from.1);
             }
         }
     }

@@ -18,6 +18,7 @@ mod few;
 mod index;
 mod rules;
 mod settle;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -25,11 +26,11 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use vmbus::{Guid, Instant, Serial};
 
-use self::arena::{Arena, ByHandle};
+use self::arena::{Arena, ByHandle, Handle};
 use self::few::Few;
 use self::index::Indexes;
 use self::rules::{Claim, Verdict};
-use self::settle::{Dirty, Hold, Waiter, Watch};
+use self::settle::{Dirty, Hold, Told, Waiter, Watch};
 use crate::mac::MacAddress;
 
 pub use self::decision::{
@@ -49,13 +50,34 @@ struct Nic {
     associated: Option<Serial>,
     /// Claims of ports on this NIC, the strongest first.
     claims: Few<Claim>,
+    /// The port it has, also while it is being unbound.
+    held: Option<PortId>,
     watch: Watch,
 }
 
 #[derive(Clone, Debug)]
 struct Function {
     key: FunctionKey,
-    ports: BTreeMap<u32, PortId>,
+    /// By the driver's count.
+    ports: Few<(u32, PortId)>,
+}
+
+impl Function {
+    fn port(&self, index: u32) -> Option<PortId> {
+        let (found, port) = *self.ports.from((index, PortId(Handle::LEAST))).next()?;
+        (found == index).then_some(port)
+    }
+
+    /// Ports ask only whether they are their function's only one. Now that there are `few`, that may be another answer.
+    fn touch_siblings(&self, few: usize, dirty: &mut Dirty) {
+        if self.ports.len() == few {
+            dirty.ports.extend(self.all_ports());
+        }
+    }
+
+    fn all_ports(&self) -> impl Iterator<Item = PortId> + '_ {
+        self.ports.iter().map(|(_, port)| *port)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -65,7 +87,7 @@ struct Port {
     mac: PermanentMac,
     verdict: Verdict,
     /// What was last said about it.
-    standing: Option<Standing>,
+    told: Option<Told>,
     watch: Watch,
 }
 
@@ -79,7 +101,6 @@ pub struct Pairing {
     index: Indexes,
     /// Who has which port, also while it is being unbound, also after either has left.
     holds: ByHandle<Hold>,
-    held: ByHandle<PortId>,
     /// The conflicts that were reported, with their parties.
     reported: BTreeMap<Dispute, (alloc::vec::Vec<NicRef>, alloc::vec::Vec<PortRef>)>,
     deadlines: BTreeSet<(Instant, Waiter)>,
@@ -98,7 +119,6 @@ impl Pairing {
             ports: Arena::new(),
             index: Indexes::new(),
             holds: ByHandle::new(),
-            held: ByHandle::new(),
             reported: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             decisions: VecDeque::new(),
@@ -111,17 +131,17 @@ impl Pairing {
     /// Saying it again changes nothing. With another MAC it is another NIC: the old one has left.
     pub fn nic_arrived(&mut self, instance: Guid, mac: MacAddress, now: Instant) -> NicId {
         let mut dirty = Dirty::default();
-        if let Some(&known) = self.index.instances.get(&instance) {
+        if let Some(&known) = self.index.instances.get(instance) {
             if self.nics.get(known.0).is_some_and(|nic| nic.mac == mac) {
                 return known;
             }
             self.remove_nic(known, &mut dirty);
         }
         let watch = Watch::default();
-        let record = Nic { instance, mac, associated: None, claims: Few::None, watch };
+        let record = Nic { instance, mac, associated: None, claims: Few::None, held: None, watch };
         let nic = NicId(self.nics.insert(record));
         self.index.instances.insert(instance, nic);
-        self.index.nics_by_mac.insert(mac, nic);
+        self.index.by_mac.insert_nic(mac, (None, nic));
         self.touch_nic(nic, &mut dirty);
         self.settle(dirty, now);
         nic
@@ -176,7 +196,7 @@ impl Pairing {
     /// its ports, and the new one has arrived (P13).
     pub fn function_arrived(&mut self, key: FunctionKey, now: Instant) -> FunctionId {
         let mut dirty = Dirty::default();
-        if let Some(&known) = self.index.slots.get(&(key.bus, key.slot))
+        if let Some(&known) = self.index.slots.get((key.bus, key.slot))
             && let Some(old) = self.functions.get(known.0).map(|function| function.key)
         {
             if old == key {
@@ -185,7 +205,7 @@ impl Pairing {
             self.decisions.push_back(Decision::Replaced { old, new: key });
             self.remove_function(known, &mut dirty);
         }
-        let function = FunctionId(self.functions.insert(Function { key, ports: BTreeMap::new() }));
+        let function = FunctionId(self.functions.insert(Function { key, ports: Few::None }));
         self.index.slots.insert((key.bus, key.slot), function);
         self.settle(dirty, now);
         function
@@ -220,14 +240,14 @@ impl Pairing {
         let home = self.functions.get(function.0).ok_or(FactError::FunctionLeft(function))?;
         let key = PortKey { function: home.key, index };
         let mut dirty = Dirty::default();
-        if let Some(&known) = home.ports.get(&index)
+        if let Some(known) = home.port(index)
             && let Some(record) = self.ports.get_mut(known.0)
         {
             match (record.mac.known(), mac.known()) {
                 (Some(old), Some(new)) if old != new => self.remove_port(known, &mut dirty),
                 (None, Some(new)) => {
                     record.mac = mac;
-                    self.index.ports_by_mac.insert(new, known);
+                    self.index.by_mac.insert_port(new, known);
                     dirty.ports.insert(known);
                     self.settle(dirty, now);
                     return Ok(known);
@@ -276,7 +296,9 @@ impl Pairing {
             self.deadlines.remove(&(due, Waiter::Hold(port)));
         }
         self.holds.remove(port.0);
-        self.held.remove(nic.0);
+        if let Some(record) = self.nics.get_mut(nic.0) {
+            record.held = None;
+        }
         let mut dirty = Dirty::default();
         if seeded!("forget-standby") {
             return Ok(());
@@ -308,20 +330,20 @@ impl Pairing {
     /// The port a NIC is bound to and why, unless it is being unbound.
     #[must_use]
     pub fn bound(&self, nic: NicId) -> Option<(PortRef, Reason)> {
-        let hold = self.holds.get(self.held.get(nic.0)?.0)?;
+        let hold = self.holds.get(self.held(nic)?.0)?;
         (!hold.parting).then_some((hold.port, hold.reason))
     }
 
     /// The NIC with this instance, if it is here.
     #[must_use]
     pub fn nic(&self, instance: Guid) -> Option<NicId> {
-        self.index.instances.get(&instance).copied()
+        self.index.instances.get(instance).copied()
     }
 
     /// The function in this slot, if one is here.
     #[must_use]
     pub fn function(&self, bus: Guid, slot: u32) -> Option<FunctionId> {
-        self.index.slots.get(&(bus, slot)).copied()
+        self.index.slots.get((bus, slot)).copied()
     }
 
     /// All NICs that are here.

@@ -57,7 +57,7 @@ impl Pairing {
         let serial = port.key.function.serial;
         match (port.mac.known(), port.mac) {
             (Some(_), _) if seeded!("ignore-mac") => self.judge_by_serial(port, serial),
-            (Some(mac), _) if self.index.nics_by_serial.contains(serial) => {
+            (Some(mac), _) if self.index.by_serial.count_nics(serial) > 0 => {
                 self.judge_by_both(serial, mac)
             }
             (Some(mac), _) => self.judge_by_mac(mac),
@@ -68,24 +68,25 @@ impl Pairing {
 
     /// P3, P5, P7: some NIC is associated with the serial; the MAC says which.
     fn judge_by_both(&self, serial: Serial, mac: MacAddress) -> Verdict {
-        match self.index.nics_by_both.only((serial, mac)) {
-            Ok(nic) => Verdict::Claims(nic, Reason::SerialAndMac),
-            Err(0) if seeded!("mac-is-enough") => self.judge_by_mac(mac),
-            Err(0) => {
-                let count = self.index.nics_by_serial.count(serial);
-                let first = self.index.nics_by_serial.get(serial).next();
+        let mut both = self.index.by_mac.with(serial, mac);
+        match (both.next(), both.next()) {
+            (Some(nic), None) => Verdict::Claims(nic, Reason::SerialAndMac),
+            (None, _) if seeded!("mac-is-enough") => self.judge_by_mac(mac),
+            (None, _) => {
+                let count = self.index.by_serial.count_nics(serial);
+                let first = self.index.by_serial.nics(serial).next();
                 first.map_or(Verdict::Alone, |nic| Verdict::Mismatch(nic.id, count))
             }
-            Err(_) => Verdict::Disputed(Dispute::SerialAndMac(serial, mac)),
+            (Some(_), Some(_)) => Verdict::Disputed(Dispute::SerialAndMac(serial, mac)),
         }
     }
 
     /// P6: no NIC is associated with the serial.
     fn judge_by_mac(&self, mac: MacAddress) -> Verdict {
-        match (self.index.nics_by_mac.only(mac), self.config.mac_policy) {
+        match (self.index.by_mac.only_nic(mac), self.config.mac_policy) {
             (Err(0), _) => Verdict::Alone,
             (_, MacPolicy::Deny) => Verdict::Refused(Refusal::MacAlone(mac)),
-            (Ok(nic), MacPolicy::Allow) => Verdict::Claims(nic, Reason::Mac),
+            (Ok((_, nic)), MacPolicy::Allow) => Verdict::Claims(nic, Reason::Mac),
             (Err(_), MacPolicy::Allow) => Verdict::Disputed(Dispute::Mac(mac)),
         }
     }
@@ -93,7 +94,7 @@ impl Pairing {
     /// P4, P5: there is no MAC and never will be.
     fn judge_by_serial(&self, port: &Port, serial: Serial) -> Verdict {
         let siblings = self.functions.get(port.function.0).map_or(0, |f| f.ports.len());
-        match self.index.nics_by_serial.only(serial) {
+        match self.index.by_serial.only_nic(serial) {
             Err(0) => Verdict::Alone,
             Ok(nic) if siblings == 1 => Verdict::Claims(nic.id, Reason::Serial),
             _ => Verdict::Disputed(Dispute::Serial(serial)),

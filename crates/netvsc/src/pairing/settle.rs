@@ -5,7 +5,9 @@ use alloc::vec::Vec;
 
 use vmbus::{Instant, Serial};
 
-use super::decision::{Decision, Dispute, Facts, NicRef, Overdue, Parting, Party, PortRef, Reason};
+use super::decision::{
+    Decision, Dispute, Facts, NicRef, Overdue, Parting, Party, PortRef, Reason, Refusal,
+};
 use super::explain::Standing;
 use super::facts::{FunctionId, NicId, PermanentMac, PortId, PortKey};
 use super::rules::{Claim, Granted, Verdict};
@@ -41,6 +43,18 @@ impl Watch {
     }
 }
 
+/// Where a port was last said to stand: a [`Standing`] without the names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Matched(NicId, Reason),
+    Standby(NicId, Reason, PortId),
+    Pending,
+    MacMismatch(NicId, usize),
+    Conflict(Dispute),
+    Alone,
+    Refused(Refusal),
+}
+
 /// Who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Waiter {
@@ -65,11 +79,11 @@ impl Pairing {
     pub(super) fn touch_nic(&self, nic: NicId, dirty: &mut Dirty) {
         let Some(record) = self.nics.get(nic.0) else { return };
         dirty.nics.insert(nic);
-        dirty.ports.extend(self.index.ports_by_mac.get(record.mac));
+        dirty.ports.extend(self.index.by_mac.ports(record.mac));
         dirty.ports.extend(record.claims.iter().map(|claim| claim.port));
         dirty.disputes.insert(Dispute::Mac(record.mac));
         if let Some(serial) = record.associated {
-            dirty.ports.extend(self.index.ports_by_serial.get(serial));
+            dirty.ports.extend(self.index.by_serial.ports(serial));
             dirty.disputes.insert(Dispute::Serial(serial));
             dirty.disputes.insert(Dispute::SerialAndMac(serial, record.mac));
         }
@@ -86,13 +100,13 @@ impl Pairing {
         }
         record.associated = serial;
         if let Some(old) = old {
-            self.index.nics_by_serial.remove(old, named);
-            self.index.nics_by_both.remove((old, mac), nic);
+            self.index.by_serial.remove_nic(old, named);
         }
         if let Some(new) = serial {
-            self.index.nics_by_serial.insert(new, named);
-            self.index.nics_by_both.insert((new, mac), nic);
+            self.index.by_serial.insert_nic(new, named);
         }
+        self.index.by_mac.remove_nic(mac, (old, nic));
+        self.index.by_mac.insert_nic(mac, (serial, nic));
         self.watch(Waiter::Nic(nic), false, now);
         self.touch_nic(nic, &mut dirty);
         self.settle(dirty, now);
@@ -105,12 +119,11 @@ impl Pairing {
         if let Some(due) = record.watch.due() {
             self.deadlines.remove(&(due, Waiter::Nic(nic)));
         }
-        self.index.instances.remove(&record.instance);
-        self.index.nics_by_mac.remove(record.mac, nic);
+        self.index.instances.remove(record.instance);
+        self.index.by_mac.remove_nic(record.mac, (record.associated, nic));
         if let Some(serial) = record.associated {
             let named = NicRef { instance: record.instance, id: nic };
-            self.index.nics_by_serial.remove(serial, named);
-            self.index.nics_by_both.remove((serial, record.mac), nic);
+            self.index.by_serial.remove_nic(serial, named);
         }
     }
 
@@ -122,15 +135,15 @@ impl Pairing {
         dirty: &mut Dirty,
     ) -> PortId {
         let (verdict, watch) = (Verdict::Alone, Watch::Off);
-        let record = Port { function, key, mac, verdict, standing: None, watch };
+        let record = Port { function, key, mac, verdict, told: None, watch };
         let port = PortId(self.ports.insert(record));
         if let Some(home) = self.functions.get_mut(function.0) {
-            dirty.ports.extend(home.ports.values().copied());
-            home.ports.insert(key.index, port);
+            home.ports.insert((key.index, port));
+            home.touch_siblings(2, dirty);
         }
-        self.index.ports_by_serial.insert(key.function.serial, port);
+        self.index.by_serial.insert_port(key.function.serial, port);
         if let Some(mac) = mac.known() {
-            self.index.ports_by_mac.insert(mac, port);
+            self.index.by_mac.insert_port(mac, port);
         }
         dirty.ports.insert(port);
         port
@@ -144,16 +157,16 @@ impl Pairing {
         if let Some(due) = record.watch.due() {
             self.deadlines.remove(&(due, Waiter::Port(port)));
         }
-        self.index.ports_by_serial.remove(record.key.function.serial, port);
+        self.index.by_serial.remove_port(record.key.function.serial, port);
         if let Some(mac) = record.mac.known() {
-            self.index.ports_by_mac.remove(mac, port);
+            self.index.by_mac.remove_port(mac, port);
         }
         if let Some(home) = self.functions.get_mut(record.function.0) {
-            home.ports.remove(&record.key.index);
-            dirty.ports.extend(home.ports.values().copied());
+            home.ports.remove((record.key.index, port));
+            home.touch_siblings(1, dirty);
         }
-        if let Some(Standing::Conflict(dispute)) = record.standing {
-            self.index.disputed.remove(dispute, port);
+        if let Some(Told::Conflict(dispute)) = record.told {
+            self.index.settle(dispute, port);
             dirty.disputes.insert(dispute);
         }
         self.withdraw(port, record.key, record.verdict, &mut dirty.nics);
@@ -162,12 +175,12 @@ impl Pairing {
     pub(super) fn remove_function(&mut self, function: FunctionId, dirty: &mut Dirty) {
         let Some(record) = self.functions.get(function.0) else { return };
         let (bus, slot) = (record.key.bus, record.key.slot);
-        let ports: Vec<_> = record.ports.values().copied().collect();
+        let ports: Vec<_> = record.all_ports().collect();
         for port in ports {
             self.remove_port(port, dirty);
         }
         self.functions.remove(function.0);
-        self.index.slots.remove(&(bus, slot));
+        self.index.slots.remove((bus, slot));
     }
 
     /// Brings the pairs in line with the facts: first judge, then part, then join, then explain.
@@ -236,7 +249,7 @@ impl Pairing {
 
     /// Asks for a port back.
     fn part(&mut self, nic: NicId, why: Parting) {
-        let Some(hold) = self.held.get(nic.0).and_then(|port| self.holds.get_mut(port.0)) else {
+        let Some(hold) = self.held(nic).and_then(|port| self.holds.get_mut(port.0)) else {
             return;
         };
         if !hold.parting {
@@ -246,8 +259,13 @@ impl Pairing {
         }
     }
 
+    /// The port that a NIC has, also while it is being unbound.
+    pub(super) fn held(&self, nic: NicId) -> Option<PortId> {
+        self.nics.get(nic.0)?.held
+    }
+
     fn part_if_wrong(&mut self, nic: NicId) {
-        let Some(hold) = self.held.get(nic.0).and_then(|port| self.holds.get(port.0)) else {
+        let Some(hold) = self.held(nic).and_then(|port| self.holds.get(port.0)) else {
             return;
         };
         let (port, granted) = (hold.port.id, self.granted(nic));
@@ -287,15 +305,18 @@ impl Pairing {
         };
         let Claim { reason, key, port } = claim;
         let port = PortRef { key, id: port };
+        let free = self.held(nic.id).is_none();
         match self.holds.get_mut(port.id.0) {
             Some(hold) if hold.nic.id == nic.id && !hold.parting && hold.reason != reason => {
                 let was = core::mem::replace(&mut hold.reason, reason);
                 self.decisions.push_back(Decision::Reexamined { nic, port, was, reason, facts });
             }
-            None if !self.held.contains(nic.id.0) || seeded!("rebind-before-unbind") => {
+            None if free || seeded!("rebind-before-unbind") => {
                 let hold = Hold { nic, port, reason, parting: false, watch: Watch::Off };
                 self.holds.insert(port.id.0, hold);
-                self.held.insert(nic.id.0, port.id);
+                if let Some(record) = self.nics.get_mut(nic.id.0) {
+                    record.held = Some(port.id);
+                }
                 self.decisions.push_back(Decision::Bind { nic, port, reason, facts });
             }
             _ => {}
@@ -304,6 +325,10 @@ impl Pairing {
 
     fn nic_ref(&self, nic: NicId) -> Option<NicRef> {
         self.nics.get(nic.0).map(|record| NicRef { instance: record.instance, id: nic })
+    }
+
+    fn port_ref(&self, port: PortId) -> Option<PortRef> {
+        self.ports.get(port.0).map(|record| PortRef { key: record.key, id: port })
     }
 
     fn facts(&self, nic: NicId, port: PortId) -> Option<Facts> {
@@ -316,57 +341,64 @@ impl Pairing {
         })
     }
 
-    fn standing_now(&self, port: PortId, record: &Port) -> Standing {
-        let serial = record.key.function.serial;
+    fn standing_now(&self, port: PortId, record: &Port) -> Told {
         match record.verdict {
-            Verdict::Claims(nic, reason) => match (self.granted(nic), self.nic_ref(nic)) {
-                (Granted::To(claim), Some(nic)) if claim.port == port => {
-                    Standing::Matched(nic, reason)
-                }
-                (Granted::To(Claim { key, port, .. }), Some(nic)) => {
-                    Standing::Standby(nic, reason, PortRef { key, id: port })
-                }
-                (Granted::Disputed(dispute), _) => Standing::Conflict(dispute),
-                _ => Standing::Alone,
+            Verdict::Claims(nic, reason) => match self.granted(nic) {
+                Granted::To(claim) if claim.port == port => Told::Matched(nic, reason),
+                Granted::To(claim) => Told::Standby(nic, reason, claim.port),
+                Granted::Disputed(dispute) => Told::Conflict(dispute),
+                Granted::Nothing => Told::Alone,
             },
-            Verdict::Pending => Standing::Pending,
-            Verdict::Mismatch(nic, count) => match self.nic_ref(nic) {
-                Some(nic) => Standing::MacMismatch(nic, count),
-                None => Standing::Conflict(Dispute::Serial(serial)),
-            },
-            Verdict::Disputed(dispute) => Standing::Conflict(dispute),
-            Verdict::Alone => Standing::Alone,
-            Verdict::Refused(refusal) => Standing::Refused(refusal),
+            Verdict::Pending => Told::Pending,
+            Verdict::Mismatch(nic, count) => Told::MacMismatch(nic, count),
+            Verdict::Disputed(dispute) => Told::Conflict(dispute),
+            Verdict::Alone => Told::Alone,
+            Verdict::Refused(refusal) => Told::Refused(refusal),
         }
+    }
+
+    /// The same with the names of the parties. They are here: whenever one leaves, whoever was told of it is told anew.
+    pub(super) fn in_full(&self, told: Told) -> Option<Standing> {
+        Some(match told {
+            Told::Matched(nic, reason) => Standing::Matched(self.nic_ref(nic)?, reason),
+            Told::Standby(nic, reason, behind) => {
+                Standing::Standby(self.nic_ref(nic)?, reason, self.port_ref(behind)?)
+            }
+            Told::Pending => Standing::Pending,
+            Told::MacMismatch(nic, count) => Standing::MacMismatch(self.nic_ref(nic)?, count),
+            Told::Conflict(dispute) => Standing::Conflict(dispute),
+            Told::Alone => Standing::Alone,
+            Told::Refused(refusal) => Standing::Refused(refusal),
+        })
     }
 
     /// Says where a port stands, if that changed.
     fn publish(&mut self, port: PortId, disputes: &mut BTreeSet<Dispute>) {
         let Some(record) = self.ports.get(port.0) else { return };
         self.examined += 1;
-        let (old, new) = (record.standing, self.standing_now(port, record));
+        let (old, new) = (record.told, self.standing_now(port, record));
         if old == Some(new) {
             return;
         }
-        if let Some(Standing::Conflict(dispute)) = old {
-            self.index.disputed.remove(dispute, port);
+        if let Some(Told::Conflict(dispute)) = old {
+            self.index.settle(dispute, port);
             disputes.insert(dispute);
         }
-        if let Standing::Conflict(dispute) = new {
-            self.index.disputed.insert(dispute, port);
+        if let Told::Conflict(dispute) = new {
+            self.index.dispute(dispute, port);
             disputes.insert(dispute);
         }
         if let Some(decision) = self.decision(PortRef { key: record.key, id: port }, new) {
             self.decisions.push_back(decision);
         }
         if let Some(record) = self.ports.get_mut(port.0) {
-            record.standing = Some(new);
+            record.told = Some(new);
         }
     }
 
     /// How a standing is told. Pairs and conflicts are told elsewhere.
-    fn decision(&self, port: PortRef, standing: Standing) -> Option<Decision> {
-        Some(match standing {
+    fn decision(&self, port: PortRef, told: Told) -> Option<Decision> {
+        Some(match self.in_full(told)? {
             Standing::Matched(..) | Standing::Conflict(_) => return None,
             Standing::Standby(nic, reason, behind) => {
                 Decision::Standby { nic, port, reason, behind }
@@ -386,16 +418,19 @@ impl Pairing {
 
     /// Reports a conflict if its parties changed, and its end.
     fn report(&mut self, over: Dispute) {
-        let port_ref = |id: PortId| Some(PortRef { key: self.ports.get(id.0)?.key, id });
-        let mut ports: Vec<_> = self.index.disputed.get(over).filter_map(port_ref).collect();
+        let port_ref = |id| self.port_ref(id);
+        let disputed = self.index.disputed.get(&over).into_iter().flatten();
+        let mut ports: Vec<_> = disputed.copied().filter_map(port_ref).collect();
         let nic_ref = |id| self.nic_ref(id);
         let mut nics: Vec<_> = match over {
             _ if ports.is_empty() => Vec::new(),
             Dispute::SerialAndMac(serial, mac) => {
-                self.index.nics_by_both.get((serial, mac)).filter_map(nic_ref).collect()
+                self.index.by_mac.with(serial, mac).filter_map(nic_ref).collect()
             }
-            Dispute::Serial(serial) => self.index.nics_by_serial.get(serial).collect(),
-            Dispute::Mac(mac) => self.index.nics_by_mac.get(mac).filter_map(nic_ref).collect(),
+            Dispute::Serial(serial) => self.index.by_serial.nics(serial).collect(),
+            Dispute::Mac(mac) => {
+                self.index.by_mac.nics(mac).filter_map(|(_, nic)| nic_ref(nic)).collect()
+            }
         };
         self.examined += (nics.len() + ports.len()) as u64;
         ports.sort_unstable();
@@ -412,17 +447,17 @@ impl Pairing {
     }
 
     fn watch_nic(&mut self, nic: NicId, now: Instant) {
-        if let Some(port) = self.held.get(nic.0).copied() {
+        if let Some(port) = self.held(nic) {
             let parting = self.holds.get(port.0).is_some_and(|hold| hold.parting);
             self.watch(Waiter::Hold(port), parting, now);
         }
         let waits = self.nics.get(nic.0).is_some_and(|record| record.associated.is_some());
-        self.watch(Waiter::Nic(nic), waits && !self.held.contains(nic.0), now);
+        self.watch(Waiter::Nic(nic), waits && self.held(nic).is_none(), now);
     }
 
     fn watch_port(&mut self, port: PortId, now: Instant) {
-        let standing = self.ports.get(port.0).and_then(|record| record.standing);
-        let waits = matches!(standing, Some(Standing::Alone | Standing::Pending));
+        let told = self.ports.get(port.0).and_then(|record| record.told);
+        let waits = matches!(told, Some(Told::Alone | Told::Pending));
         self.watch(Waiter::Port(port), waits, now);
     }
 
@@ -467,7 +502,7 @@ impl Pairing {
             Waiter::Nic(nic) => {
                 Overdue::Association(self.nic_ref(nic)?, self.nics.get(nic.0)?.associated?)
             }
-            Waiter::Port(id) => Overdue::Port(PortRef { key: self.ports.get(id.0)?.key, id }),
+            Waiter::Port(id) => Overdue::Port(self.port_ref(id)?),
             Waiter::Hold(port) => {
                 let hold = self.holds.get(port.0)?;
                 Overdue::Unbinding(hold.nic, hold.port)

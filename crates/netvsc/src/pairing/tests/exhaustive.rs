@@ -155,10 +155,9 @@ fn rebuilt(pairing: &Pairing) -> Indexes {
     for (id, nic) in pairing.nics.iter() {
         let id = NicId(id);
         index.instances.insert(nic.instance, id);
-        index.nics_by_mac.insert(nic.mac, id);
+        index.by_mac.insert_nic(nic.mac, (nic.associated, id));
         if let Some(serial) = nic.associated {
-            index.nics_by_serial.insert(serial, NicRef { instance: nic.instance, id });
-            index.nics_by_both.insert((serial, nic.mac), id);
+            index.by_serial.insert_nic(serial, NicRef { instance: nic.instance, id });
         }
     }
     for (id, function) in pairing.functions.iter() {
@@ -166,12 +165,12 @@ fn rebuilt(pairing: &Pairing) -> Indexes {
     }
     for (id, port) in pairing.ports.iter() {
         let id = PortId(id);
-        index.ports_by_serial.insert(port.key.function.serial, id);
+        index.by_serial.insert_port(port.key.function.serial, id);
         if let Some(mac) = port.mac.known() {
-            index.ports_by_mac.insert(mac, id);
+            index.by_mac.insert_port(mac, id);
         }
-        if let Some(Standing::Conflict(dispute)) = port.standing {
-            index.disputed.insert(dispute, id);
+        if let Some(Told::Conflict(dispute)) = port.told {
+            index.dispute(dispute, id);
         }
     }
     index
@@ -199,7 +198,7 @@ fn written(pairing: &Pairing) -> Vec<u8> {
     for (_, function) in functions {
         text.serial(Some(function.key.serial));
         text.bytes.push(function.key.slot as u8);
-        text.bytes.extend(function.ports.keys().map(|index| *index as u8));
+        text.bytes.extend(function.ports.iter().map(|(index, _)| *index as u8));
         text.end();
     }
     text.end();
@@ -213,7 +212,7 @@ fn written(pairing: &Pairing) -> Vec<u8> {
             PermanentMac::Never => text.bytes.push(b'!'),
         }
         text.verdict(port.verdict);
-        text.standing(port.standing);
+        text.standing(port.told.and_then(|told| pairing.in_full(told)));
         text.watch(port.watch);
     }
     text.end();

@@ -75,3 +75,19 @@ fn a_fact_costs_no_more_than_the_parties_that_share_its_serial_or_mac() {
     let cost = pairing.examined() - before;
     assert!(cost <= u64::from(SHARING) * 10, "{cost} parties looked at");
 }
+
+#[test]
+fn a_port_that_arrives_or_leaves_costs_its_function_s_other_ports_nothing() {
+    const PORTS: u32 = 1_000;
+    let mut pairing = Pairing::new(PairingConfig::default());
+    let function = pairing.function_arrived(key(0, 7), T0);
+    let mut ports = Vec::new();
+    let arrive = dearest(&mut pairing, 0..PORTS, |pairing, n| {
+        let mac = PermanentMac::Known(mac(n));
+        ports.push(pairing.port_arrived(function, n, mac, T0).expect("the function is here"));
+    });
+    let leave = dearest(&mut pairing, 0..PORTS, |pairing, n| {
+        pairing.port_left(ports[n as usize], T0).expect("it is here");
+    });
+    assert!(arrive <= 4 && leave <= 4, "{arrive} and {leave} parties looked at");
+}
