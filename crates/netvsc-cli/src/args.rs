@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -12,6 +13,7 @@ use crate::bind::{self, BindArgs};
 use crate::check::args::{self as check, CheckArgs};
 use crate::collect::{self, CollectArgs};
 use crate::error::Error;
+use crate::host::args::{self as host, HostArgs};
 use crate::inspect::args::SourceArgs;
 use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
 use crate::install::{self, InstallArgs, UninstallArgs};
@@ -95,6 +97,9 @@ pub enum Command {
     /// Bring up the NICs, pair them with their VFs and carry traffic
     #[command(long_about = RUN_LONG, after_long_help = RUN_EXAMPLES)]
     Run(RunArgs),
+    /// Be the simulated host, for a guest in another process
+    #[command(long_about = host::LONG, after_long_help = host::EXAMPLES)]
+    Host(HostArgs),
     /// Run whole systems from seeds and check what must always hold
     #[command(long_about = sim::LONG, after_long_help = sim::EXAMPLES)]
     Sim(SimArgs),
@@ -167,7 +172,11 @@ impl Command {
             Self::Bind(args) => Some(&mut args.source),
             Self::Check(args) => Some(&mut args.source),
             Self::Install(args) => Some(&mut args.source),
-            Self::Run(_) | Self::Sim(_) | Self::Uninstall(_) | Self::Completions(_) => None,
+            Self::Run(_)
+            | Self::Host(_)
+            | Self::Sim(_)
+            | Self::Uninstall(_)
+            | Self::Completions(_) => None,
         }
     }
 
@@ -186,12 +195,29 @@ impl Command {
 }
 
 /// Which host to run against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostChoice {
-    /// The best that this machine has; today always the embedded one, and the program says so
+    /// The best that this machine has; today always the embedded one, and the program says so.
     Auto,
-    /// The host inside this program: works on any machine
+    /// The host inside this program: works on any machine.
     Embedded,
+    /// A host in another process, that listens at this path: `netvsc host`.
+    Unix(PathBuf),
+}
+
+impl FromStr for HostChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "embedded" => Ok(Self::Embedded),
+            _ => match text.strip_prefix("unix:") {
+                Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
+                _ => Err("expected auto, embedded, or unix:PATH".into()),
+            },
+        }
+    }
 }
 
 /// How the NICs get their VFs.
@@ -233,8 +259,13 @@ pub struct RunArgs {
     )]
     pub seed: u64,
 
-    /// Which host to run against
-    #[arg(long, value_enum, value_name = "HOST", default_value_t = HostChoice::Auto)]
+    /// Which host to run against: auto, embedded, or unix:PATH
+    #[arg(
+        long,
+        value_name = "HOST",
+        default_value = "auto",
+        long_help = "Which host to run against. auto: the best that this machine has, today always the embedded one. embedded: the host inside this program, which works on any machine. unix:PATH: a host in another process, which listens there (netvsc host --listen PATH)"
+    )]
     pub host: HostChoice,
 
     /// Print events as JSON lines; the last line is the summary
@@ -314,6 +345,17 @@ pub struct RunArgs {
         long_help = "How often VFs leave or return while the TAPs carry traffic, such as 300ms or 2s. 0 = never: they arrive and stay. Units: ms, s, m, h"
     )]
     pub churn: Span,
+
+    /// Print how many frames went where, this often; 0 = never
+    #[arg(
+        long,
+        value_name = "SPAN",
+        default_value = "0",
+        requires = "tap",
+        help_heading = "Kernel traffic",
+        long_help = "Print how many frames went where, this often, while a host is there. 0 = never. Units: ms, s, m, h. Only with --host unix:PATH"
+    )]
+    pub stats_interval: Span,
 
     /// Stop after this time instead of at Ctrl-C
     #[arg(
@@ -405,6 +447,25 @@ impl RunArgs {
             let message = "--transfer and --pcap are the same file; give two different ones";
             return Err((ErrorKind::ValueValidation, message.to_owned()));
         }
+        if let HostChoice::Unix(_) = self.host {
+            // What the host does is said to the host.
+            let of_host = [
+                ("--peer-tap", self.peer_tap.is_some()),
+                ("--churn", !self.churn.0.is_zero()),
+                ("--vf", self.vf != VfLayout::Own),
+                ("--disks", self.disks != 0),
+                ("--timeline", self.timeline.is_some()),
+            ];
+            if let Some((option, _)) = of_host.iter().find(|(_, given)| *given) {
+                let message = format!(
+                    "{option} is of no use with --host unix:PATH: that host has its own options"
+                );
+                return Err((ErrorKind::ArgumentConflict, message));
+            }
+        } else if !self.stats_interval.0.is_zero() {
+            let message = "--stats-interval goes with --host unix:PATH".to_owned();
+            return Err((ErrorKind::ArgumentConflict, message));
+        }
         if self.duration.is_some_and(|span| span.0.is_zero()) {
             let message =
                 "--duration is 0; give a time such as 30s, or leave it out to run until Ctrl-C";
@@ -478,6 +539,12 @@ mod tests {
             ("--tap nv0 --disks 1", "--disks"),
             ("--tap nv0 --peer-tap nv0", "two different names"),
             ("--tap nv0 --duration 0", "--duration"),
+            ("--host unix:a --tap nv0 --peer-tap nv1", "--peer-tap"),
+            ("--host unix:a --tap nv0 --churn 1s", "--churn"),
+            ("--host unix:a --vf mana", "--vf"),
+            ("--host unix:a --disks 1", "--disks"),
+            ("--host unix:a --timeline a.svg", "--timeline"),
+            ("--tap nv0 --stats-interval 1s", "--stats-interval"),
         ] {
             let text = refused(line);
             assert!(text.contains(word) && text.contains("netvsc run"), "{line}: {text}");
@@ -494,6 +561,7 @@ mod tests {
             ("--size 0", "zero"),
             ("--size 3parsecs", "MiB"),
             ("--host hyperv", "embedded"),
+            ("--host unix:", "unix:PATH"),
             ("--vf none", "mana"),
             ("--disks 17", "16"),
             ("--tap sixteen-bytes-xx", "at most 15 bytes"),

@@ -140,6 +140,12 @@ pub enum Error {
     /// A device could not change its driver.
     #[error(transparent)]
     Bind(#[from] netvsc_linux::uio::BindError),
+    /// Nobody can listen there.
+    #[error(transparent)]
+    Listen(#[from] netvsc_linux::socket::ListenError),
+    /// The host in another process is not there, or is gone.
+    #[error("{0}")]
+    Remote(String),
     /// A TAP could not be opened or used.
     #[error(transparent)]
     Tap(#[from] TapError),

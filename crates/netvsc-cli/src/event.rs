@@ -64,6 +64,41 @@ pub enum What {
         /// The seed of the run.
         seed: u64,
     },
+    /// A host waits for guests.
+    Listening {
+        /// At which path.
+        path: String,
+    },
+    /// A guest has shared its memory with the host.
+    GuestArrived {
+        /// Pages of 4,096 bytes.
+        pages: usize,
+    },
+    /// A guest is gone.
+    GuestLeft {
+        /// Why.
+        why: String,
+        /// Whether everything that was its is given back.
+        clean: bool,
+    },
+    /// The host is gone.
+    HostLeft {
+        /// Why.
+        why: String,
+        /// Pages that the guest has not given back: 0.
+        pages_kept: usize,
+    },
+    /// How many frames and bytes went where so far.
+    Statistics {
+        /// Frames from the guest's side, by the synthetic path.
+        tx_synthetic: u64,
+        /// Frames from the guest's side, by VFs.
+        tx_vf: u64,
+        /// Frames to the guest's side, by any path.
+        rx: u64,
+        /// Frames that were dropped because whoever should take them did not.
+        refused: u64,
+    },
     /// The bus is up.
     Connected {
         /// VMBus version.
@@ -254,6 +289,22 @@ impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host { host, reason, seed } => write!(f, "host: {host} ({reason}), seed {seed}"),
+            Self::Listening { path } => write!(f, "listening at {path}"),
+            Self::GuestArrived { pages } => {
+                write!(f, "a guest is here with {pages} pages of memory")
+            }
+            Self::GuestLeft { why, clean } => {
+                let rest = if *clean { "" } else { "; something of its memory is still in use" };
+                write!(f, "the guest is gone: {why}{rest}")
+            }
+            Self::HostLeft { why, pages_kept: 0 } => write!(f, "the host is gone: {why}"),
+            Self::HostLeft { why, pages_kept } => {
+                write!(f, "the host is gone: {why}; {pages_kept} pages are still in use")
+            }
+            Self::Statistics { tx_synthetic, tx_vf, rx, refused } => write!(
+                f,
+                "frames: {tx_synthetic} out on the synthetic path, {tx_vf} on VFs, {rx} in, {refused} refused"
+            ),
             Self::Connected { version } => write!(f, "VMBus {version} is up"),
             Self::NicOffered { nic, instance } => write!(f, "nic{nic}: offered as {instance}"),
             Self::NicReady { nic, mac, nvsp, mtu } => {

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
 fn carry_out(command: &Command) -> Result<ExitCode, Error> {
     match command {
         Command::Run(args) => return netvsc_cli::run::run(args),
+        Command::Host(args) => return netvsc_cli::host::run(args),
         Command::Sim(args) => return netvsc_cli::sim::run(args),
         Command::Check(args) => return netvsc_cli::check::run(args),
         Command::List(args) => inspect::list(args)?,

@@ -48,6 +48,12 @@ impl Report {
         }
     }
 
+    /// Lines, whatever standard output is: JSON if asked for, sentences otherwise. For what runs on.
+    #[must_use]
+    pub fn plain(json: bool) -> Self {
+        if json { Self::Json } else { Self::Plain }
+    }
+
     /// Tells an event.
     ///
     /// # Errors

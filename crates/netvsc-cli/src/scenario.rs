@@ -127,6 +127,13 @@ impl Script {
         Self { steps, repeat: true, ..Self::quiet(serial) }
     }
 
+    /// The same, with nothing that happens before `now`.
+    #[must_use]
+    pub fn starting(mut self, now: Instant) -> Self {
+        self.phase = Phase::Waiting { since: now };
+        self
+    }
+
     /// The serial that the VF has, or had last.
     #[must_use]
     pub fn serial(&self) -> Serial {

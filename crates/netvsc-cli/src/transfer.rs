@@ -23,7 +23,7 @@ use vmbus::Instant;
 use crate::error::Error;
 
 /// TCP port at which the receiving end listens.
-const PORT: u16 = 5201;
+pub(crate) const PORT: u16 = 5201;
 /// Send and receive buffer of a TCP socket, in bytes: enough for the wire's rate times its round trip.
 const SOCKET_BUFFER: usize = 256 * 1024;
 /// Frames that a stack may have waiting to go out.
@@ -31,7 +31,7 @@ const SEND_QUEUE: usize = 64;
 /// Longest frame without VLAN tag and checksum, in bytes.
 pub const FRAME_SIZE: usize = 1514;
 
-fn stack_error(error: impl std::fmt::Display) -> Error {
+pub(crate) fn stack_error(error: impl std::fmt::Display) -> Error {
     Error::Run(format!("the TCP stack refuses: {error}"))
 }
 
@@ -95,8 +95,25 @@ impl Endpoint {
         self.interface = interface(self.mac, self.address, self.seed, &mut self.frames, now);
     }
 
-    fn socket(&mut self) -> &mut tcp::Socket<'static> {
+    pub(crate) fn socket(&mut self) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(self.socket)
+    }
+
+    /// Calls the stack at `address`.
+    pub(crate) fn connect(&mut self, address: Ipv4Address) -> Result<(), Error> {
+        let context = self.interface.context();
+        self.sockets
+            .get_mut::<tcp::Socket<'_>>(self.socket)
+            .connect(context, (IpAddress::Ipv4(address), PORT), 49152)
+            .map_err(stack_error)
+    }
+
+    /// Gives the stack one more address, with the same width.
+    pub(crate) fn also_at(&mut self, address: Ipv4Address) {
+        self.interface.update_ip_addrs(|addresses| {
+            // The list holds at least two addresses.
+            let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 24));
+        });
     }
 
     /// Lets the stack take in what came and send what it has to.
@@ -195,7 +212,7 @@ impl Source {
     }
 
     /// Fills `buffer`, or as much of it as there is data for.
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         let room = usize::try_from(self.left()).unwrap_or(usize::MAX).min(buffer.len());
         let buffer = &mut buffer[..room];
         match self {
@@ -237,12 +254,7 @@ impl Transfer {
         address: Ipv4Address,
     ) -> Result<Self, Error> {
         receiver.socket().listen(PORT).map_err(stack_error)?;
-        let context = sender.interface.context();
-        sender
-            .sockets
-            .get_mut::<tcp::Socket<'_>>(sender.socket)
-            .connect(context, (IpAddress::Ipv4(address), PORT), 49152)
-            .map_err(stack_error)?;
+        sender.connect(address)?;
         Ok(Self {
             total: source.left(),
             source,

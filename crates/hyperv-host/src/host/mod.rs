@@ -5,6 +5,7 @@
 
 mod device;
 mod nic;
+mod registers;
 mod vf;
 
 pub use device::DeviceSpec;
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use netvsc::{MacAddress, Path};
+use vmbus::memory::SharedPages;
 use vmbus::message::{NIC_CLASS, Payload};
 use vmbus::time::earliest;
 use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant, Pfn, Serial};
@@ -25,6 +27,7 @@ use crate::pci::{MOST_PORTS, PciPolicy, PciService, SlotTaken};
 use crate::switch::{Offered, PortConfig, PortCounters, PortId, Switch};
 use crate::vf::{VfCounters, VfFeatures, VfWindow};
 use device::HostPci;
+use registers::RegisterPool;
 
 /// A NIC to be offered.
 #[derive(Clone, Debug)]
@@ -131,6 +134,9 @@ pub enum ActError {
     /// More NICs than a function of several ports has ports, or none.
     #[error("{0} ports on one function: expected 1 to {MOST_PORTS}")]
     Ports(usize),
+    /// Every page that the host was given for registers is in use.
+    #[error("no page is left for the registers of another port")]
+    NoRegisters,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +181,8 @@ pub struct Host {
     events: VecDeque<HostEvent>,
     pci_policy: PciPolicy,
     vf_features: VfFeatures,
+    /// Where the registers of VFs are, if the guest has to find them in other memory than this process's own.
+    registers: Option<RegisterPool>,
 }
 
 impl std::fmt::Debug for Host {
@@ -197,7 +205,14 @@ impl Host {
             events: VecDeque::new(),
             pci_policy: pci,
             vf_features: VfFeatures::all(),
+            registers: None,
         }
+    }
+
+    /// Puts the registers of VFs that come from now on into these pages, one for each port. A page is known by its frame
+    /// number; the registers of a port that is gone are used again as late as can be.
+    pub fn put_registers_into(&mut self, pages: SharedPages) {
+        self.registers = Some(RegisterPool::new(pages));
     }
 
     /// Chooses what VFs that come from now on do to frames: everything, unless it is said.

@@ -141,7 +141,16 @@ impl Host {
             }
             let (mac, features) = (mac.unwrap_or(entry.service.mac()), self.vf_features);
             let config = VfConfig { mac, link: true, features };
-            ports.push(HostPort { nic: *nic, device: VfDevice::new(config, self.memory.clone()) });
+            let device = match &mut self.registers {
+                None => VfDevice::new(config, self.memory.clone()),
+                Some(pool) => {
+                    let taken = self.devices.iter().flat_map(|device| &device.ports).chain(&ports);
+                    let page = pool.page(taken.map(|port| port.device.window().registers));
+                    let page = page.ok_or(ActError::NoRegisters)?;
+                    VfDevice::with_registers(config, self.memory.clone(), page)
+                }
+            };
+            ports.push(HostPort { nic: *nic, device });
         }
         let mut service = PciService::new(self.pci_policy.clone());
         service.add_device(function, now)?;

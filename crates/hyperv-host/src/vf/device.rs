@@ -187,7 +187,17 @@ impl VfDevice {
     /// A device that is turned off. `memory` is what it may read and write.
     #[must_use]
     pub fn new(config: VfConfig, memory: Arc<dyn GuestMemory>) -> Self {
-        let registers = SharedPages::from_heap(&[Pfn(0)]);
+        Self::with_registers(config, memory, SharedPages::from_heap(&[Pfn(0)]))
+    }
+
+    /// The same with registers on a page that is the device's from here on, where a guest in another process can map it.
+    #[must_use]
+    pub fn with_registers(
+        config: VfConfig,
+        memory: Arc<dyn GuestMemory>,
+        registers: SharedPages,
+    ) -> Self {
+        registers.fill(0);
         let [a, b, c, d, e, f] = config.mac.0;
         store(&registers, ID, DEVICE_ID);
         store(&registers, MAC_LOW, u32::from_le_bytes([a, b, c, d]));

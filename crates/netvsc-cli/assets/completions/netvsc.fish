@@ -27,6 +27,7 @@ end
 complete -c netvsc -n "__fish_netvsc_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_needs_command" -s V -l version -d 'Print version'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "run" -d 'Bring up the NICs, pair them with their VFs and carry traffic'
+complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "host" -d 'Be the simulated host, for a guest in another process'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "sim" -d 'Run whole systems from seeds and check what must always hold'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "list" -d 'List the NICs of this Linux guest with their VFs'
 complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "show" -d 'Show everything about a pair: facts with their sources, both interfaces side by side, the kernel\'s last words'
@@ -45,8 +46,7 @@ complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "help" -d 'Print this 
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l transfer -d 'Send this file over every NIC instead of generated data' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l size -d 'How much generated data to send per NIC' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l seed -d 'Repeat a run exactly: the same number gives the same events' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l host -d 'Which host to run against' -r -f -a "auto\t'The best that this machine has; today always the embedded one, and the program says so'
-embedded\t'The host inside this program: works on any machine'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l host -d 'Which host to run against: auto, embedded, or unix:PATH' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l pcap -d 'Write every frame to this file, as pcapng' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l timeline -d 'Draw what happened into this file, as SVG for a browser' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf -d 'How the NICs get their VFs' -r -f -a "own\t'Each NIC has a function of its own, with the serial number that its association names'
@@ -56,9 +56,19 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l disks -d 'NVMe dis
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l tap -d 'Attach the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l peer-tap -d 'Attach the far side of the virtual switch to this TAP interface' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l churn -d 'How often VFs leave or return; 0 = never' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l stats-interval -d 'Print how many frames went where, this often; 0 = never' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l duration -d 'Stop after this time instead of at Ctrl-C' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l json -d 'Print events as JSON lines; the last line is the summary'
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l listen -d 'Where guests connect: the path of a Unix socket' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l nics -d 'NICs that the host offers, each with a VF' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l peer-tap -d 'Attach the wire of the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l churn -d 'How often VFs leave or return; 0 = never' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l seed -d 'Chooses identities, MACs and delays' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l stats-interval -d 'Print how many frames went where, this often; 0 = never' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l duration -d 'Stop after this time instead of at Ctrl-C' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l json -d 'Print events as JSON lines'
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l seeds -d 'Which seeds: from the first to the one before the second' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l profile -d 'What the host does, and to how many NICs' -r -f -a "smoke\t'1 to 4 NICs; VFs are ejected, torn away, and come back, links go down: a little of everything'
 azure-boot\t'1 to 8 NICs that come up, with long delays and everything in any order, and nothing after that'
@@ -211,19 +221,20 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l restore -d 'Give 
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l dry-run -d 'Show every write and make none'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l force -d 'Take it although a default route or this session goes through it'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "run" -d 'Bring up the NICs, pair them with their VFs and carry traffic'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "sim" -d 'Run whole systems from seeds and check what must always hold'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "list" -d 'List the NICs of this Linux guest with their VFs'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "show" -d 'Show everything about a pair: facts with their sources, both interfaces side by side, the kernel\'s last words'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "explain" -d 'Explain in sentences why something is or is not a pair'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "check" -d 'Find what is wrong with NICs and VFs, say why, and mend it'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "resolve" -d 'Print one word about a pair, for scripts'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "lsvmbus" -d 'List all devices on VMBus'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "watch" -d 'Print what happens to the pairs of this Linux guest, as it happens'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "collect" -d 'Put everything that the other verbs read into one archive'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "udev" -d 'Say what a network device is, as properties for udev'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "install" -d 'Put udev rules, units, completions and man pages in place'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "uninstall" -d 'Take away what `install` put in place'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "completions" -d 'Print the completions of a shell'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "bind" -d 'Give a NIC to user space, or back to the kernel'
-complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "run" -d 'Bring up the NICs, pair them with their VFs and carry traffic'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "host" -d 'Be the simulated host, for a guest in another process'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "sim" -d 'Run whole systems from seeds and check what must always hold'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "list" -d 'List the NICs of this Linux guest with their VFs'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "show" -d 'Show everything about a pair: facts with their sources, both interfaces side by side, the kernel\'s last words'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "explain" -d 'Explain in sentences why something is or is not a pair'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "check" -d 'Find what is wrong with NICs and VFs, say why, and mend it'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "resolve" -d 'Print one word about a pair, for scripts'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "lsvmbus" -d 'List all devices on VMBus'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "watch" -d 'Print what happens to the pairs of this Linux guest, as it happens'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "collect" -d 'Put everything that the other verbs read into one archive'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "udev" -d 'Say what a network device is, as properties for udev'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "install" -d 'Put udev rules, units, completions and man pages in place'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "uninstall" -d 'Take away what `install` put in place'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "completions" -d 'Print the completions of a shell'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "bind" -d 'Give a NIC to user space, or back to the kernel'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

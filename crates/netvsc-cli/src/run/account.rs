@@ -42,7 +42,7 @@ impl Account {
     /// Adds up what host and guest counted. Meaningful once nothing is on its way any more.
     #[must_use]
     pub fn take<M: Machine>(host: &Host, guest: &Guest<M>) -> Self {
-        let mut account = Self { blackouts: guest.blackouts().clone(), ..Self::default() };
+        let mut account = Self::of_guest(guest);
         for number in 0..guest.nics() {
             if let Some(port) = host.port_counters(number) {
                 account.arrived += port.synthetic.from_guest + port.vf.from_guest;
@@ -54,6 +54,31 @@ impl Account {
             account.perished.received_surprise += perished.received_surprise;
             account.perished.sent_orderly += perished.sent_orderly;
             account.perished.received_orderly += perished.received_orderly;
+        }
+        account
+    }
+
+    /// The same for a host in another process, which has said what it counted.
+    #[must_use]
+    pub fn remote<M: Machine>(host: netvsc_linux::socket::Account, guest: &Guest<M>) -> Self {
+        Self {
+            arrived: host.arrived,
+            given: host.given,
+            dropped: host.dropped,
+            perished: Perished {
+                sent_surprise: host.sent_surprise,
+                received_surprise: host.received_surprise,
+                sent_orderly: host.sent_orderly,
+                received_orderly: host.received_orderly,
+            },
+            ..Self::of_guest(guest)
+        }
+    }
+
+    /// What the guest counted.
+    fn of_guest<M: Machine>(guest: &Guest<M>) -> Self {
+        let mut account = Self { blackouts: guest.blackouts().clone(), ..Self::default() };
+        for number in 0..guest.nics() {
             let counters = guest.counters(number);
             account.accepted += counters.frames_accepted;
             account.passed_up += counters.frames_received;

@@ -3,8 +3,6 @@
 //! The first NIC carries what the kernel sends into one TAP; behind the virtual switch is a second TAP, or a small stack
 //! that answers pings. Host and guest are those of the default run, on the kernel's clock.
 
-use std::collections::VecDeque;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -12,7 +10,7 @@ use std::time::{Duration, Instant as Clock};
 
 use hyperv_host::switch::Offered;
 use netvsc::MacAddress;
-use netvsc_linux::{Tap, TapError, TapName};
+use netvsc_linux::TapName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use smoltcp::wire::Ipv4Address;
@@ -25,93 +23,16 @@ use crate::args::RunArgs;
 use crate::capture::Capture;
 use crate::error::Error;
 use crate::guest::Sending;
+use crate::line::Line;
 use crate::report::Report;
 use crate::scenario::Script;
-use crate::stop::stop_signal;
+use crate::stop::{asked_to_stop, stop_signal};
 use crate::transfer::Endpoint;
 
-/// Longest frame that a TAP without offloads gives, and one byte more: an MTU of 65,521 and its header.
-const BUFFER: usize = 65_536 + 64;
-/// Frames taken from a TAP before the rest of the world gets its turn.
-const BURST: usize = 64;
-/// Frames that may wait for a TAP.
-const BACKLOG: usize = 4096;
 /// How long frames may take to come to rest at the end.
 const REST: Duration = Duration::from_secs(2);
 /// Address of the stack behind the switch where there is no second TAP.
 const PEER: Ipv4Address = Ipv4Address::new(192, 0, 2, 2);
-
-/// One TAP with the frames that wait for it and the one frame of it that found no room.
-struct Line {
-    tap: Tap,
-    /// For the kernel.
-    waiting: VecDeque<Vec<u8>>,
-    spare: Vec<Vec<u8>>,
-    /// From the kernel, refused for now.
-    held: Vec<u8>,
-    /// Frames that the kernel did not take because the TAP was down or its backlog full.
-    refused: u64,
-}
-
-impl Line {
-    fn open(name: &TapName) -> Result<Self, Error> {
-        let tap = Tap::open(name)?;
-        let held = Vec::with_capacity(BUFFER);
-        Ok(Self { tap, waiting: VecDeque::new(), spare: Vec::new(), held, refused: 0 })
-    }
-
-    /// A frame for the kernel.
-    fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
-        if self.waiting.len() >= BACKLOG {
-            self.refused += 1;
-            return;
-        }
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.clear();
-        fill(&mut buffer);
-        self.waiting.push_back(buffer);
-    }
-
-    /// Hands the kernel what waits for it.
-    fn drain(&mut self) -> Result<bool, Error> {
-        let mut moved = false;
-        while let Some(frame) = self.waiting.front() {
-            match self.tap.write_frame(frame) {
-                Ok(true) => {}
-                Ok(false) => break,
-                // A TAP that is down, as while it moves to another namespace, is a cable that is not plugged in.
-                Err(TapError::Down { .. } | TapError::FrameLength { .. }) => self.refused += 1,
-                Err(error) => return Err(error.into()),
-            }
-            moved = true;
-            self.spare.extend(self.waiting.pop_front());
-        }
-        Ok(moved)
-    }
-
-    /// Takes frames from the kernel until there are no more, a burst is over, or `take` refuses one, which is then held.
-    fn fetch(&mut self, mut take: impl FnMut(&[u8]) -> Sending) -> Result<bool, Error> {
-        let mut moved = false;
-        for _ in 0..BURST {
-            if self.held.is_empty() {
-                self.held.resize(BUFFER, 0);
-                match self.tap.read_frame(&mut self.held)? {
-                    Some(len) => self.held.truncate(len),
-                    None => {
-                        self.held.clear();
-                        break;
-                    }
-                }
-            }
-            if let Sending::Later = take(&self.held) {
-                break;
-            }
-            self.held.clear();
-            moved = true;
-        }
-        Ok(moved)
-    }
-}
 
 /// What is behind the switch.
 enum Far {
@@ -170,11 +91,11 @@ impl Session {
         let now = Instant::ZERO;
         let plan = Plan::new(args.seed, NICS, true);
         let mac = plan.nics.first().map_or(plan.emulated, |nic| nic.nic.mac);
-        near.tap.set_mac(mac)?;
-        near.tap.set_up(true)?;
+        near.tap().set_mac(mac)?;
+        near.tap().set_up(true)?;
         let far = match far {
             Some(line) => {
-                line.tap.set_up(true)?;
+                line.tap().set_up(true)?;
                 Far::Line(Box::new(line))
             }
             None => Far::Stack(Box::new(Endpoint::new(PEER_MAC, PEER, args.seed, now))),
@@ -314,30 +235,16 @@ impl Session {
         let timeout = span.and_then(|span| Timespec::try_from(span).ok());
         // A frame that found no room waits for the other side, not for the kernel.
         let ready = self.ready;
-        let flags = |line: &Line| {
-            let mut flags = PollFlags::empty();
-            if ready && line.held.is_empty() {
-                flags |= PollFlags::IN;
-            }
-            if !line.waiting.is_empty() {
-                flags |= PollFlags::OUT;
-            }
-            flags
-        };
         let mut fds = vec![
             PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.near.tap.as_fd(), flags(&self.near)),
+            PollFd::from_borrowed_fd(self.near.as_fd(), self.near.wanted(ready)),
         ];
         if let Far::Line(line) = &self.far {
-            fds.push(PollFd::from_borrowed_fd(line.tap.as_fd(), flags(line)));
+            fds.push(PollFd::from_borrowed_fd(line.as_fd(), line.wanted(ready)));
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(Error::System { doing: "wait for frames", source: error.into() }),
         }
     }
-}
-
-fn asked_to_stop(mut stop: &UnixStream) -> bool {
-    matches!(stop.read(&mut [0; 16]), Ok(count) if count > 0)
 }

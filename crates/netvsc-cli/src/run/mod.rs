@@ -3,6 +3,7 @@
 mod account;
 mod kernel;
 mod plan;
+mod remote;
 mod simulation;
 pub(crate) mod stage;
 
@@ -34,9 +35,10 @@ const VMBUS_DEVICES: &str = "/sys/bus/vmbus/devices";
 /// What stood in the way, or why the run was not good.
 pub fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     let capture = args.pcap.as_deref().map(Capture::create).transpose()?;
-    let done = match &args.tap {
-        Some(tap) => kernel::run(args, tap, capture.as_ref()),
-        None => transfer(args, capture.as_ref()),
+    let done = match (&args.host, &args.tap) {
+        (HostChoice::Unix(path), _) => remote::run(args, path, capture.as_ref()),
+        (_, Some(tap)) => kernel::run(args, tap, capture.as_ref()),
+        (_, None) => transfer(args, capture.as_ref()),
     };
     // What was captured is worth having above all when the run was not good.
     let written = capture.map_or(Ok(()), |capture| capture.finish());
@@ -44,9 +46,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Error> {
 }
 
 /// Why the embedded host is used.
-fn host_reason(choice: HostChoice) -> String {
+fn host_reason(choice: &HostChoice) -> String {
     match choice {
-        HostChoice::Embedded => "asked for".into(),
+        HostChoice::Embedded | HostChoice::Unix(_) => "asked for".into(),
         HostChoice::Auto if FilePath::new(VMBUS_DEVICES).is_dir() => {
             "this machine has a VMBus, but its NICs cannot be driven from user space yet".into()
         }
@@ -56,7 +58,7 @@ fn host_reason(choice: HostChoice) -> String {
 
 /// The first event of every run.
 fn host_event(args: &RunArgs) -> What {
-    What::Host { host: "embedded", reason: host_reason(args.host), seed: args.seed }
+    What::Host { host: "embedded", reason: host_reason(&args.host), seed: args.seed }
 }
 
 fn transfer(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode, Error> {

@@ -111,7 +111,10 @@ impl Recorder {
         self.end = self.end.max(event.at);
         let (kind, nic) = match &event.what {
             What::Host { .. } | What::Connected { .. } | What::Ignored { .. } => return,
-            What::NicOffered { .. } | What::TransferDone { .. } => return,
+            What::NicOffered { .. } | What::TransferDone { .. } | What::Statistics { .. } => return,
+            // Runs with a host in another process are not drawn.
+            What::Listening { .. } | What::GuestArrived { .. } => return,
+            What::GuestLeft { .. } | What::HostLeft { .. } => return,
             What::NicReady { nic, .. } => {
                 return self.turn(*nic, event, Some(Path::Synthetic), "the NIC is ready");
             }

@@ -1,0 +1,16 @@
+//! A guest and a host in two processes: what each side does around `netvsc_linux::socket`.
+
+mod guest;
+mod host;
+
+pub(crate) use guest::{Gone, RemoteGuest};
+pub(crate) use host::{Attention, RemoteHost};
+
+use std::time::Duration;
+
+/// How long either side waits for the other's next word while they meet.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Page frame number of the first page of a guest's memory.
+const FIRST_FRAME: u64 = 0x100;
+/// Pages of registers that a host shows: ports of VFs that there can be at a time.
+const REGISTER_PAGES: u32 = 64;

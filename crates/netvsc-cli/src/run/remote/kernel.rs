@@ -1,0 +1,214 @@
+//! With a TAP: the kernel's own TCP/IP is the traffic. The interface stays while hosts come and go.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant as Clock};
+
+use netvsc_linux::TapName;
+use rustix::event::PollFlags;
+use vmbus::Instant;
+use vmbus::time::earliest;
+
+use super::{Session, host_event, summarize};
+use crate::args::RunArgs;
+use crate::capture::Capture;
+use crate::error::Error;
+use crate::event::What;
+use crate::line::Line;
+use crate::notify;
+use crate::report::Report;
+use crate::stop::asked_to_stop;
+
+/// How long frames may take to come to rest at the end.
+const REST: Duration = Duration::from_secs(2);
+/// How soon another host is looked for after one has gone, at first; twice as late each time.
+const SOON: Duration = Duration::from_millis(20);
+/// And at the latest.
+const LATE: Duration = Duration::from_secs(1);
+/// Time between two looks of the live view.
+const VIEW: Duration = Duration::from_millis(100);
+
+/// Runs until a signal or the end of `--duration`.
+pub(super) fn run(
+    args: &RunArgs,
+    path: &Path,
+    tap: &TapName,
+    capture: Option<&Capture>,
+    stop: &UnixStream,
+) -> Result<ExitCode, Error> {
+    let near = Line::open(tap)?;
+    let mut run = Run {
+        session: Session::new(path),
+        near,
+        ready: false,
+        capture,
+        patience: SOON,
+        try_at: None,
+        next_statistics: None,
+        args,
+    };
+    // The first host has to be there; others are waited for.
+    run.session.connect(capture)?;
+    let mut report = Report::choose(args.json);
+    run.session.tell(host_event(args));
+    notify::ready();
+    let served = run.serve(stop, &mut report);
+    notify::stopping();
+    served?;
+    let concluded = run.session.conclude();
+    run.session.report(&mut report)?;
+    let elapsed = run.session.started.elapsed();
+    // The interface goes back to what it was before the verdict.
+    drop(run);
+    if let Some((account, facts)) = concluded {
+        summarize(&mut report, &account, facts, elapsed)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Run<'a> {
+    session: Session,
+    near: Line,
+    /// The first NIC can carry frames. Before that, the kernel keeps what it has: this is a cable that is not plugged in.
+    ready: bool,
+    capture: Option<&'a Capture>,
+    /// How long until another host is looked for.
+    patience: Duration,
+    /// When that is, while there is none.
+    try_at: Option<Instant>,
+    next_statistics: Option<Instant>,
+    args: &'a RunArgs,
+}
+
+impl Run<'_> {
+    fn serve(&mut self, stop: &UnixStream, report: &mut Report) -> Result<(), Error> {
+        let end = self.args.duration.map(|span| Instant::ZERO + span.0);
+        let every = self.args.stats_interval.0;
+        self.next_statistics = (!every.is_zero()).then(|| self.session.now() + every);
+        let mut last_view = Clock::now();
+        loop {
+            let now = self.session.now();
+            let moved = self.step(now, true)?;
+            self.statistics(now);
+            self.session.report(report)?;
+            if report.is_live() && last_view.elapsed() > VIEW {
+                report.nics(&self.session.views());
+                last_view = Clock::now();
+            }
+            if end.is_some_and(|end| now >= end) || asked_to_stop(stop) {
+                break;
+            }
+            if !moved {
+                let at = [end, self.try_at, self.next_statistics].into_iter().fold(None, earliest);
+                let others = [
+                    (stop.as_fd(), PollFlags::IN),
+                    (self.near.as_fd(), self.near.wanted(self.ready)),
+                ];
+                self.session.wait(now, at, &others)?;
+            }
+        }
+        self.come_to_rest()
+    }
+
+    /// Lets what is on its way arrive; takes nothing more from the kernel.
+    fn come_to_rest(&mut self) -> Result<(), Error> {
+        let by = self.session.now() + REST;
+        loop {
+            let now = self.session.now();
+            let moved = self.step(now, false)?;
+            if (self.session.is_quiet() && !moved) || now > by {
+                return Ok(());
+            }
+            if !moved {
+                self.session.wait(now, Some(by), &[])?;
+            }
+        }
+    }
+
+    /// Does all that can be done now. `open` is whether the kernel's frames are taken and hosts are looked for.
+    fn step(&mut self, now: Instant, open: bool) -> Result<bool, Error> {
+        if self.session.remote.is_none() {
+            return Ok(open && self.look_for_host(now)?);
+        }
+        let near = &mut self.near;
+        let settled = self.session.settle(now, &mut |nic, fill| {
+            if nic == 0 {
+                near.push(fill);
+            }
+        });
+        let mut moved = match settled {
+            Ok(moved) => moved,
+            Err(gone) => {
+                self.session.dissolve(&gone);
+                self.ready = false;
+                (self.patience, self.try_at) = (SOON, Some(now));
+                return Ok(true);
+            }
+        };
+        moved |= self.near.drain()?;
+        for event in &self.session.events {
+            if let What::NicReady { nic: 0, mac, mtu, .. } = &event.what
+                && !self.ready
+            {
+                self.ready = true;
+                let tap = self.near.tap();
+                if tap.mac()? != *mac {
+                    // Some kernels change it only while the interface is down.
+                    tap.set_mac(*mac)?;
+                }
+                // One that was moved into another namespace is its owner's to set.
+                if let Ok(current) = tap.mtu()
+                    && current > *mtu
+                {
+                    tap.set_mtu(*mtu)?;
+                }
+                let _ = tap.set_up(true);
+            }
+        }
+        let Some(remote) = &mut self.session.remote else { return Ok(moved) };
+        if open && self.ready {
+            let guest = &mut remote.guest;
+            if self.near.fetch(|frame| guest.transmit(0, frame, now))? {
+                guest.flush(0);
+                moved = true;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Looks for another host if it is time to.
+    fn look_for_host(&mut self, now: Instant) -> Result<bool, Error> {
+        if self.try_at.is_some_and(|at| at > now) {
+            return Ok(false);
+        }
+        match self.session.connect(self.capture) {
+            Ok(()) => {
+                self.try_at = None;
+                self.session.tell(host_event(self.args));
+                Ok(true)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no host yet");
+                self.try_at = Some(now + self.patience);
+                self.patience = (self.patience * 2).min(LATE);
+                Ok(false)
+            }
+        }
+    }
+
+    fn statistics(&mut self, now: Instant) {
+        let Some(at) = self.next_statistics.filter(|at| *at <= now) else { return };
+        self.next_statistics = Some(at.max(now) + self.args.stats_interval.0);
+        let Some(remote) = &self.session.remote else { return };
+        let counters = remote.guest.counters(0);
+        let what = What::Statistics {
+            tx_synthetic: counters.frames_synthetic,
+            tx_vf: counters.frames_vf,
+            rx: counters.frames_received,
+            refused: self.near.refused(),
+        };
+        self.session.tell(what);
+    }
+}
