@@ -57,6 +57,8 @@ pub(super) struct Control {
     replies: VecDeque<Reply>,
     /// Bytes of these messages.
     bytes: usize,
+    /// The guest was asked whether it is there, under this number, and has not answered.
+    asked: Option<u32>,
 }
 
 impl Control {
@@ -98,6 +100,12 @@ impl Control {
                 field.copy_from_slice(&length.to_le_bytes());
             }
         }
+    }
+
+    /// Asks the guest whether it is there, under this number.
+    pub(super) fn keep_alive(&mut self, request_id: u32, now: Instant) {
+        self.asked = Some(request_id);
+        self.push(HostMessage::KeepAlive { request_id }, now);
     }
 
     fn push(&mut self, message: HostMessage<'_>, due: Instant) {
@@ -227,6 +235,11 @@ impl NicService {
             GuestMessage::KeepAlive { request_id } => {
                 let status = Status::SUCCESS;
                 link.control.push(HostMessage::KeepAliveComplete { request_id, status }, due);
+            }
+            GuestMessage::KeepAliveComplete { request_id, status } => {
+                let asked = link.control.asked.take_if(|asked| *asked == request_id).is_some();
+                self.counters.keep_alive_answers += u64::from(asked && status == Status::SUCCESS);
+                self.counters.unasked_answers += u64::from(!asked);
             }
             GuestMessage::Reset => match self.config.policy.reset {
                 ResetAnswer::Fail => return Err(NicServiceError::Reset),

@@ -42,6 +42,12 @@ pub struct NicCounters {
     pub unheard: u64,
     /// RNDIS requests.
     pub control_requests: u64,
+    /// Times the guest was asked whether it is there.
+    pub keep_alives: u64,
+    /// Times it answered that.
+    pub keep_alive_answers: u64,
+    /// Answers to questions that were not asked, or were answered before.
+    pub unasked_answers: u64,
     /// RNDIS messages to the guest.
     pub control_messages: u64,
     /// Sub-channels that were opened.

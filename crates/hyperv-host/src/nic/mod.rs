@@ -256,6 +256,17 @@ impl NicService {
         }
     }
 
+    /// Asks the guest whether it is there, as RNDIS lets either side ask. A guest that is not up is not asked. Poll
+    /// afterwards; [`NicCounters::keep_alive_answers`] counts the answer.
+    pub fn keep_alive(&mut self, now: Instant) {
+        if let Some(link) = &mut self.link
+            && link.control.is_operational()
+        {
+            self.counters.keep_alives += 1;
+            link.control.keep_alive(self.counters.keep_alives as u32, now);
+        }
+    }
+
     /// Tells the guest, out of turn, that the data path is `path`. No real host says "VF". Poll afterwards.
     pub fn send_notice(&mut self, path: Path) {
         self.association.notice(path);

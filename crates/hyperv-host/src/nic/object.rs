@@ -43,7 +43,10 @@ impl NicService {
             Oid::CURRENT_ADDRESS => {
                 Ok(link.control.address().unwrap_or(self.config.mac).0.to_vec())
             }
-            Oid::FRIENDLY_NAME => Ok(encode_friendly_name("Network Adapter")),
+            Oid::FRIENDLY_NAME => {
+                let name = self.config.name.as_deref().ok_or(Status::NOT_SUPPORTED)?;
+                Ok(encode_friendly_name(name))
+            }
             Oid::OFFLOAD_CURRENT_CONFIG => Ok(self.offload_config(link)),
             Oid::OFFLOAD_HARDWARE_CAPABILITIES => {
                 let policy = &self.config.policy.offloads;

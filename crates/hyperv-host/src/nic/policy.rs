@@ -180,6 +180,8 @@ impl Default for NicPolicy {
 pub struct NicServiceConfig {
     /// Permanent address.
     pub mac: MacAddress,
+    /// What the administrator calls the NIC, as the guest is told. `None`: this host has no names for them.
+    pub name: Option<String>,
     /// Link speed in bits per second, as the guest is told. The wire has its own rate.
     pub link_speed: u64,
     /// Whether the link is up at start.
@@ -192,6 +194,12 @@ impl NicServiceConfig {
     /// A NIC with a link of 10 Gbit/s that is up, and default behaviour.
     #[must_use]
     pub fn new(mac: MacAddress) -> Self {
-        Self { mac, link_speed: 10_000_000_000, link_up: true, policy: NicPolicy::default() }
+        Self {
+            mac,
+            name: Some("Network Adapter".into()),
+            link_speed: 10_000_000_000,
+            link_up: true,
+            policy: NicPolicy::default(),
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::stop::Stopping;
 use super::{Nic, NicError, NicEvent, Stage, Step};
 use crate::mac::MacAddress;
 use crate::nvsp;
+use crate::rndis::object::friendly_name;
 use crate::rndis::offload::OffloadCapabilities;
 use crate::rndis::scaling::ScalingCapabilities;
 use crate::rndis::{
@@ -19,8 +20,17 @@ use crate::rndis::{
 };
 
 /// What is asked of the host before frames flow. All at once; only the first has to be known to every host.
-const QUESTIONS: [Oid; 4] =
-    [Oid::PERMANENT_ADDRESS, Oid::MAXIMUM_FRAME_SIZE, Oid::MEDIA_CONNECT_STATUS, Oid::LINK_SPEED];
+const QUESTIONS: [Oid; 5] = [
+    Oid::PERMANENT_ADDRESS,
+    Oid::MAXIMUM_FRAME_SIZE,
+    Oid::MEDIA_CONNECT_STATUS,
+    Oid::LINK_SPEED,
+    Oid::FRIENDLY_NAME,
+];
+/// Nothing waits for the answer to this question: a name is not worth it.
+const NAME: Step = Step::Query(Oid::FRIENDLY_NAME);
+/// Bytes of a name that are looked at: as many as hosts send.
+const MOST_NAME: usize = 512;
 /// Unit of link speeds, in bit/s.
 const SPEED_UNIT: u64 = 100;
 
@@ -55,6 +65,15 @@ impl Control {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
         self.queue.push_back(bytes);
+    }
+
+    /// Queues the answer to a question of the host, unless so many messages wait already.
+    fn answer(&mut self, message: &GuestMessage<'_>, most: usize) -> bool {
+        let taken = self.queue.len() < most;
+        if taken {
+            self.push(message);
+        }
+        taken
     }
 
     /// Whether every message is in the ring.
@@ -129,6 +148,12 @@ impl<D: Doorbell> Nic<D> {
         self.request(Step::KeepAlive, |request_id| encode(&GuestMessage::KeepAlive { request_id }));
     }
 
+    /// Tells the host that the guest is there. False if too many such answers wait.
+    pub(super) fn answer_alive(&mut self, request_id: u32, most: usize) -> bool {
+        let answer = GuestMessage::KeepAliveComplete { request_id, status: Status::SUCCESS };
+        self.control.answer(&answer, most)
+    }
+
     /// Asks the host to begin anew. Its answer names no request: only one is under way at a time.
     pub(super) fn ask_reset(&mut self) {
         self.control.push(&GuestMessage::Reset);
@@ -160,6 +185,10 @@ impl<D: Doorbell> Nic<D> {
             | HostMessage::QueryComplete { request_id, status, .. }
             | HostMessage::KeepAliveComplete { request_id, status, .. }
             | HostMessage::SetComplete { request_id, status, .. } => (request_id, status),
+            HostMessage::KeepAlive { request_id } => {
+                self.handle_keep_alive(request_id);
+                return Ok(());
+            }
             HostMessage::ResetComplete { status, addressing_reset } => {
                 self.handle_reset(status, addressing_reset);
                 return Ok(());
@@ -170,7 +199,7 @@ impl<D: Doorbell> Nic<D> {
             return Ok(());
         };
         self.stats.replied(status);
-        self.waits.end(step);
+        self.answer_came(step);
         match (self.stage, step, *message) {
             (Stage::Stopping(stopping), step, _) => {
                 if (stopping, step) == (Stopping::Filter, Step::Filter) {
@@ -240,7 +269,8 @@ impl<D: Doorbell> Nic<D> {
 
     /// Sets the packet filter, if everything before it is answered.
     pub(super) fn go_on(&mut self) {
-        if self.stage == Stage::Querying && self.control.requests.is_empty() {
+        let answered = self.control.requests.iter().all(|request| request.step == NAME);
+        if self.stage == Stage::Querying && answered {
             self.stage = Stage::Filtering;
             self.set_filter(self.config.filter);
         }
@@ -266,6 +296,11 @@ impl<D: Doorbell> Nic<D> {
             Oid::RSS_CAPABILITIES => {
                 self.info.scaling = ScalingCapabilities::decode(info);
                 self.stats.bad.value += u64::from(self.info.scaling.is_none());
+            }
+            Oid::FRIENDLY_NAME => {
+                let name = friendly_name(info.get(..MOST_NAME).unwrap_or(info));
+                self.stats.bad.value += u64::from(name.is_none());
+                self.name = name.map(|name| name.chars().filter(|it| !it.is_control()).collect());
             }
             oid => self.learned_number(oid, u32::from_le_bytes(value(oid, info)?))?,
         }

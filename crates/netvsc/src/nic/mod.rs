@@ -10,6 +10,7 @@
 //! | `link` | the channel, and what waits for room in it |
 //! | `start` | from INIT to the packet filter |
 //! | `control` | RNDIS requests, replies and indications |
+//! | `alive` | whether the other side is still there |
 //! | `settings` | what can be changed at work, and what is left to the host |
 //! | `flaps` | the link, told with restraint |
 //! | `frame`, `offload`, `cut` | a frame to be sent, and work on its headers and pieces |
@@ -28,6 +29,7 @@
 //! What the host may do wrong costs as little as possible: a bad range or packet is counted and passed over; a wrong
 //! answer during start-up, or a broken ring, ends the NIC with a [`NicError`].
 
+mod alive;
 mod control;
 pub(crate) mod cut;
 mod flaps;
@@ -54,6 +56,7 @@ mod waits;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::vec;
 
 use vmbus::Instant;
@@ -66,6 +69,7 @@ use vmbus::time::earliest;
 use crate::mac::MacAddress;
 use crate::nvsp::{self, HostMessage, Status, Version};
 use crate::rndis;
+use alive::Alive;
 use control::Control;
 use flaps::Flaps;
 use link::{Link, Sent};
@@ -140,10 +144,13 @@ pub struct Nic<D = SignalFlag> {
     receive: Receive,
     control: Control,
     switching: Switching,
+    alive: Alive,
     flaps: Flaps,
     waits: Waits,
     events: VecDeque<NicEvent>,
     info: NicInfo,
+    /// What the host's administrator calls the card.
+    name: Option<String>,
     /// The address that the host was asked for.
     wanted_address: Option<MacAddress>,
     /// Sub-channels that the host has granted.
@@ -186,10 +193,12 @@ impl<D: Doorbell> Nic<D> {
             receive: Receive::new(receive),
             control: Control::new(),
             switching: Switching::new(),
+            alive: Alive::new(now),
             flaps: Flaps::new(true),
             waits: Waits::new(config.deadline),
             events: VecDeque::new(),
             info: restart::blank(&config),
+            name: None,
             wanted_address: None,
             granted: 0,
             stats: NicStats::default(),
@@ -227,6 +236,7 @@ impl<D: Doorbell> Nic<D> {
             self.events.push_back(NicEvent::Overdue { step });
         }
         self.tell_link();
+        self.ask_when_silent();
         let outcome = self.work(sink);
         outcome.inspect_err(|error| self.fail(*error))
     }
@@ -362,7 +372,10 @@ impl<D: Doorbell> Nic<D> {
     fn handle_control(&mut self, len: usize) -> Result<bool, NicError> {
         let copy = core::mem::take(&mut self.message);
         let handled = match rndis::HostMessage::decode(copy.get(..len).unwrap_or_default()) {
-            Ok(message) => self.handle_rndis(&message).map(|()| true),
+            Ok(message) => {
+                self.alive.heard(self.now);
+                self.handle_rndis(&message).map(|()| true)
+            }
             Err(error) => {
                 tracing::debug!(%error, "control message dropped");
                 self.stats.bad.control += 1;
@@ -374,6 +387,7 @@ impl<D: Doorbell> Nic<D> {
     }
 
     fn handle_in_band(&mut self, payload: &[u8]) {
+        self.alive.heard(self.now);
         match HostMessage::decode(payload, self.version()) {
             Ok(HostMessage::VfAssociation { allocated, serial }) => {
                 self.handle_association(allocated, serial);
@@ -399,7 +413,7 @@ impl<D: Doorbell> Nic<D> {
             && awaited == id
         {
             self.awaited = None;
-            self.waits.end(step);
+            self.answer_came(step);
             if step == Step::SubChannels {
                 self.handle_granted(payload);
                 return Ok(());
@@ -528,13 +542,21 @@ impl<D: Doorbell> Nic<D> {
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Instant> {
         let flaps = self.flaps.deadline().filter(|_| self.stage == Stage::Ready);
-        if self.more { Some(self.now) } else { earliest(self.waits.deadline(), flaps) }
+        let own = earliest(self.silence_deadline(), flaps);
+        if self.more { Some(self.now) } else { earliest(self.waits.deadline(), own) }
     }
 
     /// What is known of the NIC.
     #[must_use]
     pub fn info(&self) -> NicInfo {
         self.info
+    }
+
+    /// What the host's administrator calls the card, if the host told, which it does during start-up. At most 256
+    /// characters and none of them a control character; otherwise whatever the host likes.
+    #[must_use]
+    pub fn friendly_name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// What the NIC did.
@@ -573,6 +595,12 @@ impl<D: Doorbell> Nic<D> {
         let id = self.link.ask(message.encode(version));
         self.awaited = Some((id, step));
         self.waits.begin(step, self.now);
+    }
+
+    /// The host has answered, if late then that is counted.
+    fn answer_came(&mut self, step: Step) {
+        self.stats.late += u64::from(self.waits.is_overdue(step));
+        self.waits.end(step);
     }
 
     /// Nothing goes on from here.

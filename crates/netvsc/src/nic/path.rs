@@ -103,6 +103,7 @@ impl<D: Doorbell> Nic<D> {
         under_way.drain(..place);
         for path in [Path::Synthetic, Path::Vf] {
             if !under_way.iter().any(|switch| switch.path == path) {
+                self.stats.late += u64::from(self.waits.is_overdue(Step::Switch(path)));
                 self.waits.end(Step::Switch(path));
             }
         }

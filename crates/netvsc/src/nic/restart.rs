@@ -8,6 +8,7 @@ use vmbus::Instant;
 use vmbus::channel::{Channel, Doorbell};
 use vmbus::memory::SharedPages;
 
+use super::alive::Alive;
 use super::control::Control;
 use super::flaps::Flaps;
 use super::link::Link;
@@ -98,7 +99,9 @@ impl<D: Doorbell> Nic<D> {
         self.more = false;
         self.flushing = false;
         self.info = blank(&self.config);
+        self.name = None;
         self.now = now.max(self.now);
+        self.alive = Alive::new(self.now);
         self.stats.restarts += 1;
         self.stage = Stage::Negotiating(0);
         let begun = self.negotiate(0, None).and_then(|()| self.pump());

@@ -233,7 +233,7 @@ impl<D: Doorbell> Nic<D> {
             self.stats.bad.reply += 1;
             return;
         }
-        self.waits.end(Step::Reset);
+        self.answer_came(Step::Reset);
         self.stats.replied(status);
         if self.stage != Stage::Ready {
             return;

@@ -11,7 +11,7 @@ pub struct BadInput {
     pub packet: u64,
     /// In-band messages that cannot be read.
     pub message: u64,
-    /// In-band messages of a type that is never sent unasked.
+    /// In-band messages of a type that is never sent unasked, and questions that come faster than answers are taken.
     pub unexpected: u64,
     /// GPA-direct packets: hosts do not send them.
     pub gpa_direct: u64,
@@ -127,6 +127,12 @@ pub struct NicStats {
     pub restarts: u64,
     /// Answers that did not come in time.
     pub overdue: u64,
+    /// Of them, those that came later.
+    pub late: u64,
+    /// Times that the host was asked whether it is there, since it had been silent.
+    pub keep_alives: u64,
+    /// Times that the host asked that of the guest, and was answered.
+    pub keep_alives_answered: u64,
     /// What could not be used.
     pub bad: BadInput,
 }

@@ -56,13 +56,16 @@ pub struct NicConfig {
     pub queues: u16,
     /// How long the host may take for each answer before that is reported.
     pub deadline: Duration,
+    /// How long the host may be silent on the control channel before it is asked whether it is there
+    /// ([`Step::KeepAlive`]). Received frames do not count. `None` for never.
+    pub keep_alive: Option<Duration>,
     /// The address to ask for as soon as the NIC is ready, instead of the permanent one.
     pub address: Option<MacAddress>,
 }
 
 impl Default for NicConfig {
     /// Every version, an MTU of 1,500, virtual functions welcome, checksums left to the host, one channel, ten seconds for
-    /// each answer.
+    /// each answer, no questions whether the host is there.
     fn default() -> Self {
         Self {
             versions: Version::ALL.into(),
@@ -73,6 +76,7 @@ impl Default for NicConfig {
             offloads: NicOffloads::default(),
             queues: 1,
             deadline: Duration::from_secs(10),
+            keep_alive: None,
             address: None,
         }
     }

@@ -51,6 +51,13 @@ pub enum GuestMessage<'a> {
         /// Repeated in the reply.
         request_id: u32,
     },
+    /// KEEPALIVE_CMPLT: the answer to [`HostMessage::KeepAlive`].
+    KeepAliveComplete {
+        /// Id of the request.
+        request_id: u32,
+        /// Success.
+        status: Status,
+    },
 }
 
 /// What a host says about itself.
@@ -118,6 +125,33 @@ pub enum HostMessage<'a> {
         /// Success.
         status: Status,
     },
+    /// KEEPALIVE: the specification of RNDIS lets either side ask. No Hyper-V host is known to. Answered by
+    /// [`GuestMessage::KeepAliveComplete`].
+    KeepAlive {
+        /// Repeated in the reply.
+        request_id: u32,
+    },
+}
+
+/// KEEPALIVE, from either side.
+fn keep_alive(out: &mut Vec<u8>, request_id: u32) {
+    let message = structs::Bare {
+        kind: MessageType::KEEPALIVE.0.into(),
+        length: 0.into(),
+        request_id: request_id.into(),
+    };
+    append(out, &message, &[]);
+}
+
+/// SET_CMPLT or KEEPALIVE_CMPLT.
+fn complete(out: &mut Vec<u8>, kind: MessageType, request_id: u32, status: Status) {
+    let message = structs::Complete {
+        kind: kind.0.into(),
+        length: 0.into(),
+        request_id: request_id.into(),
+        status: status.0.into(),
+    };
+    append(out, &message, &[]);
 }
 
 /// Appends a message; `length` of it is set here.
@@ -213,8 +247,9 @@ impl<'a> GuestMessage<'a> {
                 append(out, &request(MessageType::SET, request_id, oid, info), info);
             }
             Self::Reset => append(out, &bare(MessageType::RESET, 0), &[]),
-            Self::KeepAlive { request_id } => {
-                append(out, &bare(MessageType::KEEPALIVE, request_id), &[]);
+            Self::KeepAlive { request_id } => keep_alive(out, request_id),
+            Self::KeepAliveComplete { request_id, status } => {
+                complete(out, MessageType::KEEPALIVE_CMPLT, request_id, status);
             }
         }
     }
@@ -258,6 +293,11 @@ impl<'a> GuestMessage<'a> {
                 let (message, _) = fields::<structs::Bare>(bytes)?;
                 Self::KeepAlive { request_id: message.request_id.get() }
             }
+            MessageType::KEEPALIVE_CMPLT => {
+                let (reply, _) = fields::<structs::Complete>(bytes)?;
+                let (request_id, status) = (reply.request_id.get(), Status(reply.status.get()));
+                Self::KeepAliveComplete { request_id, status }
+            }
             other => return Err(DecodeError::Unexpected(other)),
         })
     }
@@ -266,12 +306,6 @@ impl<'a> GuestMessage<'a> {
 impl<'a> HostMessage<'a> {
     /// Appends the bytes of the message.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let complete = |kind: MessageType, request_id: u32, status: Status| structs::Complete {
-            kind: kind.0.into(),
-            length: 0.into(),
-            request_id: request_id.into(),
-            status: status.0.into(),
-        };
         match *self {
             Self::InitializeComplete(said) => append(out, &initialize_complete(&said), &[]),
             Self::QueryComplete { request_id, status, info } => append(
@@ -287,7 +321,7 @@ impl<'a> HostMessage<'a> {
                 info,
             ),
             Self::SetComplete { request_id, status } => {
-                append(out, &complete(MessageType::SET_CMPLT, request_id, status), &[]);
+                complete(out, MessageType::SET_CMPLT, request_id, status);
             }
             Self::ResetComplete { status, addressing_reset } => append(
                 out,
@@ -314,8 +348,9 @@ impl<'a> HostMessage<'a> {
                 );
             }
             Self::KeepAliveComplete { request_id, status } => {
-                append(out, &complete(MessageType::KEEPALIVE_CMPLT, request_id, status), &[]);
+                complete(out, MessageType::KEEPALIVE_CMPLT, request_id, status);
             }
+            Self::KeepAlive { request_id } => keep_alive(out, request_id),
         }
     }
 
@@ -359,6 +394,10 @@ impl<'a> HostMessage<'a> {
                 let (reply, _) = fields::<structs::Complete>(bytes)?;
                 let (request_id, status) = (reply.request_id.get(), Status(reply.status.get()));
                 Self::KeepAliveComplete { request_id, status }
+            }
+            MessageType::KEEPALIVE => {
+                let (message, _) = fields::<structs::Bare>(bytes)?;
+                Self::KeepAlive { request_id: message.request_id.get() }
             }
             MessageType::RESET_CMPLT => {
                 let (reply, _) = fields::<structs::ResetComplete>(bytes)?;

@@ -49,7 +49,7 @@ open_enum! {
         RESET = 6,
         /// Host: something has changed.
         INDICATE_STATUS = 7,
-        /// Guest: still there?
+        /// Either: still there?
         KEEPALIVE = 8,
         /// Host: what it can do.
         INITIALIZE_CMPLT = 0x8000_0002,
@@ -59,7 +59,7 @@ open_enum! {
         SET_CMPLT = 0x8000_0005,
         /// Host: anew.
         RESET_CMPLT = 0x8000_0006,
-        /// Host: still here.
+        /// Either: still here.
         KEEPALIVE_CMPLT = 0x8000_0008,
     }
 }

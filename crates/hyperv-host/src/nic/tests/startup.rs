@@ -248,7 +248,8 @@ fn queries_are_answered() {
     assert_eq!(query(&mut rig, 0x0001_010e), (0, 0xbu32.to_le_bytes().to_vec()));
     assert_eq!(query(&mut rig, 0x0001_0114), (0, 0u32.to_le_bytes().to_vec()));
     assert_eq!(query(&mut rig, 0x0001_0207).1.len(), 40);
-    assert_eq!(query(&mut rig, 0x0002_0216).1.len(), 512);
+    let (status, name) = query(&mut rig, 0x0002_0216);
+    assert_eq!((status, name.len(), &name[..8]), (0, 512, &b"N\0e\0t\0w\0"[..]));
     let (status, offload) = query(&mut rig, 0xfc01_020d);
     assert_eq!((status, offload.len(), &offload[..4]), (0, 156, &[0xa7, 3, 156, 0][..]));
     let (status, scaling) = query(&mut rig, 0x0001_0203);
@@ -291,6 +292,49 @@ fn sets_are_answered() {
     let heard = rig.hear_and_complete();
     let Some(Heard::Frames { ranges, .. }) = heard.last() else { panic!("{heard:?}") };
     assert_eq!(ranges[0], bytes(&[0x8000_0008, 16, 5, 0]));
+}
+
+#[test]
+fn the_name_is_what_the_administrator_says_or_nothing() {
+    let mut rig = rig_with(|config| config.name = Some("a\u{e4}".into()), 16);
+    rig.start();
+    let (status, name) = query(&mut rig, 0x0002_0216);
+    assert_eq!((status, name.len(), &name[..6]), (0, 512, &[b'a', 0, 0xe4, 0, 0, 0][..]));
+    let mut rig = rig_with(|config| config.name = None, 16);
+    rig.start();
+    assert_eq!(query(&mut rig, 0x0002_0216), (0xc000_00bb, vec![]));
+    rig.settled(0);
+}
+
+#[test]
+fn a_guest_is_asked_whether_it_is_there() {
+    let mut rig = rig();
+    rig.service.keep_alive(rig.now);
+    rig.poll();
+    assert_eq!(rig.service.counters().keep_alives, 0, "a guest that is not up is not asked");
+    rig.start();
+    for number in 1..3 {
+        rig.service.keep_alive(rig.now);
+        rig.poll();
+        let heard = rig.hear_and_complete();
+        let Some(Heard::Frames { ranges, .. }) = heard.last() else { panic!("{heard:?}") };
+        assert_eq!(ranges[0], bytes(&[8, 12, number]));
+        rig.control(&[0x8000_0008, number, 0]);
+        rig.hear();
+    }
+    let counters = rig.service.counters();
+    assert_eq!((counters.keep_alives, counters.keep_alive_answers), (2, 2));
+    // An answer to nothing, and one that says no.
+    rig.control(&[0x8000_0008, 2, 0]);
+    rig.hear();
+    rig.service.keep_alive(rig.now);
+    rig.poll();
+    rig.hear_and_complete();
+    rig.control(&[0x8000_0008, 3, 0xc000_0001]);
+    rig.hear();
+    let counters = rig.service.counters();
+    assert_eq!((counters.keep_alive_answers, counters.unasked_answers), (2, 1));
+    assert!(rig.service.is_open());
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::nic::{ConfigError, Nic, NicConfig, NicEvent, Remains, SharedBuffer};
 use crate::nvsp::{
     ChannelType, GuestMessage, HostMessage, ReceiveSection, RndisPacket, Status, Version,
 };
+use crate::rndis::object::encode_friendly_name;
 use crate::rndis::packet::{Layout, PpiType, Ppis, VlanTag, write_header};
 use crate::rndis::{self, InitializeComplete, Oid};
 
@@ -88,6 +89,8 @@ pub struct Rig {
     pub mtu: u32,
     /// Status of the queries that may fail.
     pub query_status: rndis::Status,
+    /// Value of the friendly name.
+    pub name: Vec<u8>,
     /// Id of the last request.
     request: u32,
     next_id: u64,
@@ -156,6 +159,7 @@ pub fn rig_of(shape: Shape) -> Rig {
         max_packets: 8,
         mtu: 1500,
         query_status: rndis::Status::SUCCESS,
+        name: encode_friendly_name("Netz"),
         request: 0,
         next_id: 0,
     }
@@ -429,12 +433,13 @@ impl Rig {
                 }));
             }
             rndis::GuestMessage::Query { request_id, oid, .. } => {
-                let mtu = self.mtu.to_le_bytes();
+                let (mtu, name) = (self.mtu.to_le_bytes(), self.name.clone());
                 let (status, info) = match oid {
                     Oid::PERMANENT_ADDRESS => (rndis::Status::SUCCESS, &MAC.0[..]),
                     Oid::MAXIMUM_FRAME_SIZE => (self.query_status, &mtu[..]),
                     Oid::MEDIA_CONNECT_STATUS => (self.query_status, &[0; 4][..]),
                     Oid::LINK_SPEED => (self.query_status, &[0, 225, 245, 5][..]),
+                    Oid::FRIENDLY_NAME => (self.query_status, &name[..]),
                     _ => (rndis::Status::NOT_SUPPORTED, &[][..]),
                 };
                 self.say(&rndis::HostMessage::QueryComplete { request_id, status, info });

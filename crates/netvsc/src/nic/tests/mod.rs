@@ -1,5 +1,6 @@
 //! The NIC against a host that follows a script, over two real rings.
 
+mod alive;
 mod data;
 mod faults;
 mod host;

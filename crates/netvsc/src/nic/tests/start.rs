@@ -40,19 +40,20 @@ fn start_up_follows_the_order_of_the_protocol() {
             (rndis::MessageType::QUERY, Some(Oid::MAXIMUM_FRAME_SIZE)),
             (rndis::MessageType::QUERY, Some(Oid::MEDIA_CONNECT_STATUS)),
             (rndis::MessageType::QUERY, Some(Oid::LINK_SPEED)),
+            (rndis::MessageType::QUERY, Some(Oid::FRIENDLY_NAME)),
             (rndis::MessageType::QUERY, Some(Oid::OFFLOAD_HARDWARE_CAPABILITIES)),
             (rndis::MessageType::SET, Some(Oid::CURRENT_PACKET_FILTER)),
         ]
     );
-    assert_eq!(rig.asked[5].2, [0xa7, 3, 156, 0], "the form that is known");
-    assert_eq!(rig.asked[6].2, 13u32.to_le_bytes());
+    assert_eq!(rig.asked[6].2, [0xa7, 3, 156, 0], "the form that is known");
+    assert_eq!(rig.asked[7].2, 13u32.to_le_bytes());
     assert_eq!(
         rig.events(),
         [NicEvent::Ready { mac: MAC, mtu: 1500, version: Version::V6_1, link: true }]
     );
     let info = rig.nic.info();
     assert_eq!((info.speed, info.ready, info.path), (Some(10_000_000_000), true, Path::Synthetic));
-    assert_eq!(rig.completions.len(), 7, "each reply once");
+    assert_eq!(rig.completions.len(), 8, "each reply once");
     let stats = rig.nic.stats();
     assert_eq!((stats.bad.total(), stats.refused()), (0, 1), "this host has no offloads");
     assert_eq!(rig.nic.poll_deadline(), None);
