@@ -5,5 +5,6 @@ mod life;
 mod misbehaviour;
 mod no_allocation;
 mod offloads;
+mod order;
 mod queues;
 mod world;

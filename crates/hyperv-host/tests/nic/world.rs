@@ -50,16 +50,16 @@ pub struct Sizes {
 
 pub const ROOMY: Sizes = Sizes { ring: 33, receive: 256, send: 64 };
 
-/// The guest's end of a new channel to `service`, with buffers, on it a NIC.
+/// The guest's end of a new channel to `service`, with what the host sees of its buffers, and the buffers.
+type Connection = (Channel<SharedPages, SignalFlag>, [(GpadlId, PageList); 2], [SharedBuffer; 2]);
+
 fn connect(
     ram: &GuestRam,
     service: &mut NicService,
     port: &mut SwitchPort,
     signals: [&SignalFlag; 2],
-    config: NicConfig,
     sizes: &Sizes,
-    now: Instant,
-) -> (Nic, [(GpadlId, PageList); 2]) {
+) -> Connection {
     let [to_host, to_guest] = signals;
     let map = |pages: &SharedPages| ram.map(pages.frames()).unwrap();
     let rings = ram.allocate(2 * sizes.ring).unwrap();
@@ -72,7 +72,7 @@ fn connect(
     service.open(host, port);
     let receive = SharedBuffer { gpadl: RECEIVE, pages: receive };
     let send = SharedBuffer { gpadl: SEND, pages: send };
-    (Nic::new(guest, receive, Some(send), config, now).unwrap(), buffers)
+    (guest, buffers, [receive, send])
 }
 
 pub fn world(config: NicConfig, sizes: &Sizes, versions: &[Version]) -> World {
@@ -92,7 +92,9 @@ pub fn world_with(config: NicConfig, sizes: &Sizes, service_config: NicServiceCo
     let (to_host, to_guest) = (SignalFlag::new(), SignalFlag::new());
     let now = Instant::ZERO;
     let signals = [&to_host, &to_guest];
-    let (nic, buffers) = connect(&ram, &mut service, &mut port, signals, config, sizes, now);
+    let (channel, buffers, [receive, send]) =
+        connect(&ram, &mut service, &mut port, signals, sizes);
+    let nic = Nic::new(channel, receive, Some(send), config, now).unwrap();
     World {
         ram,
         service,
@@ -127,10 +129,36 @@ impl World {
         self.service.close(&mut self.port);
         let signals = [&self.to_host, &self.to_guest];
         let Self { ram, service, port, now, .. } = self;
-        (self.nic, self.buffers) = connect(ram, service, port, signals, config, sizes, *now);
+        let (channel, buffers, [receive, send]) = connect(ram, service, port, signals, sizes);
+        self.nic = Nic::new(channel, receive, Some(send), config, *now).unwrap();
+        self.buffers = buffers;
         self.guest_error = None;
         self.ready = false;
         self.events.clear();
+    }
+
+    /// Closes the channel and opens it again for the same NIC, which was stopped.
+    pub fn restart(&mut self, sizes: &Sizes) {
+        self.queues.drain(..).for_each(|queue| drop(queue.into_channel()));
+        self.service.close(&mut self.port);
+        let signals = [&self.to_host, &self.to_guest];
+        let Self { ram, service, port, now, .. } = self;
+        let (channel, buffers, [receive, send]) = connect(ram, service, port, signals, sizes);
+        self.nic.restart(channel, receive, Some(send), *now).unwrap();
+        self.buffers = buffers;
+        self.events.clear();
+    }
+
+    /// One side looks at what the other said, if it said anything. False if neither has anything to do.
+    pub fn step(&mut self) -> bool {
+        if self.to_host.take() {
+            self.poll_host();
+        } else if self.to_guest.take() {
+            self.poll_guest();
+        } else {
+            return false;
+        }
+        true
     }
 
     /// Opens a sub-channel on both sides.
