@@ -346,6 +346,18 @@ pub struct RunArgs {
     )]
     pub churn: Span,
 
+    /// Largest packet of the NICs in bytes, without Ethernet header
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = 1500,
+        value_parser = clap::value_parser!(u32).range(576..=9000),
+        requires = "tap",
+        help_heading = "Kernel traffic",
+        long_help = "Largest packet of the NICs in bytes, without Ethernet header: 576 to 9000. The TAP interface gets the same. Simulated VFs take no more than 2030; with more, all frames go on the synthetic path. Only with --host unix:PATH"
+    )]
+    pub mtu: u32,
+
     /// Print how many frames went where, this often; 0 = never
     #[arg(
         long,
@@ -466,6 +478,10 @@ impl RunArgs {
             let message = "--stats-interval goes with --host unix:PATH".to_owned();
             return Err((ErrorKind::ArgumentConflict, message));
         }
+        if !matches!(self.host, HostChoice::Unix(_)) && self.mtu != 1500 {
+            let message = "--mtu goes with --host unix:PATH".to_owned();
+            return Err((ErrorKind::ArgumentConflict, message));
+        }
         if self.duration.is_some_and(|span| span.0.is_zero()) {
             let message =
                 "--duration is 0; give a time such as 30s, or leave it out to run until Ctrl-C";
@@ -545,6 +561,7 @@ mod tests {
             ("--host unix:a --disks 1", "--disks"),
             ("--host unix:a --timeline a.svg", "--timeline"),
             ("--tap nv0 --stats-interval 1s", "--stats-interval"),
+            ("--tap nv0 --mtu 9000", "--mtu"),
         ] {
             let text = refused(line);
             assert!(text.contains(word) && text.contains("netvsc run"), "{line}: {text}");

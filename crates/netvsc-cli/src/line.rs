@@ -1,57 +1,124 @@
-//! A TAP interface with what waits for it.
+//! A TAP interface with what waits for it. The kernel leaves checksums and the cutting of long TCP segments to this side, and gets
+//! segments that follow each other as one.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netvsc_linux::{Tap, TapError, TapName};
+use hyperv_host::nic::coalesce::Segment;
+use hyperv_host::nic::offload::{ChecksumRequest, LargeSend, Segments, fill_checksums};
+use netvsc_linux::{Offloaded, Tap, TapError, TapName};
 use rustix::event::PollFlags;
 
 use crate::error::Error;
 use crate::guest::Sending;
 
-/// Longest frame that a TAP without offloads gives, and one byte more: an MTU of 65,521 and its header.
+/// Longest frame that a TAP gives, and one byte more: an MTU of 65,521 and its header, or a segment of 64 KiB.
 const BUFFER: usize = 65_536 + 64;
 /// Frames taken from a TAP before the rest of the world gets its turn.
 const BURST: usize = 64;
 /// Frames that may wait for a TAP.
 const BACKLOG: usize = 4096;
+/// Longest segment that the kernel gets: an IP packet of 65,535 bytes with Ethernet header.
+const LONGEST: usize = 65_535 + 14;
+
+/// A frame that waits for the kernel.
+#[derive(Default)]
+struct Waiting {
+    frame: Vec<u8>,
+    /// The segment that it is, if it may be joined, and how long the payload of the first one is.
+    segment: Option<(Segment, usize)>,
+    /// No more may be joined to it.
+    closed: bool,
+}
+
+impl Waiting {
+    /// What is left to the kernel; the headers are made to say how long the frame is.
+    fn finish(&mut self) -> Offloaded {
+        let Some((segment, size)) = self.segment.take() else { return Offloaded::Done };
+        if !segment.is_joined() {
+            return Offloaded::Done;
+        }
+        segment.leave_checksum(&mut self.frame);
+        let (layer4, headers) = segment.headers();
+        let number = |value| u16::try_from(value).unwrap_or(u16::MAX);
+        Offloaded::Segments {
+            layer4: number(layer4),
+            headers: number(headers),
+            size: number(size),
+            ipv6: segment.is_ipv6(),
+        }
+    }
+}
 
 /// One TAP with the frames that wait for it and the one frame of it that found no room.
 pub(crate) struct Line {
     tap: Tap,
     /// For the kernel.
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<Waiting>,
+    /// What is left to be done to the first of them, once it has been tried.
+    first: Option<Offloaded>,
     spare: Vec<Vec<u8>>,
-    /// From the kernel, refused for now.
-    held: Vec<u8>,
-    /// Frames that the kernel did not take because the TAP was down or its backlog full.
+    /// From the kernel; the first `held` bytes are a frame that was refused for now.
+    buffer: Vec<u8>,
+    held: usize,
+    left: Offloaded,
+    /// Pieces of it that have been taken.
+    taken: usize,
+    piece: Vec<u8>,
+    /// Frames that the kernel did not take because the TAP was down or its backlog full, or that it gave in no state to be sent.
     refused: u64,
 }
 
 impl Line {
     pub(crate) fn open(name: &TapName) -> Result<Self, Error> {
-        let tap = Tap::open(name)?;
-        let held = Vec::with_capacity(BUFFER);
-        Ok(Self { tap, waiting: VecDeque::new(), spare: Vec::new(), held, refused: 0 })
+        Ok(Self {
+            tap: Tap::open_with_offloads(name)?,
+            waiting: VecDeque::new(),
+            first: None,
+            spare: Vec::new(),
+            buffer: vec![0; BUFFER],
+            held: 0,
+            left: Offloaded::Done,
+            taken: 0,
+            piece: Vec::new(),
+            refused: 0,
+        })
     }
 
     /// A frame for the kernel.
     pub(crate) fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
-        if self.waiting.len() >= BACKLOG {
-            self.refused += 1;
+        let mut frame = self.spare.pop().unwrap_or_default();
+        frame.clear();
+        fill(&mut frame);
+        let segment = Segment::verified(&frame);
+        let payload = segment.map_or(0, |segment| frame.len() - segment.headers().1);
+        // The headers of one that was tried say already how long it is.
+        let tried = self.waiting.len() == 1 && self.first.is_some();
+        if let Some(last) = self.waiting.back_mut().filter(|last| !last.closed && !tried)
+            && let Some((grown, size)) = &mut last.segment
+            && (1..=*size).contains(&payload)
+            && grown.join(&mut last.frame, &frame, LONGEST)
+        {
+            // Only the last piece may be shorter than the others.
+            last.closed = payload < *size;
+            self.spare.push(frame);
             return;
         }
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.clear();
-        fill(&mut buffer);
-        self.waiting.push_back(buffer);
+        if self.waiting.len() >= BACKLOG {
+            self.refused += 1;
+            self.spare.push(frame);
+            return;
+        }
+        let segment = segment.map(|segment| (segment, payload));
+        self.waiting.push_back(Waiting { frame, segment, closed: false });
     }
 
     /// Hands the kernel what waits for it.
     pub(crate) fn drain(&mut self) -> Result<bool, Error> {
         let mut moved = false;
-        while let Some(frame) = self.waiting.front() {
-            match self.tap.write_frame(frame) {
+        while let Some(next) = self.waiting.front_mut() {
+            let left = *self.first.get_or_insert_with(|| next.finish());
+            match self.tap.write_offloaded(&next.frame, &left) {
                 Ok(true) => {}
                 Ok(false) => break,
                 // A TAP that is down, as while it moves to another namespace, is a cable that is not plugged in.
@@ -59,32 +126,97 @@ impl Line {
                 Err(error) => return Err(error.into()),
             }
             moved = true;
-            self.spare.extend(self.waiting.pop_front());
+            self.first = None;
+            self.spare.extend(self.waiting.pop_front().map(|done| done.frame));
         }
         Ok(moved)
     }
 
-    /// Takes frames from the kernel until there are no more, a burst is over, or `take` refuses one, which is then held.
-    pub(crate) fn fetch(&mut self, mut take: impl FnMut(&[u8]) -> Sending) -> Result<bool, Error> {
+    /// Takes frames from the kernel, with what is left to be done to them, until there are no more, a burst is over, or `take`
+    /// refuses one, which is then held.
+    pub(crate) fn fetch(
+        &mut self,
+        mut take: impl FnMut(&[u8], &Offloaded) -> Sending,
+    ) -> Result<bool, Error> {
         let mut moved = false;
         for _ in 0..BURST {
-            if self.held.is_empty() {
-                self.held.resize(BUFFER, 0);
-                match self.tap.read_frame(&mut self.held)? {
-                    Some(len) => self.held.truncate(len),
-                    None => {
-                        self.held.clear();
-                        break;
-                    }
-                }
-            }
-            if let Sending::Later = take(&self.held) {
+            if !self.hold_next()? {
                 break;
             }
-            self.held.clear();
+            let frame = self.buffer.get(..self.held).unwrap_or_default();
+            if let Sending::Later = take(frame, &self.left) {
+                break;
+            }
+            self.held = 0;
             moved = true;
         }
         Ok(moved)
+    }
+
+    /// The same for who wants frames as they go over a wire: with checksums, and none longer than the MTU.
+    pub(crate) fn fetch_plain(
+        &mut self,
+        mut take: impl FnMut(&[u8]) -> Sending,
+    ) -> Result<bool, Error> {
+        let mut moved = false;
+        for _ in 0..BURST {
+            if !self.hold_next()? {
+                break;
+            }
+            let frame = self.buffer.get_mut(..self.held).unwrap_or_default();
+            match self.left {
+                Offloaded::Done => {}
+                Offloaded::Checksum { layer4, udp } => {
+                    let request = ChecksumRequest {
+                        tcp: !udp,
+                        udp,
+                        layer4_offset: layer4.into(),
+                        ..ChecksumRequest::default()
+                    };
+                    self.left = Offloaded::Done;
+                    if fill_checksums(frame, request).is_err() {
+                        (self.held, self.refused) = (0, self.refused + 1);
+                        continue;
+                    }
+                }
+                Offloaded::Segments { layer4, size, ipv6, .. } => {
+                    let request =
+                        LargeSend { segment: size.into(), tcp_offset: layer4.into(), ipv6 };
+                    let Ok(segments) = Segments::new(frame, request) else {
+                        (self.held, self.refused) = (0, self.refused + 1);
+                        continue;
+                    };
+                    let count = segments.count(frame);
+                    while self.taken < count {
+                        segments.write(frame, self.taken, &mut self.piece);
+                        if let Sending::Later = take(&self.piece) {
+                            return Ok(moved);
+                        }
+                        self.taken += 1;
+                        moved = true;
+                    }
+                    (self.held, self.taken) = (0, 0);
+                    continue;
+                }
+            }
+            if let Sending::Later = take(frame) {
+                break;
+            }
+            self.held = 0;
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// Reads the next frame unless one is held. False if there is none.
+    fn hold_next(&mut self) -> Result<bool, Error> {
+        if self.held == 0 {
+            let Some((len, left)) = self.tap.read_offloaded(&mut self.buffer)? else {
+                return Ok(false);
+            };
+            (self.held, self.left, self.taken) = (len, left, 0);
+        }
+        Ok(self.held > 0)
     }
 
     /// The interface.
@@ -96,7 +228,7 @@ impl Line {
     /// for the kernel.
     pub(crate) fn wanted(&self, open: bool) -> PollFlags {
         let mut flags = PollFlags::empty();
-        if open && self.held.is_empty() {
+        if open && self.held == 0 {
             flags |= PollFlags::IN;
         }
         if !self.waiting.is_empty() {

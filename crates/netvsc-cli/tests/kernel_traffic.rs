@@ -202,8 +202,12 @@ struct Run {
 
 impl Run {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_as("run", arguments)
+    }
+
+    fn start_as(verb: &str, arguments: &[&str]) -> Self {
         let mut child = Command::new(PROGRAM)
-            .arg("run")
+            .arg(verb)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -311,20 +315,7 @@ fn the_kernels_tcp_survives_vfs_that_come_and_go() {
         ping(&guest, "192.0.2.2");
         ping(&peer, "192.0.2.1");
 
-        let mut listener = start_helper(&peer, "listen 192.0.2.2:5001");
-        let mut rest = wait_for_listener(&mut listener);
-        let caller = start_helper(&guest, "call 192.0.2.2:5001");
-        let caller = caller.wait_with_output().expect("the caller ends");
-        let (sent, received, bytes) = result_of(&caller);
-        let mut text = Vec::new();
-        rest.read_to_end(&mut text).expect("text");
-        let mut listened = listener.wait_with_output().expect("the listener ends");
-        listened.stdout = text;
-        let (sent_back, arrived, arrived_bytes) = result_of(&listened);
-        assert_eq!((arrived_bytes, bytes), (OUT, BACK));
-        assert_eq!(sent, arrived, "digests from guest to peer");
-        assert_eq!(sent_back, received, "digests from peer to guest");
-
+        transfer(&guest, &peer);
         check_summary(&run.stop(rustix::process::Signal::INT));
         for namespace in [&guest, &peer] {
             let links = inside(namespace, "ip").arg("link").output().expect("ip runs");
@@ -333,6 +324,103 @@ fn the_kernels_tcp_survives_vfs_that_come_and_go() {
         }
         assert!(!ip("link").contains("nvt"), "left behind");
     });
+}
+
+/// Sends both ways at the same time, and compares the digests.
+fn transfer(guest: &Neighbour, peer: &Neighbour) {
+    let mut listener = start_helper(peer, "listen 192.0.2.2:5001");
+    let mut rest = wait_for_listener(&mut listener);
+    let caller = start_helper(guest, "call 192.0.2.2:5001");
+    let caller = caller.wait_with_output().expect("the caller ends");
+    let (sent, received, bytes) = result_of(&caller);
+    let mut text = Vec::new();
+    rest.read_to_end(&mut text).expect("text");
+    let mut listened = listener.wait_with_output().expect("the listener ends");
+    listened.stdout = text;
+    let (sent_back, arrived, arrived_bytes) = result_of(&listened);
+    assert_eq!((arrived_bytes, bytes), (OUT, BACK));
+    assert_eq!((sent, sent_back), (arrived, received), "digests");
+}
+
+/// How often a process has given up its processor because it waited.
+fn waits(run: &Run) -> u64 {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", run.child.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.expect("the kernel counts them").trim().parse().expect("a number")
+}
+
+/// The kernel's TCP between a host and a guest in two processes.
+fn over_two_processes(mtu: u32) {
+    // No chatter of IPv6, so that it can be seen who wakes up for nothing.
+    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
+    let (guest, peer) = (Neighbour::new(), Neighbour::new());
+    for namespace in [&guest, &peer] {
+        let set = ["-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6"];
+        assert!(inside(namespace, "sh").args(set).status().expect("sh runs").success());
+    }
+    let path = std::env::temp_dir().join(format!("netvsc-tap-{mtu}-{}.sock", std::process::id()));
+    let socket = path.to_str().expect("a plain path");
+    let options = ["--listen", socket, "--peer-tap", "nvt1", "--json"];
+    let mut host = Run::start_as("host", &options);
+    host.wait_until("the host is there", || exists("nvt1") && path.exists());
+    let at = format!("unix:{socket}");
+    let mtu = mtu.to_string();
+    let mut run = Run::start(&["--host", &at, "--tap", "nvt0", "--json", "--mtu", &mtu]);
+    run.wait_until("the NIC is ready", || {
+        exists("nvt0")
+            && ip("link show nvt0").contains(&format!("mtu {mtu} "))
+            && ip("link show nvt0").contains("LOWER_UP")
+    });
+    // The same address each time, so that nobody remembers another.
+    ip(&format!("link set nvt1 address 02:00:00:00:00:02 mtu {mtu}"));
+    settle(&guest, "nvt0", "192.0.2.1");
+    settle(&peer, "nvt1", "192.0.2.2");
+    ping(&guest, "192.0.2.2");
+    transfer(&guest, &peer);
+
+    // Nobody has anything to do now.
+    thread::sleep(Duration::from_secs(2));
+    let before = (waits(&run), waits(&host));
+    thread::sleep(Duration::from_secs(3));
+    let after = (waits(&run), waits(&host));
+    let woken = (after.0 - before.0, after.1 - before.1);
+    assert!(woken.0 <= 2 && woken.1 <= 2, "woken for nothing: {woken:?} times in 3 s");
+
+    // The host dies; the interface stays, and the next host carries on.
+    let _ = host.child.kill();
+    let _ = host.child.wait();
+    let mut host = Run::start_as("host", &options);
+    host.wait_until("the next host is there", || exists("nvt1"));
+    // The same address each time, so that nobody remembers another.
+    ip(&format!("link set nvt1 address 02:00:00:00:00:02 mtu {mtu}"));
+    settle(&peer, "nvt1", "192.0.2.2");
+    ping(&guest, "192.0.2.2");
+    transfer(&guest, &peer);
+
+    let events = run.stop(rustix::process::Signal::TERM);
+    let summary = events.last().expect("at least the summary");
+    let count = |key: &str| summary[key].as_u64().unwrap_or_else(|| panic!("{key}: {summary}"));
+    assert_eq!(count("frames_lost_orderly"), 0, "{summary}");
+    let on_vf = count("frames_vf");
+    // The registers of a simulated VF tell of frames of 2 KiB at most.
+    assert_eq!(on_vf > 0, mtu == "1500", "{summary}");
+    let left = events.iter().filter(|event| event["event"] == "host_left").collect::<Vec<_>>();
+    assert_eq!((left.len(), &left[0]["pages_kept"]), (1, &0.into()), "{left:?}");
+    host.stop(rustix::process::Signal::TERM);
+    assert!(!path.exists() && !ip("link").contains("nvt"), "left behind");
+}
+
+#[test]
+fn the_kernels_tcp_goes_over_two_processes_of_which_one_dies() {
+    in_namespace("the_kernels_tcp_goes_over_two_processes_of_which_one_dies", || {
+        over_two_processes(1500);
+    });
+}
+
+#[test]
+fn large_frames_of_the_kernel_go_over_two_processes() {
+    in_namespace("large_frames_of_the_kernel_go_over_two_processes", || over_two_processes(9000));
 }
 
 fn check_summary(events: &[Value]) {

@@ -32,4 +32,4 @@ pub mod uio;
 pub mod watch;
 
 pub use memfd::{MemfdError, SharedFile};
-pub use tap::{Tap, TapError, TapName, TapNameError};
+pub use tap::{Offloaded, Tap, TapError, TapName, TapNameError};

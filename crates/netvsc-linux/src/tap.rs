@@ -9,10 +9,12 @@
 //! which the TAP was opened, and are refused with [`TapError::Moved`] from then on.
 
 mod name;
+mod offload;
 #[expect(unsafe_code, reason = "ioctl takes pointers; this is the one room for it")]
 mod request;
 
 use std::ffi::c_int;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netvsc::MacAddress;
@@ -21,7 +23,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 pub use name::{NAME_MAX, TapName, TapNameError};
-use request::{InterfaceRequest, Request, call};
+pub use offload::{OffloadError, Offloaded, VNET_HEADER};
+use request::{InterfaceRequest, Request, call, set_offloads};
 
 /// The device through which the kernel hands out TAPs.
 const DEVICE: &str = "/dev/net/tun";
@@ -32,6 +35,10 @@ const TAP: u16 = 0x0002;
 const NO_PACKET_INFORMATION: u16 = 0x1000;
 /// `IFF_TUN_EXCL`: create, never attach.
 const CREATE_ONLY: u16 = 0x8000;
+/// `IFF_VNET_HDR`: a header before each frame, which says what is left to be done to it.
+const OFFLOADS: u16 = 0x4000;
+/// `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6`: frames without checksums, and TCP segments of any length, may be read.
+const ALL_OFFLOADS: u32 = 1 | 2 | 4;
 /// `IFF_UP` among an interface's flags.
 const UP: u16 = 0x0001;
 
@@ -132,6 +139,14 @@ pub enum TapError {
         /// The MTU that was refused.
         mtu: u32,
     },
+    /// A header that the kernel should not give, or that there is none of.
+    #[error("TAP {name}: {why}")]
+    Offloads {
+        /// The interface.
+        name: TapName,
+        /// What is wrong.
+        why: OffloadError,
+    },
     /// Anything else.
     #[error("could not {doing} for TAP {name}: {cause}")]
     Other {
@@ -162,6 +177,8 @@ pub struct Tap {
     name: TapName,
     /// `None` if this value created the interface, which then goes with the queue.
     before: Option<Before>,
+    /// A header goes before each frame.
+    offloads: bool,
 }
 
 impl Tap {
@@ -171,8 +188,25 @@ impl Tap {
     /// [`TapError::NoDriver`], [`TapError::NotPermitted`], [`TapError::Busy`], [`TapError::NotATap`]; nothing is
     /// left behind then.
     pub fn open(name: &TapName) -> Result<Self, TapError> {
+        Self::open_as(name, false)
+    }
+
+    /// The same for who can do with frames that leave work to him, and may leave work to the kernel: checksums, and TCP segments
+    /// of up to 64 KiB that are cut later. Frames go with an [`Offloaded`] then ([`Tap::read_offloaded`], [`Tap::write_offloaded`]).
+    ///
+    /// # Errors
+    /// As for [`Tap::open`].
+    pub fn open_with_offloads(name: &TapName) -> Result<Self, TapError> {
+        Self::open_as(name, true)
+    }
+
+    fn open_as(name: &TapName, offloads: bool) -> Result<Self, TapError> {
         let queue = open_device(name)?;
-        let created = attach(&queue, name)?;
+        let created = attach(&queue, name, if offloads { OFFLOADS } else { 0 })?;
+        if offloads {
+            set_offloads(&queue, ALL_OFFLOADS)
+                .map_err(|cause| failure(name, "ask for offloads", cause))?;
+        }
         let control = rustix::net::socket_with(
             AddressFamily::INET,
             SocketType::DGRAM,
@@ -180,7 +214,7 @@ impl Tap {
             None,
         )
         .map_err(|cause| failure(name, "open a control socket", cause))?;
-        let mut tap = Self { queue, control, name: name.clone(), before: None };
+        let mut tap = Self { queue, control, name: name.clone(), before: None, offloads };
         if !created {
             tap.before = Some(Before { mac: tap.mac()?, mtu: tap.mtu()?, up: tap.is_up()? });
         }
@@ -221,6 +255,69 @@ impl Tap {
         }
     }
 
+    /// [`Tap::read_frame`] for a TAP with offloads: the frame, and what is left to be done to it.
+    ///
+    /// # Errors
+    /// As for [`Tap::read_frame`]; [`TapError::Offloads`] if the header is none, or the TAP has none.
+    pub fn read_offloaded(
+        &self,
+        buffer: &mut [u8],
+    ) -> Result<Option<(usize, Offloaded)>, TapError> {
+        self.with_offloads()?;
+        loop {
+            let mut header = [0; VNET_HEADER];
+            let room = buffer.len();
+            let mut pieces = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut *buffer)];
+            return match rustix::io::readv(&self.queue, &mut pieces) {
+                Ok(len) if len < VNET_HEADER + room => {
+                    let len = len.saturating_sub(VNET_HEADER);
+                    let left = Offloaded::decode(header, len).map_err(|why| self.refused(why))?;
+                    Ok(Some((len, left)))
+                }
+                Ok(_) => Err(TapError::FrameTooLong { name: self.name.clone(), buffer: room }),
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) => Ok(None),
+                Err(cause) => Err(failure(&self.name, "read a frame", cause)),
+            };
+        }
+    }
+
+    /// [`Tap::write_frame`] for a TAP with offloads: the frame, and what is left to be done to it.
+    ///
+    /// # Errors
+    /// As for [`Tap::write_frame`]; [`TapError::Offloads`] if the TAP has none.
+    pub fn write_offloaded(&self, frame: &[u8], left: &Offloaded) -> Result<bool, TapError> {
+        self.with_offloads()?;
+        let header = left.encode();
+        loop {
+            let pieces = [IoSlice::new(&header), IoSlice::new(frame)];
+            return match rustix::io::writev(&self.queue, &pieces) {
+                Ok(_) => Ok(true),
+                Err(Errno::INTR) => continue,
+                Err(cause) => self.not_written(frame.len(), cause),
+            };
+        }
+    }
+
+    fn with_offloads(&self) -> Result<(), TapError> {
+        if self.offloads { Ok(()) } else { Err(self.refused(OffloadError::None)) }
+    }
+
+    fn refused(&self, why: OffloadError) -> TapError {
+        TapError::Offloads { name: self.name.clone(), why }
+    }
+
+    /// What it means that a frame of `len` bytes was not written.
+    fn not_written(&self, len: usize, cause: Errno) -> Result<bool, TapError> {
+        let name = self.name.clone();
+        match cause {
+            Errno::WOULDBLOCK | Errno::NOBUFS | Errno::NOMEM => Ok(false),
+            Errno::IO => Err(TapError::Down { name }),
+            Errno::INVAL => Err(TapError::FrameLength { name, len }),
+            cause => Err(failure(&name, "write a frame", cause)),
+        }
+    }
+
     /// Hands `frame` to the kernel as if it had arrived at the interface. `false`: the kernel has no room now, try
     /// again when the TAP polls writable.
     ///
@@ -231,12 +328,7 @@ impl Tap {
             return match rustix::io::write(&self.queue, frame) {
                 Ok(_) => Ok(true),
                 Err(Errno::INTR) => continue,
-                Err(Errno::WOULDBLOCK | Errno::NOBUFS | Errno::NOMEM) => Ok(false),
-                Err(Errno::IO) => Err(TapError::Down { name: self.name.clone() }),
-                Err(Errno::INVAL) => {
-                    Err(TapError::FrameLength { name: self.name.clone(), len: frame.len() })
-                }
-                Err(cause) => Err(failure(&self.name, "write a frame", cause)),
+                Err(cause) => self.not_written(frame.len(), cause),
             };
         }
     }
@@ -392,9 +484,9 @@ fn open_device(name: &TapName) -> Result<OwnedFd, TapError> {
 ///
 /// Creating is tried first, so that it is known for certain whose interface it is; two programs that start at the
 /// same time get one interface and one [`TapError::Busy`].
-fn attach(queue: &OwnedFd, name: &TapName) -> Result<bool, TapError> {
+fn attach(queue: &OwnedFd, name: &TapName, more: u16) -> Result<bool, TapError> {
     const DOING: &str = "create or attach to the interface";
-    let flags = TAP | NO_PACKET_INFORMATION;
+    let flags = TAP | NO_PACKET_INFORMATION | more;
     let base = InterfaceRequest::new(name.field());
     let mut request = base.with_flags(flags | CREATE_ONLY);
     match call(queue, Request::Attach, &mut request) {

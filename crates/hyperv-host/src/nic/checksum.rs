@@ -146,6 +146,14 @@ pub(super) fn fill_tcp(frame: &mut [u8], ip: usize, tcp: usize, ipv6: bool) {
     put(frame, tcp + TCP_CHECKSUM, value);
 }
 
+/// Puts the sum of the pseudo-header where the checksum of the TCP segment from `tcp` to the end of the frame goes.
+pub(super) fn fill_pseudo(frame: &mut [u8], ip: usize, tcp: usize, ipv6: bool) {
+    let (end, protocol) = (frame.len(), PROTOCOL_TCP);
+    let place = Place { ip, ipv6, layer4: tcp, end, fragment: false, protocol };
+    let value = !fold(place.pseudo(frame));
+    put(frame, tcp + TCP_CHECKSUM, value);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,8 @@
 //! Receive segment coalescing: TCP segments of one flow that wait one behind the other become one.
 
-use super::checksum::{Place, fill_ipv4, fill_tcp};
+use netvsc::rndis::packet::ReceiveChecksum;
+
+use super::checksum::{Place, fill_ipv4, fill_pseudo, fill_tcp, verify};
 
 /// Longest IP packet.
 const LONGEST: usize = 0xffff;
@@ -11,7 +13,7 @@ const TCP_PSH: u8 = 0x08;
 /// Where things lie in a TCP segment that may be joined with others: data and nothing but ACK and PSH, no IP options, no
 /// fragment, no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
+pub struct Segment {
     place: Place,
     /// Where the payload starts.
     payload: usize,
@@ -21,12 +23,13 @@ pub(super) struct Segment {
     /// No more may follow.
     closed: bool,
     /// How many were joined.
-    pub frames: u32,
+    pub(super) frames: u32,
 }
 
 impl Segment {
-    /// Looks at a frame.
-    pub(super) fn of(frame: &[u8]) -> Option<Self> {
+    /// Looks at a frame; `None` if nothing can be joined to it.
+    #[must_use]
+    pub fn of(frame: &[u8]) -> Option<Self> {
         let place = Place::of(frame)?;
         let Place { ip, layer4: tcp, ipv6, end, .. } = place;
         let plain = ipv6 || frame.get(ip) == Some(&0x45);
@@ -50,7 +53,7 @@ impl Segment {
     }
 
     /// Joins `next` to `first` if it is what follows and the whole stays within `most` bytes. True if it did.
-    pub(super) fn join(&mut self, first: &mut Vec<u8>, next: &[u8], most: usize) -> bool {
+    pub fn join(&mut self, first: &mut Vec<u8>, next: &[u8], most: usize) -> bool {
         let Some(other) = Self::of(next).filter(|_| !self.closed) else { return false };
         let whole = first.len() + other.length;
         let follows = other.payload == self.payload
@@ -73,6 +76,44 @@ impl Segment {
         first[tcp + 13] |= next[tcp + 13];
         first[tcp + 14..tcp + 16].copy_from_slice(&next[tcp + 14..tcp + 16]);
         true
+    }
+
+    /// The same for a frame whose checksums are right.
+    #[must_use]
+    pub fn verified(frame: &[u8]) -> Option<Self> {
+        let good = verify(frame);
+        let right = good.contains(ReceiveChecksum::TCP_GOOD)
+            && !good.intersects(ReceiveChecksum::IP_BAD | ReceiveChecksum::TCP_BAD);
+        Self::of(frame).filter(|_| right)
+    }
+
+    /// Whether anything was joined to the first.
+    #[must_use]
+    pub const fn is_joined(&self) -> bool {
+        self.frames > 1
+    }
+
+    /// Where the TCP header of the frame starts, and its payload.
+    #[must_use]
+    pub const fn headers(&self) -> (usize, usize) {
+        (self.place.layer4, self.payload)
+    }
+
+    /// Whether it is IPv6.
+    #[must_use]
+    pub const fn is_ipv6(&self) -> bool {
+        self.place.ipv6
+    }
+
+    /// Makes the headers of what was joined say so, and leaves the TCP checksum to somebody else: its field holds the sum of the
+    /// pseudo-header.
+    pub fn leave_checksum(&self, frame: &mut [u8]) {
+        self.finish(frame, true);
+        let Place { ip, layer4, ipv6, .. } = self.place;
+        if !ipv6 {
+            fill_ipv4(frame, ip, layer4);
+        }
+        fill_pseudo(frame, ip, layer4, ipv6);
     }
 
     /// Makes the headers of what was joined say so. `stale`: the TCP checksum stays that of the first segment, and the IPv4
@@ -143,6 +184,33 @@ mod tests {
             assert_eq!(whole[headers..], data);
             assert_eq!(whole[headers - 7] & TCP_PSH, TCP_PSH, "the last one's");
             assert!(crate::nic::testing::is_valid(&whole));
+        }
+    }
+
+    #[test]
+    fn the_checksum_can_be_left_to_somebody_else() {
+        for ipv6 in [false, true] {
+            let frames = stream(7300, ipv6);
+            let mut whole = frames[0].clone();
+            let mut segment = Segment::verified(&whole).unwrap();
+            for next in &frames[1..] {
+                assert!(
+                    Segment::verified(next).is_some() && segment.join(&mut whole, next, 1 << 20)
+                );
+            }
+            segment.leave_checksum(&mut whole);
+            let (tcp, payload) = segment.headers();
+            assert_eq!((segment.is_joined(), segment.is_ipv6(), payload), (true, ipv6, tcp + 20));
+            let request = crate::nic::offload::ChecksumRequest {
+                tcp: true,
+                layer4_offset: tcp,
+                ..Default::default()
+            };
+            crate::nic::offload::fill_checksums(&mut whole, request).unwrap();
+            assert!(crate::nic::testing::is_valid(&whole));
+            let mut wrong = frames[0].clone();
+            wrong[80] ^= 1;
+            assert_eq!(Segment::verified(&wrong), None);
         }
     }
 

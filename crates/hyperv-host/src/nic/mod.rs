@@ -17,7 +17,7 @@
 mod association;
 mod batch;
 mod checksum;
-mod coalesce;
+pub mod coalesce;
 mod control;
 mod counters;
 mod deliver;

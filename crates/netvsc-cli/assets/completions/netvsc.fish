@@ -56,6 +56,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l disks -d 'NVMe dis
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l tap -d 'Attach the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l peer-tap -d 'Attach the far side of the virtual switch to this TAP interface' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l churn -d 'How often VFs leave or return; 0 = never' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l mtu -d 'Largest packet of the NICs in bytes, without Ethernet header' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l stats-interval -d 'Print how many frames went where, this often; 0 = never' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l duration -d 'Stop after this time instead of at Ctrl-C' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l json -d 'Print events as JSON lines; the last line is the summary'

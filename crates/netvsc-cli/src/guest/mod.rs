@@ -399,6 +399,11 @@ impl<M: Machine> Guest<M> {
         self.nic_config.offloads = offloads;
     }
 
+    /// Chooses the MTU of NICs that start from now on; the host may make it smaller.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.nic_config.mtu = mtu;
+    }
+
     /// Sends what a NIC was handed.
     pub fn flush(&mut self, nic: usize) {
         if let Some(adapter) = self.nics.get_mut(nic).and_then(NicDevice::adapter_mut) {
@@ -521,7 +526,10 @@ fn sending(result: Result<(), AdapterError>) -> Sending {
     }
 }
 
-/// How adapters are made here.
-fn adapter_config() -> AdapterConfig {
-    AdapterConfig::default()
+/// How adapters are made here, for NICs of an MTU.
+fn adapter_config(mtu: u32) -> AdapterConfig {
+    let default = AdapterConfig::default();
+    // Ethernet header and tag.
+    let frame = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(18);
+    AdapterConfig { frame_size: default.frame_size.max(frame), ..default }
 }

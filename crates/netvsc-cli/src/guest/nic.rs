@@ -255,7 +255,8 @@ impl<M: Machine> Guest<M> {
                     match Nic::new(link, receive, Some(send), self.nic_config.clone(), now) {
                         Ok(started) => {
                             nic.rung = true;
-                            let mut adapter = Adapter::new(started, adapter_config());
+                            let mut adapter =
+                                Adapter::new(started, adapter_config(self.nic_config.mtu));
                             adapter.set_tap(self.capture.as_ref().map(|file| file.tap(number)));
                             Stage::Running(Box::new(adapter))
                         }

@@ -66,7 +66,7 @@ impl Peers {
             }
         }
         let Some(line) = &mut self.line else { return Ok(moved) };
-        moved |= line.fetch(|frame| match host.peer_transmit(0, frame, now) {
+        moved |= line.fetch_plain(|frame| match host.peer_transmit(0, frame, now) {
             Offered::Busy => Sending::Later,
             Offered::Accepted | Offered::Dropped(_) => Sending::Taken,
         })?;

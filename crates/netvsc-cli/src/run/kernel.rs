@@ -179,7 +179,11 @@ impl Session {
         if open {
             moved |= self.stage.follow_scripts(now, |_| 0)?;
             let guest = &mut self.stage.world.guest;
-            if self.ready && self.near.fetch(|frame| guest.transmit(0, frame, now))? {
+            if self.ready
+                && self.near.fetch(|frame, left| {
+                    guest.transmit_with(0, &left.work(frame).of(&[frame]), now)
+                })?
+            {
                 guest.flush(0);
                 moved = true;
             }
@@ -197,7 +201,7 @@ impl Session {
         match &mut self.far {
             Far::Line(line) => {
                 if open {
-                    moved |= line.fetch(&mut send)?;
+                    moved |= line.fetch_plain(&mut send)?;
                 }
                 while let Some(frame) = host.peer_receive(0, now) {
                     line.push(|buffer| buffer.extend_from_slice(&frame));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
+use netvsc::nic::NicOffloads;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmbus::Instant;
@@ -53,13 +54,14 @@ struct Session {
     ejects: u64,
     surprises: u64,
     started: Clock,
+    mtu: u32,
 }
 
 impl Session {
-    fn new(path: &Path) -> Self {
+    fn new(path: &Path, mtu: u32) -> Self {
         let (path, events) = (path.to_owned(), VecDeque::new());
         let (ejects, surprises) = (0, 0);
-        Self { path, remote: None, events, ejects, surprises, started: Clock::now() }
+        Self { path, remote: None, events, ejects, surprises, started: Clock::now(), mtu }
     }
 
     fn now(&self) -> Instant {
@@ -77,6 +79,9 @@ impl Session {
         if let Some(capture) = capture {
             remote.guest.capture_into(capture.clone());
         }
+        // Long segments of the kernel's are cut by the host; what comes is joined where it is handed to the kernel.
+        remote.guest.leave_to_host(NicOffloads { coalescing: false, ..NicOffloads::ALL });
+        remote.guest.set_mtu(self.mtu);
         // For the first time, so that it cannot be refused.
         let _ = remote.guest.start(self.now());
         self.remote = Some(remote);

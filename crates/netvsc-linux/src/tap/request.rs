@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+use rustix::ioctl::{IntegerSetter, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 
 use super::name::NAME_FIELD;
 
@@ -157,6 +157,13 @@ pub(super) fn call(
     // the kernel answers ENOTTY or EINVAL, or, were it another device that gives the number a meaning, would still
     // get a valid pointer to 40 bytes; this crate calls it on descriptors that it has opened itself.
     unsafe { ioctl(fd, call) }
+}
+
+/// `TUNSETOFFLOAD`: says what whoever holds the queue takes on, as bits.
+pub(super) fn set_offloads(queue: impl AsFd, bits: c_uint) -> Result<(), Errno> {
+    const OPCODE: Opcode = opcode::write::<c_uint>(b'T', 208);
+    // SAFETY: the operand of this opcode is the number itself; nothing is read or written through it.
+    unsafe { ioctl(queue, IntegerSetter::<OPCODE>::new_usize(bits as usize)) }
 }
 
 #[cfg(test)]

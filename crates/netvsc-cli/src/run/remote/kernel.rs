@@ -40,7 +40,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, Error> {
     let near = Line::open(tap)?;
     let mut run = Run {
-        session: Session::new(path),
+        session: Session::new(path, args.mtu),
         near,
         ready: false,
         capture,
@@ -159,9 +159,7 @@ impl Run<'_> {
                     tap.set_mac(*mac)?;
                 }
                 // One that was moved into another namespace is its owner's to set.
-                if let Ok(current) = tap.mtu()
-                    && current > *mtu
-                {
+                if tap.mtu().is_ok_and(|current| current != *mtu) {
                     tap.set_mtu(*mtu)?;
                 }
                 let _ = tap.set_up(true);
@@ -170,7 +168,10 @@ impl Run<'_> {
         let Some(remote) = &mut self.session.remote else { return Ok(moved) };
         if open && self.ready {
             let guest = &mut remote.guest;
-            if self.near.fetch(|frame| guest.transmit(0, frame, now))? {
+            if self
+                .near
+                .fetch(|frame, left| guest.transmit_with(0, &left.work(frame).of(&[frame]), now))?
+            {
                 guest.flush(0);
                 moved = true;
             }
