@@ -23,6 +23,7 @@ use vmbus::time::earliest;
 use crate::failover::{Action, Cause, Failover, FailoverConfig, Outlet};
 use crate::nic::TxFrame;
 use crate::port::{Path, PathOffloads, PortError, PortLink, PortSettings, VfPort};
+use crate::rndis::packet::ReceiveChecksum;
 
 pub use self::counters::AdapterCounters;
 pub use self::event::AdapterEvent;
@@ -44,6 +45,16 @@ pub trait Frame {
 
     /// Copies it into `out`; the number of bytes copied is the smaller of both lengths.
     fn copy_to(&self, out: &mut [u8]) -> usize;
+
+    /// What the host found of the frame's checksums, if it looked. It may lie. Nothing for frames of a VF.
+    fn checksum(&self) -> ReceiveChecksum {
+        ReceiveChecksum::empty()
+    }
+
+    /// The hash by which the host chose the queue, if it told. It may lie.
+    fn hash(&self) -> Option<u32> {
+        None
+    }
 }
 
 impl Frame for &[u8] {

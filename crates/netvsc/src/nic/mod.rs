@@ -571,20 +571,6 @@ impl<D: Doorbell> Nic<D> {
         self.link.channel.stats()
     }
 
-    /// Goes on with the way down without what the host owes: what was sent and not completed counts as lost, and the buffers
-    /// are revoked. Of use after [`NicEvent::Overdue`]; begins the way down if nobody has.
-    pub fn abandon(&mut self, now: Instant) {
-        self.shutdown(now);
-        self.skip_to_revoke();
-    }
-
-    /// Takes the NIC apart. Unless it was [`NicEvent::Stopped`], the host may still use the buffers: keep them until it has
-    /// let go of their lists.
-    #[must_use]
-    pub fn into_parts(self) -> (Channel<SharedPages, D>, SharedBuffer, Option<SharedBuffer>) {
-        (self.link.channel, self.receive.buffer, Some(self.transmit.buffer))
-    }
-
     /// The version agreed on, or the oldest.
     fn version(&self) -> Version {
         self.info.version.unwrap_or(Version::V1)

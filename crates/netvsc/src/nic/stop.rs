@@ -1,11 +1,12 @@
 //! The way down (PROTOCOL §7.6): no frames wanted, the path back, HALT, everything completed, buffers revoked.
 
 use vmbus::Instant;
-use vmbus::channel::Doorbell;
+use vmbus::channel::{Channel, Doorbell};
+use vmbus::memory::SharedPages;
 
 use super::receive::RECEIVE_BUFFER_ID;
 use super::start::SEND_BUFFER_ID;
-use super::{Nic, NicEvent, Stage, Step};
+use super::{Nic, NicEvent, SharedBuffer, Stage, Step};
 use crate::nvsp::GuestMessage;
 use crate::port::Path;
 use crate::rndis::PacketFilter;
@@ -55,6 +56,20 @@ impl<D: Doorbell> Nic<D> {
             return;
         }
         self.finish_stop();
+    }
+
+    /// Goes on with the way down without what the host owes: what was sent and not completed counts as lost, and the buffers
+    /// are revoked. Of use after [`NicEvent::Overdue`]; begins the way down if nobody has.
+    pub fn abandon(&mut self, now: Instant) {
+        self.shutdown(now);
+        self.skip_to_revoke();
+    }
+
+    /// Takes the NIC apart. Unless it was [`NicEvent::Stopped`], the host may still use the buffers: keep them until it has
+    /// let go of their lists.
+    #[must_use]
+    pub fn into_parts(self) -> (Channel<SharedPages, D>, SharedBuffer, Option<SharedBuffer>) {
+        (self.link.channel, self.receive.buffer, Some(self.transmit.buffer))
     }
 
     fn begin_halt(&mut self) {

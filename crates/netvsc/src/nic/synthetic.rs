@@ -7,6 +7,7 @@ use super::{Nic, NicError, NicEvent, RxFrame, TransmitError, TxFrame};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
 use crate::port::{Path, PathOffloads, PortSettings};
 use crate::rndis::offload::{IpOffloads, OffloadCapabilities};
+use crate::rndis::packet::ReceiveChecksum;
 
 fn refused(error: TransmitError) -> Refused {
     match error {
@@ -27,6 +28,14 @@ impl Frame for RxFrame<'_> {
 
     fn copy_to(&self, out: &mut [u8]) -> usize {
         RxFrame::copy_to(self, out)
+    }
+
+    fn checksum(&self) -> ReceiveChecksum {
+        RxFrame::checksum(self)
+    }
+
+    fn hash(&self) -> Option<u32> {
+        RxFrame::hash(self)
     }
 }
 

@@ -13,6 +13,11 @@ use crate::MacAddress;
 use crate::adapter::{Frame, Refused, append};
 use crate::nic::TxWork;
 use crate::port::PathOffloads;
+use crate::rndis::packet::ReceiveChecksum;
+
+/// Checksums that are wrong.
+const WRONG: ReceiveChecksum =
+    ReceiveChecksum::TCP_BAD.union(ReceiveChecksum::UDP_BAD).union(ReceiveChecksum::IP_BAD);
 
 /// How large the queues are, and what the stack is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +52,7 @@ pub struct Frames {
     outgoing: VecDeque<(Vec<u8>, TxWork)>,
     spare: Vec<Vec<u8>>,
     dropped: u64,
+    corrupt: u64,
     refused: u64,
     pub(super) link_up: bool,
     /// Of the task that runs the stack.
@@ -64,6 +70,7 @@ impl Frames {
             outgoing: VecDeque::new(),
             spare: Vec::new(),
             dropped: 0,
+            corrupt: 0,
             refused: 0,
             link_up: true,
             #[cfg(feature = "embassy")]
@@ -78,8 +85,13 @@ impl Frames {
         buffer
     }
 
-    /// Hands a received frame to the stack.
+    /// Hands a received frame to the stack. One whose checksums are wrong, as the host found, is dropped: the stack would do
+    /// the same. What the host found right is checked once more, since a VF says nothing and a host may lie.
     pub fn push_frame(&mut self, frame: &dyn Frame) {
+        if frame.checksum().intersects(WRONG) {
+            self.corrupt += 1;
+            return;
+        }
         self.push(|buffer| append(frame, buffer));
     }
 
@@ -170,6 +182,12 @@ impl Frames {
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    /// Received frames that the host found to be damaged.
+    #[must_use]
+    pub fn corrupt(&self) -> u64 {
+        self.corrupt
     }
 
     /// Frames of the stack that the card could not send: it was not at work, or they are too short or too long.

@@ -5,6 +5,7 @@ use std::vec::Vec;
 use super::*;
 use crate::adapter::{Frame, Refused};
 use crate::nic::TxFrame;
+use crate::rndis::packet::ReceiveChecksum;
 
 /// A card that keeps what it is given, up to a number of frames, and receives what it is told to.
 #[derive(Debug, Default)]
@@ -157,4 +158,31 @@ fn embassy_is_woken_by_frames_by_room_and_by_the_link() {
     assert_eq!(woken(), 1, "the link changed");
     assert!(device.link_state(&mut context) == LinkState::Down);
     assert_eq!(device.hardware_address(), HardwareAddress::Ethernet([0; 6]));
+}
+
+#[test]
+fn frames_that_the_host_found_damaged_are_dropped_and_counted() {
+    struct Found(ReceiveChecksum);
+    impl Frame for Found {
+        fn len(&self) -> usize {
+            60
+        }
+
+        fn copy_to(&self, out: &mut [u8]) -> usize {
+            out.len().min(60)
+        }
+
+        fn checksum(&self) -> ReceiveChecksum {
+            self.0
+        }
+    }
+    use ReceiveChecksum as C;
+    let mut frames = device(1, 9).frames;
+    for bad in [C::TCP_BAD, C::UDP_BAD | C::IP_GOOD, C::IP_BAD] {
+        frames.push_frame(&Found(bad));
+    }
+    for good in [C::empty(), C::TCP_GOOD | C::IP_GOOD, C::TCP_VALUE_INVALID, C::LOOPBACK] {
+        frames.push_frame(&Found(good));
+    }
+    assert_eq!((frames.corrupt(), frames.to_receive(), frames.dropped()), (3, 4, 0));
 }

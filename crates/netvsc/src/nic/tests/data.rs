@@ -10,7 +10,7 @@ use vmbus::memory::SharedMemory;
 use super::host::*;
 use crate::nic::*;
 use crate::nvsp::{ChannelType, GuestMessage, RndisPacket, SectionUse, Status, rndis_complete};
-use crate::rndis::packet::{ReceiveChecksum, VlanTag};
+use crate::rndis::packet::{PpiType, ReceiveChecksum, VlanTag, write_header};
 
 fn sent(rig: &mut Rig, frames: &[Vec<u8>]) {
     for frame in frames {
@@ -297,5 +297,24 @@ proptest! {
         let data: Vec<_> = rig.got.iter().map(|got| got.data.clone()).collect();
         prop_assert_eq!(data, frames);
         prop_assert_eq!(rig.nic.stats().tx_completed, rig.nic.stats().tx_messages);
+    }
+}
+
+#[test]
+fn what_the_host_found_goes_with_the_frame_to_whoever_takes_it() {
+    use crate::adapter::{Frame, Synthetic};
+    let mut rig = ready();
+    let found = ReceiveChecksum::TCP_GOOD | ReceiveChecksum::IP_GOOD;
+    let infos: [&[(PpiType, u32)]; 2] =
+        [&[(PpiType::CHECKSUM, found.bits()), (PpiType::HASH, 0x1234_5678)], &[]];
+    for info in infos {
+        let mut bytes = vec![0; 200];
+        write_header(&mut bytes, info, 100, 100).unwrap();
+        rig.deliver(ChannelType::DATA, &[(PIECE, &bytes)]);
+        let mut seen = vec![];
+        let note = &mut |frame: &dyn Frame| seen.push((frame.checksum(), frame.hash()));
+        Synthetic::poll(&mut rig.nic, rig.now, note).unwrap();
+        let told = if info.is_empty() { ReceiveChecksum::empty() } else { found };
+        assert_eq!(seen, [(told, (!info.is_empty()).then_some(0x1234_5678))]);
     }
 }

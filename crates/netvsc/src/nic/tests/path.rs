@@ -171,6 +171,7 @@ fn a_switch_that_is_never_completed_is_reported_and_does_not_block_the_next() {
     assert_eq!(rig.nic.poll_deadline(), None);
 }
 
+// HISTORY 41
 #[test]
 fn a_switch_does_not_get_lost_in_a_full_ring() {
     let mut rig = ready();
