@@ -198,6 +198,25 @@ fn refused_objects_have_the_status_of_the_policy() {
     assert_eq!(rig.port.side_state(SYNTHETIC), crate::switch::SideState::Down);
 }
 
+#[test]
+fn a_question_for_an_object_by_nvsp_is_refused_and_costs_nothing() {
+    for version in [Version::V5, Version::V6, Version::V6_1] {
+        let mut rig = started(version, |_| ());
+        for oid in [Oid::PERMANENT_ADDRESS, Oid::FRIENDLY_NAME, Oid(0)] {
+            let id = rig.say(&[131, 0x0008_0180, oid.0], true);
+            assert_eq!(rig.answer(id)[..3], [132, 0xc000_00bb, 0], "version {version}");
+        }
+        rig.control(&[4, 9, Oid::MAXIMUM_FRAME_SIZE.0, 0, 20, 0]);
+        assert_eq!(reply(&mut rig)[6..], [1500], "RNDIS is the way to ask");
+    }
+    for version in [Version::V1, Version::V2, Version::V4] {
+        let mut rig = started(version, |_| ());
+        rig.say(&[131, 0x0008_0180, Oid::PERMANENT_ADDRESS.0], true);
+        let message = MessageType::OID_QUERY_EX;
+        assert_eq!(rig.failure(), NicServiceError::NotInVersion { message, version });
+    }
+}
+
 /// A SET of the address.
 fn set_address(rig: &mut Rig, address: &str) -> u32 {
     let units = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
