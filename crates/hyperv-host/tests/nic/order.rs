@@ -1,5 +1,7 @@
 //! Things that come in the middle of others: a NIC that is taken away at every step, begun anew with its queues, reset.
 
+use std::time::Duration;
+
 use hyperv_host::nic::{NicServiceConfig, NicServiceEvent, ResetAnswer};
 use netvsc::nvsp::Version;
 use netvsc::{NicConfig, NicEvent, Path};
@@ -162,5 +164,42 @@ fn a_host_whose_network_starts_anew_completes_everything_and_the_path_stays() {
         world.nic.switch_data_path(Path::Synthetic, world.now);
         world.settle();
         check_traffic(&mut world);
+    }
+}
+
+// HISTORY 15: a host that is slow to offer channels holds nothing else up.
+#[test]
+fn an_association_is_heard_while_channels_are_still_to_be_offered() {
+    let mut config = NicServiceConfig::new(MAC);
+    config.policy.sub_channel_delay = Duration::from_secs(10);
+    let guest = NicConfig { queues: 4, ..NicConfig::default() };
+    let mut world = world_with(guest, &Sizes { ring: 33, receive: 256, send: 128 }, config);
+    world.settle();
+    world.events.clear();
+    world.nic.request_queues(3, world.now).unwrap();
+    world.service.vf_added(Serial(7), world.now);
+    while world.step() {}
+    assert!(world.events.contains(&NicEvent::Associated { serial: Serial(7) }));
+    let offer = NicServiceEvent::OfferSubChannels { count: 3 };
+    assert!(!world.host_events.contains(&offer), "that comes in ten seconds");
+    world.nic.switch_data_path(Path::Vf, world.now);
+    while world.step() {}
+    assert_eq!((world.service.data_path(), world.nic.info().path), (Path::Vf, Path::Vf));
+    assert!(!world.host_events.contains(&offer));
+    world.settle();
+    assert!(world.host_events.contains(&offer));
+}
+
+// HISTORY 13: whatever queue a VF with more of them would choose, the NIC has it.
+#[test]
+fn every_hash_leads_to_a_channel_that_there_is() {
+    let mut world = with_queues(NicServiceConfig::new(MAC));
+    for removed_from in [4, 2, 1] {
+        world.nic.queues_removed(removed_from);
+        let info = world.nic.info();
+        assert!(info.send_table.is_some() && info.queues == removed_from);
+        for hash in (0..64).chain([u32::MAX, 0x8000_0000]) {
+            assert!(info.send_queue(hash) < removed_from, "hash {hash:#x} of {removed_from}");
+        }
     }
 }
