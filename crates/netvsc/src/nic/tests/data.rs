@@ -234,6 +234,7 @@ fn received_frames_come_once_and_each_packet_is_completed_once() {
     assert_eq!((stats.rx_frames, stats.bad.total()), (6, 0));
 }
 
+// HISTORY 29: however often a frame is copied out, each copy is the same; the buffer is not changed.
 #[test]
 fn a_tag_beside_a_frame_is_put_back_into_it() {
     let mut rig = ready();
