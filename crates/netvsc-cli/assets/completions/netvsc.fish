@@ -68,6 +68,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l churn -d 'How oft
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l seed -d 'Chooses identities, MACs and delays' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l stats-interval -d 'Print how many frames went where, this often; 0 = never' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l duration -d 'Stop after this time instead of at Ctrl-C' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l without-vfs -d 'Offer the NICs without VFs: all frames go on the synthetic path'
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l json -d 'Print events as JSON lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l seeds -d 'Which seeds: from the first to the one before the second' -r

@@ -51,6 +51,10 @@ pub struct HostArgs {
     )]
     pub nics: u8,
 
+    /// Offer the NICs without VFs: all frames go on the synthetic path
+    #[arg(long, conflicts_with = "churn")]
+    pub without_vfs: bool,
+
     /// Attach the wire of the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)
     #[arg(
         long,

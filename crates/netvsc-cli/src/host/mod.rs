@@ -171,9 +171,11 @@ impl<'a> Server<'a> {
         for (number, planned) in self.plan.nics.iter().enumerate() {
             let Some(host) = guest.host() else { return Ok(()) };
             host.add_nic(planned.nic.clone(), now);
-            let added = host.add_vf(number, planned.vf, now);
-            added.map_err(|error| Error::Run(error.to_string()))?;
-            guest.map_vf(planned.vf.instance);
+            if !self.args.without_vfs {
+                let added = host.add_vf(number, planned.vf, now);
+                added.map_err(|error| Error::Run(error.to_string()))?;
+                guest.map_vf(planned.vf.instance);
+            }
             let serial = planned.vf.serial;
             let quiet = churn.is_zero();
             let script = if quiet { Script::quiet(serial) } else { Script::churn(churn, serial) };
@@ -191,7 +193,9 @@ impl<'a> Server<'a> {
     }
 
     fn handle_events(&mut self, now: Instant) -> bool {
-        let Self { guest: Some(guest), events, plan, .. } = self else { return false };
+        let Self { guest: Some(guest), events, plan, peers, .. } = self else {
+            return false;
+        };
         let mut moved = false;
         while let Some(event) = guest.host().and_then(Host::poll_event) {
             moved = true;
@@ -209,9 +213,9 @@ impl<'a> Server<'a> {
                     let what = format!("the service of pci {instance}: {why}");
                     events.push_back(Event { at: now, what: What::Failed { what } });
                 }
+                HostEvent::NicOperational { nic } => peers.nic_started(nic),
                 HostEvent::DeviceGone { .. }
                 | HostEvent::NicGone { .. }
-                | HostEvent::NicOperational { .. }
                 | HostEvent::VfOffered { .. }
                 | HostEvent::DataPath { .. } => {}
             }
@@ -282,11 +286,8 @@ impl<'a> Server<'a> {
         if let Some(guest) = &self.guest {
             let descriptors = guest.descriptors().into_iter();
             fds.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-            fds.extend(
-                self.peers
-                    .line()
-                    .map(|line| PollFd::from_borrowed_fd(line.as_fd(), line.wanted(true))),
-            );
+            let line = self.peers.line();
+            fds.extend(line.map(|(line, flags)| PollFd::from_borrowed_fd(line.as_fd(), flags)));
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),

@@ -3,6 +3,7 @@
 use hyperv_host::Host;
 use hyperv_host::switch::Offered;
 use netvsc_linux::TapName;
+use rustix::event::PollFlags;
 use smoltcp::wire::Ipv4Address;
 use vmbus::Instant;
 use vmbus::time::earliest;
@@ -20,6 +21,8 @@ const PEER: Ipv4Address = Ipv4Address::new(192, 0, 2, 2);
 pub(super) struct Peers {
     /// That of the first NIC, if it is the kernel.
     line: Option<Line>,
+    /// The guest's first NIC takes frames. Before that, the kernel keeps what it has: this is a cable that is not plugged in.
+    plugged: bool,
     /// By NIC; `None` where there is a TAP.
     services: Vec<Option<Service>>,
 }
@@ -31,12 +34,13 @@ impl Peers {
         if let Some(line) = &line {
             line.tap().set_up(true)?;
         }
-        Ok(Self { line, services: (0..nics).map(|_| None).collect() })
+        Ok(Self { line, plugged: false, services: (0..nics).map(|_| None).collect() })
     }
 
     /// A new guest: the stacks know nothing of the last one.
     pub(super) fn renew(&mut self, seed: u64, now: Instant) {
         let kernel = self.line.is_some();
+        self.plugged = false;
         for (nic, service) in self.services.iter_mut().enumerate() {
             let mut endpoint = Endpoint::new(service_mac(nic), address(nic, 2), seed, now);
             if nic == 0 {
@@ -44,6 +48,11 @@ impl Peers {
             }
             *service = (nic > 0 || !kernel).then(|| Service::new(endpoint));
         }
+    }
+
+    /// A NIC of the guest has started.
+    pub(super) fn nic_started(&mut self, nic: usize) {
+        self.plugged |= nic == 0;
     }
 
     /// Moves frames between the host and the far sides. True if any moved.
@@ -66,10 +75,12 @@ impl Peers {
             }
         }
         let Some(line) = &mut self.line else { return Ok(moved) };
-        moved |= line.fetch_plain(|frame| match host.peer_transmit(0, frame, now) {
-            Offered::Busy => Sending::Later,
-            Offered::Accepted | Offered::Dropped(_) => Sending::Taken,
-        })?;
+        if self.plugged {
+            moved |= line.fetch_plain(|frame| match host.peer_transmit(0, frame, now) {
+                Offered::Busy => Sending::Later,
+                Offered::Accepted | Offered::Dropped(_) => Sending::Taken,
+            })?;
+        }
         while let Some(frame) = host.peer_receive(0, now) {
             line.push(|buffer| buffer.extend_from_slice(&frame));
             host.recycle(0, frame);
@@ -78,9 +89,9 @@ impl Peers {
         Ok(moved | line.drain()?)
     }
 
-    /// The TAP, to wait for.
-    pub(super) fn line(&self) -> Option<&Line> {
-        self.line.as_ref()
+    /// The TAP, and what to wait for.
+    pub(super) fn line(&self) -> Option<(&Line, PollFlags)> {
+        self.line.as_ref().map(|line| (line, line.wanted(self.plugged)))
     }
 
     /// Frames that the kernel did not take.
