@@ -3,6 +3,7 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+mod schema;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,29 +41,7 @@ fn said(guest: &Guest, arguments: &[&str], status: i32) -> String {
 
 /// JSON that fits the schema, in which every key must stand.
 fn valid(text: &str) -> Value {
-    let value: Value = serde_json::from_str(text).expect("JSON");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema/check-1.json");
-    let schema = std::fs::read_to_string(path).expect("a schema");
-    let mut schema: Value = serde_json::from_str(&schema).expect("a schema is JSON");
-    close(&mut schema);
-    let validator = jsonschema::validator_for(&schema).expect("a schema that is one");
-    let errors: Vec<_> =
-        validator.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
-    assert!(errors.is_empty(), "{errors:#?}\n{text}");
-    value
-}
-
-fn close(schema: &mut Value) {
-    match schema {
-        Value::Object(map) => {
-            map.values_mut().for_each(close);
-            if map.contains_key("properties") && map.contains_key("required") {
-                map.entry("additionalProperties").or_insert(Value::Bool(false));
-            }
-        }
-        Value::Array(all) => all.iter_mut().for_each(close),
-        _ => {}
-    }
+    schema::valid(text, "check-1.json")
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use guest::complaints::COMPLAINTS;
 use guest::{Guest, kinds};
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
@@ -97,6 +98,20 @@ fn every_kind_of_guest_says_the_same_from_its_archive() {
         Guest::without_hyperv(),
     ] {
         same(&guest, &collect(&guest, folder.path()));
+    }
+}
+
+#[test]
+fn every_complaint_is_found_in_its_archive_as_in_the_guest() {
+    let folder = folder();
+    for complaint in COMPLAINTS {
+        let guest = (complaint.build)();
+        let archive = collect(&guest, folder.path());
+        for verb in [["check", "--json"], ["list", "--json"]] {
+            let direct = said(&netvsc(&verb, "--sysfs-root", guest.root()));
+            let replayed = said(&netvsc(&verb, "--from", &archive));
+            assert_eq!(direct, replayed, "{verb:?} of complaint {}", complaint.number);
+        }
     }
 }
 

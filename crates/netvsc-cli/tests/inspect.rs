@@ -3,11 +3,13 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+mod schema;
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use guest::{Guest, kinds};
+use schema::valid;
 use serde_json::Value;
 
 fn netvsc(root: &Path, arguments: &[&str]) -> Output {
@@ -35,34 +37,6 @@ fn refused(guest: &Guest, arguments: &[&str], status: i32) -> String {
     assert_eq!(output.status.code(), Some(status), "{arguments:?}");
     assert!(output.stdout.is_empty());
     String::from_utf8(output.stderr).expect("text")
-}
-
-/// Checks JSON against a schema of the repository.
-fn valid(text: &str, schema: &str) -> Value {
-    let value: Value = serde_json::from_str(text).expect("JSON");
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema");
-    let schema = std::fs::read_to_string(folder.join(schema)).expect("a schema");
-    let mut schema: Value = serde_json::from_str(&schema).expect("a schema is JSON");
-    close(&mut schema);
-    let validator = jsonschema::validator_for(&schema).expect("a schema that is one");
-    let errors: Vec<_> =
-        validator.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
-    assert!(errors.is_empty(), "{errors:#?}\n{text}");
-    value
-}
-
-/// New keys may come in a version, so the schema lets them; but here each must stand in it.
-fn close(schema: &mut Value) {
-    match schema {
-        Value::Object(map) => {
-            map.values_mut().for_each(close);
-            if map.contains_key("properties") && map.contains_key("required") {
-                map.entry("additionalProperties").or_insert(Value::Bool(false));
-            }
-        }
-        Value::Array(all) => all.iter_mut().for_each(close),
-        _ => {}
-    }
 }
 
 #[test]
@@ -159,6 +133,34 @@ fn a_machine_without_hyperv_is_told_in_one_line() {
     let value = valid(&String::from_utf8(output.stdout).expect("text"), "guest-1.json");
     assert_eq!((&value["nics"], &value["hyperv"]), (&Value::Array(vec![]), &Value::Bool(false)));
     assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
+}
+
+#[test]
+fn a_vmbus_without_nics_is_told_in_one_line() {
+    let guest = Guest::new();
+    guest.folder("sys/bus/vmbus/devices");
+    let text = said(&guest, &["list"]);
+    assert_eq!(text, "no NIC on this VMBus, and no VF behind it\n");
+    let value = valid(&said(&guest, &["list", "--json"]), "guest-1.json");
+    assert_eq!((&value["nics"], &value["hyperv"]), (&Value::Array(vec![]), &Value::Bool(true)));
+}
+
+#[test]
+fn devices_are_a_table_of_the_columns_that_are_asked_for() {
+    let guest = kinds::worked_example();
+    let text = said(&guest, &["lsvmbus", "-o", "id,driver,name,cpus"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["ID", "DRIVER", "NAME", "CPUS"]);
+    let nic = lines.iter().find(|line| line.contains("hv_netvsc")).expect("a NIC");
+    assert!(nic.contains("Synthetic network adapter"), "{text}");
+    let value = valid(&said(&guest, &["lsvmbus", "--json"]), "lsvmbus-1.json");
+    assert_eq!(lines.len(), 1 + value["devices"].as_array().expect("a list").len());
+    let brief = said(&guest, &["lsvmbus", "-br"]);
+    assert_eq!(brief.lines().count() + 1, lines.len());
+    assert!(brief.contains("7c1e5225-55d2-7c1e-5225-55d27c1e5225  hv_netvsc"), "{brief}");
+    assert!(
+        refused(&guest, &["lsvmbus", "-o", "serial"], 2).contains("[possible values: id, guid")
+    );
 }
 
 #[test]

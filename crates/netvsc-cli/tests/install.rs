@@ -3,6 +3,7 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+mod schema;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -104,10 +105,13 @@ fn a_dry_run_says_the_same_and_does_nothing() {
     let before = tree(root.path());
     let dry = done("install", root.path(), &["--without-program", "--dry-run"]);
     assert_eq!(tree(root.path()), before);
+    let json = done("install", root.path(), &["--without-program", "--dry-run", "--json"]);
+    let plan = schema::valid(&json, "install-1.json");
+    assert_eq!((&plan["done"], &plan["steps"][0]["act"]), (&Value::Bool(false), &"create".into()));
     assert!(install(root.path()).starts_with(&dry));
     let after = tree(root.path());
     let dry = done("uninstall", root.path(), &["--dry-run", "--json"]);
-    let plan: Value = serde_json::from_str(&dry).expect("JSON");
+    let plan = schema::valid(&dry, "install-1.json");
     assert_eq!((&plan["done"], &plan["dry_run"]), (&Value::Bool(false), &Value::Bool(true)));
     assert_eq!(plan["steps"][0]["act"], "remove");
     assert_eq!(tree(root.path()), after);

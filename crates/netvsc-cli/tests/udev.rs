@@ -3,6 +3,7 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+mod schema;
 
 use std::fs;
 use std::path::Path;
@@ -48,8 +49,7 @@ fn a_device_is_named_by_hand_or_by_the_environment() {
         .output()
         .expect("the program runs");
     assert_eq!(String::from_utf8_lossy(&output.stdout), text);
-    let json: serde_json::Value =
-        serde_json::from_str(&said(&guest, &["eth0", "--json"])).expect("JSON");
+    let json = schema::valid(&said(&guest, &["eth0", "--json"]), "udev-1.json");
     assert_eq!(
         (&json["schema_version"], &json["properties"]["NETVSC_SERIAL"]),
         (&1.into(), &"1".into())
@@ -61,6 +61,8 @@ fn what_is_none_of_its_business_gets_silence_and_success() {
     let guest = kinds::worked_example();
     for device in ["eth2", "lo", "eth9", "/devices/nowhere/net/eth0", "$(reboot)", ""] {
         assert_eq!(said(&guest, &[device]), "", "{device}");
+        let json = schema::valid(&said(&guest, &[device, "--json"]), "udev-1.json");
+        assert_eq!(json["properties"], serde_json::json!({}), "{device}");
     }
     assert_eq!(said(&guest, &[]), "", "without DEVPATH");
 }

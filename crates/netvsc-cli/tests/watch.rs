@@ -3,6 +3,7 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+mod schema;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -46,15 +47,9 @@ fn json_is_one_object_per_line_and_the_history_the_same() {
     let arguments = ["--json", "--log", log.to_str().expect("text")];
     let text = recorded(&kinds::mid_servicing(), &arguments);
     assert_eq!(std::fs::read_to_string(&log).expect("a file"), text);
-    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/schema/watch-1.json");
-    let schema = std::fs::read_to_string(schema).expect("a schema");
-    let schema: Value = serde_json::from_str(&schema).expect("a schema is JSON");
-    let validator = jsonschema::validator_for(&schema).expect("a schema that is one");
     let mut events = Vec::new();
     for line in text.lines() {
-        let value: Value = serde_json::from_str(line).expect("JSON");
-        let errors: Vec<_> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
-        assert!(errors.is_empty(), "{errors:?}: {line}");
+        let value = schema::valid(line, "watch-1.json");
         events.push(value["event"].as_str().expect("a word").to_owned());
         assert_eq!(value["ifname"], "eth0");
     }

@@ -159,12 +159,23 @@ never\t'Never'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s j -l json -d 'Print JSON'
 complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand resolve" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s o -l columns -d 'A table of these columns, in this order, instead of the classic text' -r -f -a "id\t'Number of the primary channel'
+guid\t'GUID of the device'
+class\t'GUID of its class'
+name\t'What its class is called'
+driver\t'Driver that has it'
+state\t'State of its channel, a number of the kernel'
+node\t'NUMA node'
+channels\t'Channels, the primary first'
+cpus\t'Processors of the channels, in the same order'
+path\t'Directory in sysfs'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s v -d 'Say more: channels and processors; twice: GUIDs and paths as well'
+complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -l brief -d 'One line per device, without header: GUID, driver, class (also -br)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s j -l json -d 'Print JSON'
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::columns::ColumnChoice;
+use super::lsvmbus::DeviceColumn;
 
 /// Where to look.
 #[derive(Clone, Debug, Default, Args)]
@@ -195,6 +196,22 @@ pub struct LsvmbusArgs {
     /// Say more: channels and processors; twice: GUIDs and paths as well
     #[arg(short, action = clap::ArgAction::Count, help_heading = "Output")]
     pub verbose: u8,
+
+    /// A table of these columns, in this order, instead of the classic text
+    #[arg(
+        short = 'o',
+        long = "columns",
+        value_name = "COL,..",
+        value_enum,
+        value_delimiter = ',',
+        conflicts_with = "verbose",
+        help_heading = "Output"
+    )]
+    pub columns: Option<Vec<DeviceColumn>>,
+
+    /// One line per device, without header: GUID, driver, class (also -br)
+    #[arg(long, conflicts_with_all = ["columns", "verbose"], help_heading = "Output")]
+    pub brief: bool,
 
     /// Where to look.
     #[command(flatten)]

@@ -2,11 +2,13 @@
 
 use std::fmt::Write;
 
+use clap::ValueEnum;
 use netvsc_linux::inventory::{Snapshot, VmbusDevice};
 use serde::Serialize;
 use vmbus::Guid;
 
 use super::document::SCHEMA_VERSION;
+use super::table::{Style, table};
 
 /// Classes of offers, by their GUIDs, with the names under which people know them.
 const CLASSES: [(u128, &str); 19] = [
@@ -121,4 +123,75 @@ pub fn text(snapshot: &Snapshot, verbose: u8) -> String {
         text.push('\n');
     }
     text
+}
+
+/// A column of a table of devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceColumn {
+    /// Number of the primary channel
+    Id,
+    /// GUID of the device
+    Guid,
+    /// GUID of its class
+    Class,
+    /// What its class is called
+    Name,
+    /// Driver that has it
+    Driver,
+    /// State of its channel, a number of the kernel
+    State,
+    /// NUMA node
+    Node,
+    /// Channels, the primary first
+    Channels,
+    /// Processors of the channels, in the same order
+    Cpus,
+    /// Directory in sysfs
+    Path,
+}
+
+/// The columns of one line that says what a device is.
+pub const BRIEF: [DeviceColumn; 3] = [DeviceColumn::Guid, DeviceColumn::Driver, DeviceColumn::Name];
+
+impl DeviceColumn {
+    fn header(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_uppercase())
+    }
+
+    /// What it shows of a device; `-` for what is not known.
+    fn of(self, device: &VmbusDevice) -> String {
+        fn known(value: Option<impl ToString>) -> String {
+            value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+        }
+        let each = |pick: fn((u32, u32)) -> u32| {
+            let all: Vec<_> = channels(device).into_iter().map(|c| pick(c).to_string()).collect();
+            known((!all.is_empty()).then(|| all.join(",")))
+        };
+        match self {
+            Self::Id => known(device.id),
+            Self::Guid => device.guid.to_string(),
+            Self::Class => known(device.class),
+            Self::Name => class_name(device.class).to_owned(),
+            Self::Driver => known(device.driver.as_deref()),
+            Self::State => known(device.state),
+            Self::Node => known(device.numa_node),
+            Self::Channels => each(|(rel_id, _)| rel_id),
+            Self::Cpus => each(|(_, cpu)| cpu),
+            Self::Path => device.path.clone(),
+        }
+    }
+}
+
+/// A table of the devices, with or without header.
+#[must_use]
+pub fn listing(
+    snapshot: &Snapshot,
+    columns: &[DeviceColumn],
+    header: bool,
+    style: Style,
+) -> String {
+    let row = |device| columns.iter().map(|column| column.of(device)).collect();
+    let rows: Vec<Vec<String>> = sorted(snapshot).into_iter().map(row).collect();
+    let headers: Vec<_> = columns.iter().map(|column| column.header()).collect();
+    table(if header { &headers } else { &[] }, &rows, style)
 }

@@ -28,6 +28,9 @@ use crate::error::Error;
 /// What is said where there is nothing to look at.
 pub const NO_HYPERV: &str = "no VMBus here: this machine is no Hyper-V guest";
 
+/// What there is to say on a guest that has no network card.
+const NO_NICS: &str = "no NIC on this VMBus, and no VF behind it";
+
 fn snapshot(source: &SourceArgs, depth: Depth) -> Result<Snapshot, Error> {
     Ok(take(source.sysfs_root.as_deref(), depth)?)
 }
@@ -80,6 +83,9 @@ pub fn list(args: &ListArgs) -> Result<(), Error> {
     }
     if args.output.json() {
         return print_json(&document, &args.output);
+    }
+    if document.nics.is_empty() && document.standalone.is_empty() {
+        return print(&format!("{NO_NICS}\n"));
     }
     print(&listing(&document, args, Style::choose(args.output.color)))
 }
@@ -260,5 +266,10 @@ pub fn lsvmbus(args: &LsvmbusArgs) -> Result<(), Error> {
     if args.output.json() {
         return print_json(&lsvmbus::Devices::of(&snapshot), &args.output);
     }
-    print(&lsvmbus::text(&snapshot, args.verbose))
+    let style = Style::choose(args.output.color);
+    match (&args.columns, args.brief) {
+        (Some(columns), _) => print(&lsvmbus::listing(&snapshot, columns, true, style)),
+        (None, true) => print(&lsvmbus::listing(&snapshot, &lsvmbus::BRIEF, false, style)),
+        (None, false) => print(&lsvmbus::text(&snapshot, args.verbose)),
+    }
 }
