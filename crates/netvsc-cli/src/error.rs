@@ -160,6 +160,9 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// Results of simulations cannot be read, written or added up.
+    #[error(transparent)]
+    Results(#[from] crate::sim::results::ResultsError),
     /// The run came to its end and was not good: a digest differed, frames were lost, or it stood still.
     #[error("the run failed: {0}")]
     Run(String),

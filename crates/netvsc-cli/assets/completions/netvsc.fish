@@ -71,8 +71,8 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l duration -d 'Stop
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l without-vfs -d 'Offer the NICs without VFs: all frames go on the synthetic path'
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l json -d 'Print events as JSON lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l seeds -d 'Which seeds: from the first to the one before the second' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l profile -d 'What the host does, and to how many NICs' -r -f -a "smoke\t'1 to 4 NICs; VFs are ejected, torn away, and come back, links go down: a little of everything'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l seeds -d 'Which seeds: from the first to the one before the second' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l profile -d 'What the host does, and to how many NICs' -r -f -a "smoke\t'1 to 4 NICs; VFs are ejected, torn away, and come back, links go down: a little of everything'
 azure-boot\t'1 to 8 NICs that come up, with long delays and everything in any order, and nothing after that'
 servicing\t'2 to 8 NICs; all VFs leave and come back with the serials dealt out anew'
 flapping\t'1 to 4 NICs; links and VFs come and go far more often than is good'
@@ -85,16 +85,24 @@ kexec\t'1 to 3 NICs; the guest is replaced by another one, with its VFs in place
 famine\t'1 to 4 NICs; allocations of the guest fail'
 reset\t'1 to 4 NICs that the guest resets, also while they are on their VFs, alone or all of them around a pause of the machine'
 storm\t'1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly'"
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l jobs -d 'How many seeds run at a time; without it, one per processor' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l shard -d 'Only this share of the seeds, such as 0/4 for every fourth' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l replay -d 'One seed, with all its events' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l acts -d 'Only so many of the host\'s acts, then it behaves' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l scenario -d 'Play one scenario, with all its events' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l timeline -d 'Draw what happened into this file, as SVG for a browser' -r -F
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l until-failure -d 'From the first seed on, without an end, until one fails'
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l list -d 'Name the scenarios, with the known edge cases that they come from'
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -l json -d 'Print one JSON object per seed (or per event of a replay); the last line is the summary'
-complete -c netvsc -n "__fish_netvsc_using_subcommand sim" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l jobs -d 'How many seeds run at a time; without it, one per processor' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l shard -d 'Only this share of the seeds, such as 0/4 for every fourth' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l replay -d 'One seed, with all its events' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l acts -d 'Only so many of the host\'s acts, then it behaves' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l scenario -d 'Play one scenario, with all its events' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l timeline -d 'Draw what happened into this file, as SVG for a browser' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l out -d 'Write what all seeds came to into this file, for `netvsc sim merge`' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l until-failure -d 'From the first seed on, without an end, until one fails'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l list -d 'Name the scenarios, with the known edge cases that they come from'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l json -d 'Print one JSON object per seed (or per event of a replay); the last line is the summary'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -f -a "merge" -d 'Add up what `--out` wrote: shares of the same seeds, other seeds, other profiles'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and __fish_seen_subcommand_from merge" -l out -d 'Write the sum into this file, which can be merged again' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and __fish_seen_subcommand_from merge" -l json -d 'Print the sum as JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and __fish_seen_subcommand_from merge" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and __fish_seen_subcommand_from help" -f -a "merge" -d 'Add up what `--out` wrote: shares of the same seeds, other seeds, other profiles'
+complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s o -l columns -d 'Which columns, in which order; +COL adds to the usual ones' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
@@ -251,3 +259,4 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_
 complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "completions" -d 'Print the completions of a shell'
 complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "bind" -d 'Give a NIC to user space, or back to the kernel'
 complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch collect udev install uninstall completions bind help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c netvsc -n "__fish_netvsc_using_subcommand help; and __fish_seen_subcommand_from sim" -f -a "merge" -d 'Add up what `--out` wrote: shares of the same seeds, other seeds, other profiles'

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Blackouts of switches, counted by their length to the microsecond.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Blackouts {
 }
 
 /// What there is to say about blackouts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlackoutLine {
     /// Switches.
     pub switches: u64,
@@ -52,6 +52,20 @@ impl Blackouts {
             *self.by_micros.entry(*micros).or_default() += count;
         }
         self.pushed_back += other.pushed_back;
+    }
+
+    /// Those that were counted before: lengths in microseconds, each with how many were that long.
+    pub fn counted(lengths: impl Iterator<Item = (u64, u64)>, pushed_back: u64) -> Self {
+        let mut by_micros = BTreeMap::new();
+        for (micros, count) in lengths {
+            *by_micros.entry(micros).or_default() += count;
+        }
+        Self { by_micros, pushed_back }
+    }
+
+    /// Lengths in microseconds from the shortest, each with how many were that long.
+    pub fn lengths(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.by_micros.iter().map(|(micros, count)| (*micros, *count))
     }
 
     /// The length that so many of a hundred do not exceed, in microseconds.

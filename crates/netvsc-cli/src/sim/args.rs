@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 /// What `netvsc sim --help` says.
 pub const LONG: &str = "\
@@ -32,6 +33,9 @@ Examples:
       every event of one seed
   netvsc sim --profile flapping --replay 7 --timeline run.svg
       the same, and a picture of it
+  netvsc sim --profile storm --seeds 0..10000 --shard 1/4 --out storm-1.json
+  netvsc sim merge storm-*.json
+      a quarter of the seeds on each of four machines, and what they come to together
   netvsc sim --list
       the scenarios that have names
   netvsc sim --scenario eject-during-join
@@ -42,8 +46,28 @@ Exit status:
   1  a seed failed
   2  the command line makes no sense";
 
+const MERGE_STATUS: &str = "\
+Exit status:
+  0  every seed passed; shares that are missing are named
+  1  a seed failed, a seed is in two of the files, or the files are of different versions or no results
+  2  the command line makes no sense";
+
 /// What a host does to its guest, and how many NICs there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    ValueEnum,
+    Serialize,
+    Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Profile {
     /// 1 to 4 NICs; VFs are ejected, torn away, and come back, links go down: a little of everything
     #[default]
@@ -169,7 +193,12 @@ impl FromStr for Shard {
 
 /// Options of `netvsc sim`.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct SimArgs {
+    /// What else to do with seeds.
+    #[command(subcommand)]
+    pub verb: Option<SimVerb>,
+
     /// Which seeds: from the first to the one before the second
     #[arg(long, value_name = "A..B", default_value = "0..100")]
     pub seeds: Seeds,
@@ -220,7 +249,35 @@ pub struct SimArgs {
     #[arg(long, value_name = "FILE", requires = "replay")]
     pub timeline: Option<PathBuf>,
 
+    /// Write what all seeds came to into this file, for `netvsc sim merge`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["until_failure", "replay", "list", "scenario"])]
+    pub out: Option<PathBuf>,
+
     /// Print one JSON object per seed (or per event of a replay); the last line is the summary
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What else there is to do with seeds.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SimVerb {
+    /// Add up what `--out` wrote: shares of the same seeds, other seeds, other profiles
+    #[command(after_long_help = MERGE_STATUS)]
+    Merge(MergeArgs),
+}
+
+/// Options of `netvsc sim merge`.
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    /// Files that `--out` wrote
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// Write the sum into this file, which can be merged again
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+
+    /// Print the sum as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -7,7 +7,9 @@ mod deed;
 #[cfg(feature = "seeded-bugs")]
 mod hunt;
 mod invariant;
+mod merge;
 mod outcome;
+pub(crate) mod results;
 mod scenario;
 mod script;
 mod system;
@@ -30,8 +32,10 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::report::json;
 use crate::timeline::{Heading, Recorder, Target};
-use args::{Profile, SimArgs};
-use outcome::{Failure, Outcome, SeedLine, Totals};
+use args::{Profile, SimArgs, SimVerb};
+use merge::OutFile;
+use outcome::{Failure, Outcome, SeedLine, Totals, TotalsLine};
+use results::{Range, Results};
 use script::Script;
 use system::System;
 
@@ -40,6 +44,9 @@ use system::System;
 /// # Errors
 /// If a seed failed, or the output could not be written.
 pub fn run(args: &SimArgs) -> Result<ExitCode, Error> {
+    if let Some(SimVerb::Merge(args)) = &args.verb {
+        return merge::run(args);
+    }
     #[cfg(feature = "seeded-bugs")]
     if args.hunt {
         return hunt::run(args);
@@ -164,6 +171,7 @@ fn processors() -> usize {
 }
 
 fn sweep(args: &SimArgs) -> Result<ExitCode, Error> {
+    let file = args.out.as_deref().map(OutFile::create).transpose()?;
     let started = Clock::now();
     let jobs = args.jobs.map_or_else(processors, NonZeroUsize::get);
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -189,8 +197,14 @@ fn sweep(args: &SimArgs) -> Result<ExitCode, Error> {
         drop(receiver);
         told
     })?;
-    let summary = totals.line(args.profile, started.elapsed().as_secs_f64());
+    let wall_seconds = started.elapsed().as_secs_f64();
+    let range = Range::new(args.seeds, args.shard);
+    let results = totals.results(args.profile, range, wall_seconds);
+    let summary = TotalsLine::new(&results);
     line(&if args.json { json(&summary)? } else { summary.text() })?;
+    if let Some(file) = file {
+        file.write(&Results::new(results))?;
+    }
     match totals.failed.len() {
         0 => Ok(ExitCode::SUCCESS),
         count => Err(Error::Run(format!("{count} of {} seeds failed", totals.seeds))),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::args::Profile;
+use super::results::{FailedSeed, ProfileResults, Range};
 use crate::guest::{BlackoutLine, Blackouts};
 
 /// What one system did.
@@ -103,7 +104,7 @@ impl<'a> SeedLine<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     pub(super) seeds: u64,
-    pub(super) failed: Vec<u64>,
+    pub(super) failed: Vec<(u64, Failure)>,
     figures: Figures,
 }
 
@@ -114,9 +115,9 @@ pub(super) struct TotalsLine {
     profile: &'static str,
     seeds: u64,
     failed: Vec<u64>,
-    nics: usize,
-    acts: usize,
-    acts_by_kind: BTreeMap<&'static str, u64>,
+    nics: u64,
+    acts: u64,
+    acts_by_kind: BTreeMap<String, u64>,
     frames: u64,
     frames_resent: u64,
     frames_twice: u64,
@@ -130,8 +131,8 @@ pub(super) struct TotalsLine {
 impl Totals {
     pub(super) fn add(&mut self, outcome: &Outcome) {
         self.seeds += 1;
-        if outcome.failure.is_some() {
-            self.failed.push(outcome.seed);
+        if let Some(failure) = &outcome.failure {
+            self.failed.push((outcome.seed, failure.clone()));
         }
         let (sum, one) = (&mut self.figures, &outcome.figures);
         sum.nics += one.nics;
@@ -148,28 +149,61 @@ impl Totals {
         sum.virtual_micros += one.virtual_micros;
     }
 
-    pub(super) fn line(&self, profile: Profile, wall_seconds: f64) -> TotalsLine {
+    /// In the form that can be written down and added up.
+    pub(super) fn results(
+        &self,
+        profile: Profile,
+        range: Range,
+        wall_seconds: f64,
+    ) -> ProfileResults {
         let figures = &self.figures;
-        TotalsLine {
-            profile: profile.word(),
+        let failed = self.failed.iter().map(|(seed, failure)| FailedSeed {
+            seed: *seed,
+            failure: failure.what.clone(),
+            acts_needed: failure.acts.clone(),
+            replay: failure.command(*seed, profile),
+        });
+        ProfileResults {
+            profile,
+            ranges: vec![range],
+            missing: range.others(),
             seeds: self.seeds,
-            failed: self.failed.clone(),
-            nics: figures.nics,
-            acts: figures.acts,
-            acts_by_kind: figures.fired.clone(),
+            failed: failed.collect(),
+            nics: figures.nics as u64,
+            acts: figures.acts as u64,
+            acts_by_kind: figures.fired.iter().map(|(kind, n)| ((*kind).into(), *n)).collect(),
             frames: figures.frames_out + figures.frames_in,
             frames_resent: figures.frames_resent,
             frames_twice: figures.frames_twice,
             switches: figures.switches,
             blackouts: figures.blackouts.line(),
-            virtual_seconds: figures.virtual_micros as f64 / 1e6,
+            blackout_lengths: figures.blackouts.lengths().collect(),
+            virtual_micros: figures.virtual_micros,
             wall_seconds,
-            seeds_per_second: self.seeds as f64 / wall_seconds.max(1e-9),
         }
     }
 }
 
 impl TotalsLine {
+    pub(super) fn new(results: &ProfileResults) -> Self {
+        Self {
+            profile: results.profile.word(),
+            seeds: results.seeds,
+            failed: results.failed.iter().map(|failed| failed.seed).collect(),
+            nics: results.nics,
+            acts: results.acts,
+            acts_by_kind: results.acts_by_kind.clone(),
+            frames: results.frames,
+            frames_resent: results.frames_resent,
+            frames_twice: results.frames_twice,
+            switches: results.switches,
+            blackouts: results.blackouts,
+            virtual_seconds: results.virtual_micros as f64 / 1e6,
+            wall_seconds: results.wall_seconds,
+            seeds_per_second: results.seeds as f64 / results.wall_seconds.max(1e-9),
+        }
+    }
+
     /// The same for people.
     pub(super) fn text(&self) -> String {
         let Self { profile, seeds, nics, acts, frames, switches, blackouts, .. } = self;

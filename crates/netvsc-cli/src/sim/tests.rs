@@ -50,6 +50,8 @@ fn a_few_seeds_of_every_profile_pass() {
 #[test]
 fn shares_divide_the_seeds_without_rest() {
     let args = |shard: Option<&str>| SimArgs {
+        verb: None,
+        out: None,
         seeds: "10..20".parse().expect("a range"),
         profile: Profile::Smoke,
         jobs: None,
