@@ -443,6 +443,13 @@ impl<M: Machine> Guest<M> {
         adapter.map_or(0, netvsc::Adapter::unconfirmed)
     }
 
+    /// Slots of a NIC's send buffer with frames under way.
+    #[must_use]
+    pub fn busy_slots(&self, nic: usize) -> usize {
+        let adapter = self.nics.get(nic).and_then(NicDevice::adapter);
+        adapter.map_or(0, |adapter| adapter.nic().busy_slots())
+    }
+
     /// The path that the host confirmed last for a NIC, if none was asked for since.
     #[must_use]
     pub fn settled_path(&self, nic: usize) -> Option<netvsc::Path> {

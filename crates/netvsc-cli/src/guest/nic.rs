@@ -406,7 +406,6 @@ impl<M: Machine> Guest<M> {
         }
         if let (Stage::Running(adapter), Some(bound)) = (stage, bound)
             && let (_, Some(port)) = adapter.into_parts()
-            && !seeded!("lose-port-of-closed-nic")
         {
             self.keep_port(bound, port);
         }

@@ -24,12 +24,10 @@ const NIC: &str = "netvsc/src/nic/mod.rs";
 const PATH: &str = "netvsc/src/nic/path.rs";
 const SLOTS: &str = "netvsc/src/nic/slots.rs";
 const LINK: &str = "netvsc/src/nic/link.rs";
-const WRITER: &str = "vmbus/src/ring/writer.rs";
 const CHANNEL: &str = "vmbus/src/channel.rs";
 const CHANNELS: &str = "vmbus/src/bus/channels.rs";
 const MEMORY: &str = "vmbus/src/bus/memory.rs";
 const PCI_BUS: &str = "vpci/src/bus/mod.rs";
-const CHILDREN: &str = "vpci/src/bus/children.rs";
 const GUEST: &str = "netvsc-cli/src/guest/mod.rs";
 const GUEST_PCI: &str = "netvsc-cli/src/guest/pci.rs";
 const GUEST_NIC: &str = "netvsc-cli/src/guest/nic.rs";
@@ -67,7 +65,6 @@ pub(super) const BUGS: &[Bug] = &[
         FAILOVER,
         "the host is asked for a VF that it has not announced",
     ),
-    bug("resend-behind-newer", SEND, "new frames overtake those that are sent again"),
     bug("confirm-too-many", SEND, "one frame more counts as confirmed than the VF has confirmed"),
     bug("deaf-to-vf", ADAPTER, "nothing is received from a VF that frames do not leave on"),
     bug(
@@ -81,20 +78,13 @@ pub(super) const BUGS: &[Bug] = &[
     bug("complete-twice", LINK, "packets of the host are completed twice"),
     bug("forget-flush", NIC, "frames stay in the open batch until something else happens"),
     bug("drop-switch-when-full", PATH, "a switch that finds no room in the ring is dropped"),
-    bug("forget-pending-send-size", WRITER, "the reader is not told that somebody waits for room"),
     bug("forget-to-rearm", CHANNEL, "the peer is not asked to ring before resting"),
     bug("ignore-rescind", CHANNELS, "a device that the host takes away stays"),
     bug("forget-release", CHANNELS, "the id of a channel is never given back"),
     bug("lose-gpadl-teardown", MEMORY, "memory that comes back is not noticed"),
     bug("forget-eject-complete", PCI_BUS, "the host is not told that its function is free"),
-    bug(
-        "same-slot-same-function",
-        CHILDREN,
-        "another function in the same slot is taken for the old one",
-    ),
     bug("answer-eject-at-once", GUEST_PCI, "a function is given back while a NIC still uses it"),
     bug("forget-unbound", GUEST_PCI, "pairing never hears that a port was let go"),
-    bug("lose-port-of-closed-nic", GUEST_NIC, "a NIC that goes takes its port with it"),
 ];
 
 /// The bug with this name.

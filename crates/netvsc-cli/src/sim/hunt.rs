@@ -1,5 +1,7 @@
 //! The hunt: every bug that was put in on purpose has to be found.
 
+use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -11,7 +13,7 @@ use serde::Serialize;
 
 use super::args::{Profile, SimArgs};
 use super::bugs::{self, BUGS, Bug};
-use super::{line, one};
+use super::{line, one, scenario};
 use crate::error::Error;
 use crate::report::json;
 
@@ -22,19 +24,40 @@ struct BugLine {
     bug: &'static str,
     file: &'static str,
     what: &'static str,
-    /// The first profile and seed that fail, and how.
+    /// The first system that fails, and how.
     found: Option<Found>,
 }
 
 /// Where a bug was found.
 #[derive(Clone, Debug, Serialize)]
 struct Found {
-    profile: &'static str,
-    seed: u64,
+    /// The scenario, or the profile with its seed.
+    #[serde(flatten)]
+    place: Place,
     /// What was wrong.
     by: String,
     /// Systems that ran before and showed nothing.
     before: usize,
+}
+
+/// A system in which to look.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(untagged)]
+enum Place {
+    /// A scenario.
+    Named { scenario: &'static str },
+    /// A seed of a profile.
+    Seed { profile: &'static str, seed: u64 },
+}
+
+/// All of them: the scenarios, then seed by seed the profiles.
+fn places(seeds: Range<u64>) -> Vec<Place> {
+    let named = scenario::ALL.iter().map(|scenario| Place::Named { scenario: scenario.name });
+    let profiles = |seed| {
+        let all = Profile::value_variants().iter();
+        all.map(move |profile| Place::Seed { profile: profile.word(), seed })
+    };
+    named.chain(seeds.flat_map(profiles)).collect()
 }
 
 /// Carries out `netvsc sim --hunt`.
@@ -44,9 +67,11 @@ pub(super) fn run(args: &SimArgs) -> Result<ExitCode, Error> {
     std::panic::set_hook(Box::new(|_| {}));
     let wanted = |bug: &&Bug| args.bug.as_deref().is_none_or(|name| name == bug.name);
     let (mut hunted, mut survivors) = (0, Vec::new());
+    let places = places(args.seeds.first..args.seeds.end);
+    let jobs = args.jobs.map_or_else(super::processors, std::num::NonZeroUsize::get);
     for bug in BUGS.iter().filter(wanted) {
         bugs::choose(Some(bug.name))?;
-        let found = hunt(args);
+        let found = hunt(&places, jobs);
         hunted += 1;
         if found.is_none() {
             survivors.push(bug.name);
@@ -62,33 +87,24 @@ pub(super) fn run(args: &SimArgs) -> Result<ExitCode, Error> {
     Err(Error::Run(format!("of {hunted} bugs these were not found: {survivors}")))
 }
 
-/// The first system that shows the bug: seed by seed, of each seed profile by profile. Which one that is does not depend on how
-/// many run at a time.
-fn hunt(args: &SimArgs) -> Option<Found> {
-    let seeds = args.seeds.first..args.seeds.end;
-    let all = || {
-        seeds
-            .clone()
-            .flat_map(|seed| Profile::value_variants().iter().map(move |profile| (seed, *profile)))
-    };
-    let count = all().count();
-    let (next, end) = (AtomicUsize::new(0), AtomicUsize::new(count));
+/// The first system that shows the bug. Which one that is does not depend on how many run at a time.
+fn hunt(places: &[Place], jobs: usize) -> Option<Found> {
+    let (next, end) = (AtomicUsize::new(0), AtomicUsize::new(places.len()));
     let first: Mutex<Option<Found>> = Mutex::new(None);
-    let jobs = args.jobs.map_or_else(super::processors, std::num::NonZeroUsize::get);
     thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
-                    let place = next.fetch_add(1, Ordering::Relaxed);
-                    if place >= end.load(Ordering::Relaxed) {
+                    let before = next.fetch_add(1, Ordering::Relaxed);
+                    if before >= end.load(Ordering::Relaxed) {
                         return;
                     }
-                    let Some((seed, profile)) = all().nth(place) else { return };
-                    let Some(by) = shows(seed, profile) else { continue };
-                    end.fetch_min(place, Ordering::Relaxed);
+                    let Some(place) = places.get(before).copied() else { return };
+                    let Some(by) = place.shows() else { continue };
+                    end.fetch_min(before, Ordering::Relaxed);
                     let Ok(mut first) = first.lock() else { return };
-                    if first.as_ref().is_none_or(|first| place < first.before) {
-                        *first = Some(Found { profile: profile.word(), seed, by, before: place });
+                    if first.as_ref().is_none_or(|first| before < first.before) {
+                        *first = Some(Found { place, by, before });
                     }
                 }
             });
@@ -97,21 +113,36 @@ fn hunt(args: &SimArgs) -> Option<Found> {
     first.into_inner().ok().flatten()
 }
 
-/// What is wrong with this system, if anything.
-fn shows(seed: u64, profile: Profile) -> Option<String> {
-    let run = || one(seed, profile, usize::MAX, &mut |_| {});
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(outcome) => outcome.failure.map(|failure| failure.what),
-        Err(_) => Some("the program panicked".into()),
+impl Place {
+    /// What is wrong with this system, if anything.
+    fn shows(self) -> Option<String> {
+        let run = || match self {
+            Self::Named { scenario } => {
+                let scenario = scenario::ALL.iter().find(|known| known.name == scenario)?;
+                scenario.play(&mut |_| {}).failure
+            }
+            Self::Seed { profile, seed } => {
+                let profile = Profile::from_str(profile, false).ok()?;
+                one(seed, profile, usize::MAX, &mut |_| {}).failure.map(|failure| failure.what)
+            }
+        };
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Some("the program panicked".into()))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named { scenario } => f.write_str(scenario),
+            Self::Seed { profile, seed } => write!(f, "{profile} {seed}"),
+        }
     }
 }
 
 impl BugLine {
     fn text(&self) -> String {
         match &self.found {
-            Some(Found { profile, seed, by, .. }) => {
-                format!("{:<28} {profile} {seed}: {by}", self.bug)
-            }
+            Some(Found { place, by, .. }) => format!("{:<28} {place}: {by}", self.bug),
             None => format!("{:<28} NOT FOUND: {}", self.bug, self.what),
         }
     }

@@ -93,6 +93,7 @@ impl System {
         let lanes = plan.nics.iter().enumerate().map(|(nic, planned)| Lane {
             out: Flow::new(nic, Way::Out, peer_mac(nic), planned.nic.mac),
             back: Flow::new(nic, Way::In, planned.nic.mac, peer_mac(nic)),
+            group: Flow::new(nic, Way::Group, MacAddress::BROADCAST, peer_mac(nic)),
             ready: false,
             spoilt: false,
             mac: planned.nic.mac,
@@ -189,7 +190,8 @@ impl System {
                 buffer.clear();
                 fill(buffer);
                 if let (Some(lane), true) = (lanes.get_mut(nic), wrong.is_ok()) {
-                    wrong = lane.back.arrived(buffer);
+                    let to_all = Flow::is_to_all(buffer);
+                    wrong = if to_all { &mut lane.group } else { &mut lane.back }.arrived(buffer);
                 }
             });
             wrong?;
@@ -225,6 +227,7 @@ impl System {
             {
                 lane.carrier_gone();
             }
+            self.check_answered(&event.what)?;
             if let What::Failed { what } = event.what {
                 if self.starved < self.stage.world.starved() {
                     self.starved += 1;
@@ -261,7 +264,8 @@ impl System {
                     self.behave();
                 }
                 self.check_memory()?;
-                if self.in_use.is_none() && self.all_on_vf() {
+                // A stranger, or what a guest still has of one, is not there in the end.
+                if self.in_use.is_none() && self.strangers_made == 0 && self.all_on_vf() {
                     self.in_use = Some(self.in_use());
                 }
                 Ok(true)
@@ -280,7 +284,7 @@ impl System {
             fired: self.fired(),
             steps: self.steps,
             frames_out: self.lanes.iter().map(|lane| lane.out.sent()).sum(),
-            frames_in: self.lanes.iter().map(|lane| lane.back.sent()).sum(),
+            frames_in: self.lanes.iter().map(|lane| lane.back.sent() + lane.group.sent()).sum(),
             frames_resent: account.frames_resent,
             frames_twice: self.lanes.iter().map(|lane| lane.out.duplicates()).sum(),
             switches: account.switches_to_vf + account.switches_to_synthetic,

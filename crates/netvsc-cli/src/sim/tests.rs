@@ -196,3 +196,10 @@ fn the_picture_of_a_seed_has_a_lane_per_nic_and_every_blackout_and_is_the_same_e
     assert!(text.contains(&format!("{} us (the longest)", blackouts.max_us)));
     assert!(drawn("vf") > 0 && drawn("synthetic") > 0);
 }
+
+#[test]
+fn what_a_stranger_has_shared_is_not_expected_back_in_the_end() {
+    // Every NIC is on its VF for the first time while a function that is no VF is on its way out.
+    let outcome = one(500_061, Profile::Hotplug, usize::MAX, &mut |_| {});
+    assert_eq!(outcome.failure.map(|failure| failure.what), None);
+}

@@ -20,6 +20,8 @@ pub(super) enum Way {
     Out,
     /// From the peer to the guest.
     In,
+    /// From the peer to everybody, which hosts deliver on the synthetic path whatever the guest's path.
+    Group,
 }
 
 /// The frames of one NIC in one direction.
@@ -109,7 +111,12 @@ impl Flow {
         }
         if self.held.is_empty() {
             let (low, high) = LENGTHS;
-            let len = (low + random.next_u64() % (high - low + 1)) as usize;
+            let len = match self.way {
+                // They draw nothing, so that a system with them is the one without them.
+                Way::Group => low,
+                Way::Out | Way::In => low + random.next_u64() % (high - low + 1),
+            };
+            let len = len as usize;
             self.held.extend(self.addresses[0].0);
             self.held.extend(self.addresses[1].0);
             self.held.extend(ETHER_TYPE);
@@ -156,10 +163,16 @@ impl Flow {
         Ok(())
     }
 
+    /// Whether a frame is one of those to everybody.
+    pub(super) fn is_to_all(frame: &[u8]) -> bool {
+        frame.get(16).is_some_and(|way| *way == Way::Group as u8)
+    }
+
     fn whose(&self) -> String {
         let way = match self.way {
             Way::Out => "to the peer",
             Way::In => "to the guest",
+            Way::Group => "to everybody",
         };
         format!("nic{} {way}", self.nic)
     }

@@ -559,6 +559,12 @@ impl<D: Doorbell> Nic<D> {
         self.name.as_deref()
     }
 
+    /// Slots of the send buffer that have frames under way, or that other queues of this NIC keep. None before the buffer is divided.
+    #[must_use]
+    pub fn busy_slots(&self) -> usize {
+        self.transmit.busy()
+    }
+
     /// What the NIC did.
     #[must_use]
     pub fn stats(&self) -> NicStats {

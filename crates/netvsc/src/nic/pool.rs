@@ -55,6 +55,11 @@ impl Pool {
         }
     }
 
+    /// How many are free; while others take and give, about so many.
+    pub(super) fn count_free(&self) -> usize {
+        self.words.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
+    }
+
     /// Whether there may be a free one.
     pub(super) fn has_free(&self) -> bool {
         self.words.iter().any(|word| word.load(Ordering::Relaxed) != 0)

@@ -196,6 +196,12 @@ impl Slots {
         !self.free.is_empty() || self.pool.has_free()
     }
 
+    /// Slots for frames that are neither free here nor in the pool: with frames under way, or with another queue.
+    pub(super) fn busy(&self) -> usize {
+        let frames = (self.division.short as usize).saturating_sub(1);
+        frames.saturating_sub(self.free.len() + self.pool.count_free())
+    }
+
     /// Whether there are long slots, and how many bytes they have.
     pub(super) fn long_size(&self) -> usize {
         self.division.section * self.division.sections_per_long

@@ -161,6 +161,11 @@ impl Transmit {
         self.open.is_some() || self.slots.has_free()
     }
 
+    /// Slots with frames under way.
+    pub(super) fn busy(&self) -> usize {
+        self.slots.busy()
+    }
+
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.open.is_none() && self.slots.is_idle()

@@ -339,7 +339,6 @@ impl<M: SharedMemory> RingWriter<M> {
     pub fn request_space(&mut self, need: usize) -> Result<bool, RingError> {
         // A quarter of the ring at least: to be woken for every single packet would cost more than it brings.
         let wanted = need.max(self.ring.bytes() / 4).min(self.ring.bytes() - 8);
-        let wanted = if seeded!("forget-pending-send-size") { 0 } else { wanted };
         self.ring.store(PENDING_SEND_SIZE, wanted as u32)?;
         self.waiting = true;
         full_barrier();

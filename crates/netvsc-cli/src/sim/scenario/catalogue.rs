@@ -11,7 +11,10 @@ use super::Scenario;
 use super::expect::Expect::{Never, NotBefore, OnlyAfter, Times, Told, Within};
 use super::setup::Set;
 use crate::args::VfLayout;
-use crate::sim::deed::Deed::{ChangeMac, Eject, Give, Link, MovePort, Notice, Rest, See, TearAway};
+use crate::sim::deed::Deed::{
+    self, ChangeMac, Eject, Give, Link, MovePort, Notice, Rest, See, TearAway,
+};
+use crate::sim::deed::Stranger;
 
 const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -145,6 +148,21 @@ pub(in crate::sim) const ALL: &[Scenario] = &[
             (1000, 2, See("accelerated")),
         ],
         expect: &[Times(3, "serial 7 (SerialAndMac)")],
+        ..PLAIN
+    },
+    Scenario {
+        name: "serial-of-one-mac-of-another",
+        rows: &["19", "28"],
+        what: "a function comes with the serial of one NIC and the MAC of another; it is nobody's, whoever may be without a VF",
+        setup: &[Set::Nics(2), Set::Offer(0, 4000)],
+        steps: &[
+            (500, 0, Deed::Stranger(Stranger::Twin, Serial(2))),
+            (1500, 0, See("waiting")),
+            (1500, 1, See("accelerated")),
+            (2000, 0, Deed::StrangerGoes { asked: false }),
+            (5000, 0, See("accelerated")),
+        ],
+        expect: &[Never(BY_MAC), Times(2, BY_BOTH)],
         ..PLAIN
     },
     Scenario {

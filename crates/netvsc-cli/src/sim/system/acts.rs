@@ -172,6 +172,7 @@ impl System {
             lane.told_lies = true;
             lane.out.way_changed();
             lane.back.way_changed();
+            lane.group.way_changed();
         }
     }
 
@@ -205,6 +206,7 @@ impl System {
         }
         (lane.ready, lane.away) = (false, true);
         lane.back.carrier_gone();
+        lane.group.carrier_gone();
         true
     }
 

@@ -1,8 +1,10 @@
 //! The facts of a system, for the rules of [`invariant`](crate::sim::invariant).
 
+use hyperv_host::nic::NicFault;
 use hyperv_host::switch::Path;
 
 use super::System;
+use crate::event::What;
 use crate::sim::invariant::{Books, Moment, PairFacts, pages_bounded, returned};
 
 impl System {
@@ -30,6 +32,18 @@ impl System {
     /// Answers of a NIC's script that are still to come.
     fn answers_left(&self, nic: usize) -> usize {
         self.stage.world.host.switch_script(nic)
+    }
+
+    /// That the guest does not miss the answer to a switch which the host has given, or was never asked for.
+    pub(super) fn check_answered(&self, told: &What) -> Result<(), String> {
+        let What::Overdue { what } = told else { return Ok(()) };
+        for (nic, lane) in self.lanes.iter().enumerate() {
+            let switch = format!("nic{nic}: the host has not switched");
+            if what.starts_with(&switch) && lane.honest(self.answers_left(nic)) {
+                return Err(format!("the host answers every switch; {what}; {}", self.standing()));
+            }
+        }
+        Ok(())
     }
 
     fn moment(&self, nic: usize) -> Option<Moment> {
@@ -76,8 +90,8 @@ impl System {
             missing_out: lane.out.lacking(),
             twice_out: lane.out.duplicates(),
             resent: lane.resent_before + guest.counters(nic).frames_resent,
-            missing_in: lane.back.lacking(),
-            twice_in: lane.back.duplicates(),
+            missing_in: lane.back.lacking() + lane.group.lacking(),
+            twice_in: lane.back.duplicates() + lane.group.duplicates(),
             dropped_out: port.dropped_from_guest.total(),
             dropped_in: port.dropped_from_peer.total(),
             torn: perished.received_surprise,
@@ -115,6 +129,20 @@ impl System {
         let names = ["pages shared", "pieces of memory shared", "channels in use"];
         for ((what, before), after) in names.into_iter().zip(before).zip(after) {
             returned(what, before, after).map_err(|wrong| wrong.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// What one side has of the other's buffers when no frame is under way, and should have given back.
+    pub(super) fn kept(&self) -> Result<(), String> {
+        let (host, guest) = (&self.stage.world.host, &self.stage.world.guest);
+        for nic in 0..self.lanes.len() {
+            let lent = host.nic_counters(nic).map_or(0, |counters| counters.lent as usize);
+            let never = host.nic_faults(nic, NicFault::SendNeverCompleted) as usize;
+            let busy = guest.busy_slots(nic).saturating_sub(never);
+            for (what, count) in [("pieces for received frames", lent), ("send slots", busy)] {
+                returned(what, 0, count).map_err(|wrong| format!("nic{nic}: {wrong}"))?;
+            }
         }
         Ok(())
     }

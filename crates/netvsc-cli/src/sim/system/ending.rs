@@ -60,9 +60,10 @@ impl System {
         }
         let host = &self.stage.world.host;
         self.strangers.retain(|(instance, _)| host.has_device(*instance));
-        let idle = |lane: &Lane| lane.out.is_idle() && lane.back.is_idle();
+        let idle = |lane: &Lane| lane.out.is_idle() && lane.back.is_idle() && lane.group.is_idle();
         let quiet = (0..self.lanes.len()).all(|nic| self.stage.is_quiet(nic));
-        if quiet && self.strangers.is_empty() && self.lanes.iter().all(idle) && self.all_on_vf() {
+        let rested = quiet && self.strangers.is_empty() && self.lanes.iter().all(idle);
+        if rested && self.all_on_vf() && self.kept().is_ok() {
             if burst {
                 self.phase = Phase::Over;
                 return Ok(true);
@@ -70,11 +71,13 @@ impl System {
             for lane in &mut self.lanes {
                 lane.out.want(LAST_BURST);
                 lane.back.want(LAST_BURST);
+                lane.group.want(LAST_BURST);
             }
             self.phase = Phase::Behaving { since, burst: true };
             return Ok(true);
         }
         if self.now >= since + LIVENESS {
+            self.kept()?;
             let standing = self.standing();
             return Err(format!("{LIVENESS:?} after the last act: {standing}"));
         }

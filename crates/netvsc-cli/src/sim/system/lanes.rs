@@ -16,6 +16,8 @@ use crate::sim::traffic::Flow;
 pub(super) struct Lane {
     pub(super) out: Flow,
     pub(super) back: Flow,
+    /// Frames to everybody.
+    pub(super) group: Flow,
     pub(super) ready: bool,
     /// Its VF has a MAC that is not the NIC's.
     pub(super) spoilt: bool,
@@ -58,6 +60,7 @@ impl Lane {
         (self.ready, self.away) = (false, true);
         self.out.carrier_gone();
         self.back.carrier_gone();
+        self.group.carrier_gone();
     }
 
     /// The answers of the script that were given, if `left` are to come.
@@ -90,18 +93,20 @@ impl System {
             stage.world.guest.flush(nic);
             moved = true;
         }
-        while lane.ready
-            && let Some(frame) = lane.back.front(random)
-        {
-            match stage.world.host.peer_transmit(nic, frame, *now) {
-                Offered::Busy => break,
-                Offered::Accepted => {}
-                Offered::Dropped(cause) => {
-                    return Err(format!("the switch dropped a frame for nic{nic}: {cause}"));
+        for flow in [&mut lane.back, &mut lane.group] {
+            while lane.ready
+                && let Some(frame) = flow.front(random)
+            {
+                match stage.world.host.peer_transmit(nic, frame, *now) {
+                    Offered::Busy => break,
+                    Offered::Accepted => {}
+                    Offered::Dropped(cause) => {
+                        return Err(format!("the switch dropped a frame for nic{nic}: {cause}"));
+                    }
                 }
+                flow.taken();
+                moved = true;
             }
-            lane.back.taken();
-            moved = true;
         }
         while let Some(frame) = stage.world.host.peer_receive(nic, *now) {
             lane.out.arrived(&frame)?;
@@ -125,6 +130,9 @@ impl System {
                 }
                 if lane.back.is_idle() {
                     lane.back.want((draw >> 32) % most);
+                }
+                if lane.group.is_idle() {
+                    lane.group.want((draw >> 56) % 3);
                 }
             }
         }
