@@ -257,11 +257,17 @@ impl<M: Machine> Guest<M> {
             }
             BusEvent::OpenFailed { channel, step, status } => {
                 self.fail(format!("channel {channel} did not open: {step:?}, status {status:#x}"));
+                if let Some(Owner::Nic(nic)) = self.owner(channel) {
+                    self.give_up_opening(nic, now);
+                }
             }
             BusEvent::ShareFailed { channel, gpadl, status } => {
                 self.fail(format!(
                     "channel {channel}: the host refused {gpadl}, status {status:#x}"
                 ));
+                if let Some(Owner::Nic(nic)) = self.owner(channel) {
+                    self.give_up_opening(nic, now);
+                }
             }
             BusEvent::Closed { channel } => {
                 if let Some(Owner::Nic(nic)) = self.owner(channel) {

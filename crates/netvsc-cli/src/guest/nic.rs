@@ -207,6 +207,22 @@ impl<M: Machine> Guest<M> {
     pub(super) fn share_buffers(&mut self, number: usize, now: Instant) {
         if let Err(why) = self.try_share(number, now) {
             self.fail(format!("nic{number}: {why}"));
+            self.give_up_opening(number, now);
+        }
+    }
+
+    /// A NIC whose channel or buffers could not be had waits for nothing: its channel is closed, with what was shared on it, and the
+    /// NIC stays away until the host offers it anew.
+    pub(super) fn give_up_opening(&mut self, number: usize, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number).filter(|nic| nic.is_opening()) else { return };
+        match nic.renewal {
+            Renewal::None => nic.stage = Stage::Gone,
+            _ => nic.renewal = Renewal::None,
+        }
+        let Some(channel) = nic.channel else { return };
+        // One that did not open, or is rescinded, has nothing to close.
+        if let Err(error) = self.bus.close(channel, now) {
+            tracing::debug!(%error, "the channel of a NIC that was given up");
         }
     }
 

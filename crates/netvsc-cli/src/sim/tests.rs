@@ -203,3 +203,10 @@ fn what_a_stranger_has_shared_is_not_expected_back_in_the_end() {
     let outcome = one(500_061, Profile::Hotplug, usize::MAX, &mut |_| {});
     assert_eq!(outcome.failure.map(|failure| failure.what), None);
 }
+
+#[test]
+fn a_nic_that_finds_no_memory_for_its_buffers_waits_for_nothing() {
+    // It comes back just when an allocation fails, after its rings and before its buffers.
+    let outcome = one(10_414, Profile::Famine, usize::MAX, &mut |_| {});
+    assert_eq!(outcome.failure.map(|failure| failure.what), None);
+}
