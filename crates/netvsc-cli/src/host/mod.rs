@@ -11,6 +11,7 @@ use std::time::Instant as Clock;
 
 use hyperv_host::Host;
 use hyperv_host::host::HostEvent;
+use hyperv_host::switch::DropCause;
 use netvsc_linux::socket::{Account, ListenError, Listener};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -303,7 +304,9 @@ fn account(host: &Host, nics: usize) -> Account {
         if let Some(port) = host.port_counters(nic) {
             account.arrived += port.synthetic.from_guest + port.vf.from_guest;
             account.given += port.synthetic.to_guest + port.vf.to_guest;
-            account.dropped += port.dropped();
+            // What a wire brings before a guest listens, or when it does so no more, no switch has lost.
+            let unheard = port.dropped_from_peer.by(DropCause::SyntheticDown);
+            account.dropped += port.dropped() - unheard;
         }
         let perished = host.perished(nic);
         account.sent_surprise += perished.sent_surprise;
