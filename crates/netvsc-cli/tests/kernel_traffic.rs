@@ -423,6 +423,31 @@ fn large_frames_of_the_kernel_go_over_two_processes() {
     in_namespace("large_frames_of_the_kernel_go_over_two_processes", || over_two_processes(9000));
 }
 
+#[test]
+fn what_the_wire_brings_before_a_guest_listens_is_not_lost() {
+    in_namespace("what_the_wire_brings_before_a_guest_listens_is_not_lost", || {
+        // IPv6 greets its neighbours on an interface that has just come up; the guests come and go meanwhile.
+        let path = std::env::temp_dir().join(format!("netvsc-early-{}.sock", std::process::id()));
+        let socket = path.to_str().expect("a plain path");
+        let mut host = Run::start_as("host", &["--listen", socket, "--peer-tap", "nvt1", "--json"]);
+        host.wait_until("the host is there", || exists("nvt1") && path.exists());
+        for _ in 0..3 {
+            let at = format!("unix:{socket}");
+            let mut run = Run::start(&["--host", &at, "--tap", "nvt0", "--json"]);
+            run.wait_until("the NIC is ready", || {
+                exists("nvt0") && ip("link show nvt0").contains("LOWER_UP")
+            });
+            ip("link set nvt1 down");
+            ip("link set nvt1 up");
+            thread::sleep(Duration::from_millis(800));
+            let events = run.stop(rustix::process::Signal::TERM);
+            let summary = events.last().expect("at least the summary");
+            assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+        }
+        host.stop(rustix::process::Signal::TERM);
+    });
+}
+
 fn check_summary(events: &[Value]) {
     let summary = events.last().expect("at least the summary");
     assert_eq!(summary["event"], "summary", "the last line is the summary");
