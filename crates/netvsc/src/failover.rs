@@ -10,150 +10,19 @@
 //! | any change of path | frames wait until the path that was left has sent what it had, so that none overtakes another (F6) |
 //! | port vanished | what it never confirmed goes out again before anything newer (F5) |
 //! | the host says "synthetic" | obeyed at once, answered with nothing (F3); the VF is tried again later, a bounded number of times |
+//! | the host names the VF again while it is in use | asked once more for it: if the host has left it unheard, it comes back (F3) |
 //! | a completion does not come | said once; the path in use stays synthetic; the late one still counts; asked again by way of synthetic (F7) |
 //! | the NIC's channel closed and opened | synthetic, then the VF again if it is still bound (F9) |
 
+mod types;
+
 use alloc::collections::VecDeque;
-use core::fmt;
-use core::time::Duration;
 
 use vmbus::Instant;
 use vmbus::time::earliest;
 
 use crate::port::Path;
-
-/// How patient failover is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FailoverConfig {
-    /// How long a switch may take before that is reported (F7).
-    pub switch_deadline: Duration,
-    /// How long a path that is left may take to send its last frames. What a VF has not confirmed then is sent again on
-    /// synthetic; what is still on synthetic may be overtaken.
-    pub drain_deadline: Duration,
-    /// Switches within [`FailoverConfig::flap_window`] that are still normal (F10).
-    pub flap_limit: usize,
-    /// The window in which switches are counted.
-    pub flap_window: Duration,
-    /// How long a path that has switched too often stays on synthetic; `None` leaves it at a report (F10).
-    pub damping: Option<Duration>,
-    /// How long after the host has left the VF by itself, or is late with it, it is asked again; doubles with each try (F3, F7).
-    pub retry_after: Duration,
-    /// How often that is tried, until something changes or the host has let the VF be for [`FailoverConfig::flap_window`].
-    pub retry_limit: u32,
-}
-
-impl Default for FailoverConfig {
-    /// 5 seconds for a switch, 1 second to drain, 10 switches in an hour and no damping, 5 tries within 31 seconds.
-    fn default() -> Self {
-        Self {
-            switch_deadline: Duration::from_secs(5),
-            drain_deadline: Duration::from_secs(1),
-            flap_limit: 10,
-            flap_window: Duration::from_secs(3600),
-            damping: None,
-            retry_after: Duration::from_secs(1),
-            retry_limit: 5,
-        }
-    }
-}
-
-/// Why the path changed, or why the port goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The VF's port is bound and has carrier.
-    PortUp,
-    /// The VF's port has no carrier.
-    LinkDown,
-    /// The host asked for the VF back.
-    Eject,
-    /// Pairing took the port away.
-    Unbound,
-    /// The host withdrew the NIC's association.
-    Disassociated,
-    /// The port vanished.
-    Gone,
-    /// The host switched by itself.
-    Host,
-    /// The NIC's channel closed.
-    ChannelClosed,
-}
-
-impl Cause {
-    /// The word for machines.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::PortUp => "port-up",
-            Self::LinkDown => "link-down",
-            Self::Eject => "eject",
-            Self::Unbound => "unbound",
-            Self::Disassociated => "disassociated",
-            Self::Gone => "gone",
-            Self::Host => "host",
-            Self::ChannelClosed => "channel-closed",
-        }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::PortUp => "the VF is up and the host has switched",
-            Self::LinkDown => "the VF has no carrier",
-            Self::Eject => "the host asked for the VF back",
-            Self::Unbound => "the VF belongs to this NIC no longer",
-            Self::Disassociated => "the host has no VF for this NIC any more",
-            Self::Gone => "the VF vanished",
-            Self::Host => "the host switched by itself",
-            Self::ChannelClosed => "the NIC's channel closed",
-        })
-    }
-}
-
-/// What is to be done now, in the order given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Ask the host to switch its data path.
-    Switch(Path),
-    /// Frames go out on this path from now on.
-    Transmit {
-        /// The path.
-        path: Path,
-        /// Why.
-        cause: Cause,
-    },
-    /// Send what the VF has not confirmed again on the synthetic path, before anything newer.
-    Resend,
-    /// The port is quiet and can be given back. `true` if it let everything go in order.
-    Release {
-        /// Whether the port was still there and everything was confirmed.
-        orderly: bool,
-    },
-    /// Say that the host has not completed a switch in time.
-    ReportOverdue {
-        /// The switch that is missing.
-        path: Path,
-    },
-    /// Say that the VF is tried again although the host has left it by itself, or did not answer.
-    ReportRetry {
-        /// Which try this is, from 1.
-        attempt: u32,
-    },
-    /// Say that the path switches too often.
-    ReportFlapping {
-        /// Switches within the window.
-        switches: usize,
-    },
-}
-
-/// What a frame that is to be sent meets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outlet {
-    /// It goes out on this path.
-    Path(Path),
-    /// It waits until the path that was left has sent what it has, so that no frame overtakes another (F6).
-    Draining,
-}
+pub use types::{Action, Cause, FailoverConfig, Outlet};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Port {
@@ -458,10 +327,17 @@ impl Failover {
     }
 
     /// The host associated the NIC with a serial: what it said before counts no longer.
+    ///
+    /// One that is on its VF already may hear that again, and be right. Or the VF was gone and is back, which the guest was not
+    /// told, and the host is on synthetic: only an answer can tell, and one that is on the VF has nothing to do for it.
     pub fn associated(&mut self, now: Instant) {
         self.associated = true;
         self.begin_anew();
         self.advance(Cause::PortUp, now);
+        let doubtful = self.confirmed == Path::Vf && !seeded!("trust-old-switch");
+        if doubtful && self.wants_vf() && self.request.is_none() {
+            self.request_path(Path::Vf, now);
+        }
     }
 
     /// The host has no VF for the NIC any more (F4).
@@ -477,7 +353,13 @@ impl Failover {
             && request.due.is_some_and(|at| at <= now)
         {
             request.due = None;
-            self.actions.push_back(Action::ReportOverdue { path: request.path });
+            let path = request.path;
+            self.actions.push_back(Action::ReportOverdue { path });
+            if path == Path::Vf && self.confirmed == Path::Vf {
+                // It was asked once more where it is, and does not say.
+                self.confirmed = Path::Synthetic;
+                self.leave_vf(Cause::Unanswered, now);
+            }
             self.ask(now);
         }
         if self.draining.is_some_and(|at| at <= now) {

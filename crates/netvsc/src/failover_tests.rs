@@ -1,4 +1,5 @@
 extern crate std;
+use core::time::Duration;
 use std::vec;
 use std::vec::Vec;
 
@@ -76,6 +77,36 @@ fn a_withdrawn_association_leads_to_synthetic() {
     failover.drained();
     failover.switch_completed(Path::Synthetic, at(11));
     assert_eq!(actions(&mut failover), [], "the port is pairing's to take");
+}
+
+// The VF was gone and is back, and the word that it was gone got lost.
+#[test]
+fn an_association_that_is_told_again_has_the_host_asked_where_it_is() {
+    let mut failover = on_vf();
+    failover.associated(at(10));
+    assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)]);
+    assert_eq!(failover.outlet(), Outlet::Path(Path::Vf), "most likely it is right");
+    failover.associated(at(11));
+    assert_eq!(actions(&mut failover), [], "one request at a time");
+    failover.switch_completed(Path::Vf, at(12));
+    assert_eq!((actions(&mut failover), failover.poll_deadline()), (vec![], None));
+}
+
+#[test]
+fn a_host_that_does_not_say_where_it_is_has_lost_the_vf_until_it_does() {
+    let mut failover = on_vf();
+    failover.associated(at(10));
+    assert_eq!(failover.poll_deadline(), Some(at(5010)));
+    failover.handle_deadline(at(5010));
+    let expected = [
+        Action::Switch(Path::Vf),
+        Action::ReportOverdue { path: Path::Vf },
+        transmit(Path::Synthetic, Cause::Unanswered),
+    ];
+    assert_eq!(actions(&mut failover), expected);
+    failover.drained();
+    failover.switch_completed(Path::Vf, at(5500));
+    assert_eq!(actions(&mut failover), [transmit(Path::Vf, Cause::PortUp)]);
 }
 
 // HISTORY section 6 item 4: both in one batch.
@@ -504,6 +535,7 @@ fn causes_have_words_for_machines_and_for_people() {
         Cause::Gone,
         Cause::Host,
         Cause::ChannelClosed,
+        Cause::Unanswered,
     ];
     for (i, cause) in causes.iter().enumerate() {
         assert!(!cause.word().contains(' ') && cause.to_string().contains(' '));

@@ -1,6 +1,7 @@
 //! Guest and host with a slow ring between them: whatever happens, they agree in the end.
 
 extern crate std;
+use core::time::Duration;
 use std::vec;
 
 use super::*;

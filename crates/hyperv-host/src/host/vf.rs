@@ -10,7 +10,7 @@ use vpci::slot::DevFn;
 use super::device::{HostPci, HostPort};
 use super::{ActError, Host};
 use crate::pci::{FunctionSpec, MOST_PORTS, PciService};
-use crate::vf::{self, VfConfig, VfCounters, VfDevice};
+use crate::vf::{self, VfConfig, VfCounters, VfDevice, VfPace};
 
 /// A VF to be given to a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,6 +223,17 @@ impl Host {
         let at = self.vf_at(nic)?;
         let port = self.devices.get_mut(at).and_then(|device| device.port_of_mut(nic));
         port.ok_or(ActError::NoVf(nic))?.set_link(up);
+        Ok(())
+    }
+
+    /// Sets how a NIC's VF deals with what it is to send.
+    ///
+    /// # Errors
+    /// [`ActError::NoVf`] if it has none.
+    pub fn set_vf_pace(&mut self, nic: usize, pace: VfPace) -> Result<(), ActError> {
+        let at = self.vf_at(nic)?;
+        let port = self.devices.get_mut(at).and_then(|device| device.port_of_mut(nic));
+        port.ok_or(ActError::NoVf(nic))?.set_pace(pace);
         Ok(())
     }
 }

@@ -64,4 +64,6 @@ pub struct NicCounters {
     pub switches: u64,
     /// Notices that the path is synthetic.
     pub notices: u64,
+    /// Associations and notices that got lost, as policy wants it. They are not counted as sent.
+    pub notices_lost: u64,
 }

@@ -6,6 +6,7 @@ use vmbus::packet::{Outgoing, Packet, TransferRange};
 use super::association::Action;
 use super::batch::{Delivery, PARTS, take};
 use super::outbox::Outbox;
+use super::policy::Notice;
 use super::queue::Queue;
 use super::setup;
 use super::{ASSOCIATION_TRANSACTION, Link, NOTICE_TRANSACTION, NicService, NicServiceError};
@@ -102,6 +103,9 @@ impl NicService {
         primary: &mut Queue,
         action: Action,
     ) -> Result<(), NicServiceError> {
+        if self.is_lost(action) {
+            return Ok(());
+        }
         let version = link.setup.message_version();
         let unconfirmed = &mut link.unconfirmed;
         let Queue { channel, outbox, .. } = primary;
@@ -124,5 +128,20 @@ impl NicService {
             Action::Offer | Action::DataPath(_) => {}
         }
         Ok(())
+    }
+
+    /// Whether policy wants this message to get lost; it is counted and asked for no more then.
+    fn is_lost(&mut self, action: Action) -> bool {
+        let kind = match action {
+            Action::Associate { allocated: true, .. } => Notice::Association,
+            Action::Associate { allocated: false, .. } => Notice::Disassociation,
+            Action::Notice(_) => Notice::Path,
+            Action::Complete(_) | Action::Offer | Action::DataPath(_) => return false,
+        };
+        let lost = &mut self.config.policy.lost_notices;
+        let Some(at) = lost.iter().position(|it| *it == kind) else { return false };
+        lost.remove(at);
+        self.counters.notices_lost += 1;
+        true
     }
 }

@@ -42,7 +42,9 @@ pub use counters::NicCounters;
 pub use error::{NicServiceError, SourceError};
 pub use fault::{Moment, NicFault};
 pub use offers::OffloadPolicy;
-pub use policy::{NicPolicy, NicServiceConfig, ResetAnswer, SendOrder, SendTable, SwitchAnswer};
+pub use policy::{
+    NicPolicy, NicServiceConfig, Notice, ResetAnswer, SendOrder, SendTable, SwitchAnswer,
+};
 pub use receive::CONTROL_PIECES;
 pub use scaling::RECEIVE_TABLE;
 

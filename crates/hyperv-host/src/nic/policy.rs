@@ -9,6 +9,17 @@ use netvsc::rndis::{self, Oid};
 
 use super::offers::OffloadPolicy;
 
+/// Something that a host tells its guest by itself, and that can get lost on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// That the NIC has a VF, and with which serial.
+    Association,
+    /// That it has none any more.
+    Disassociation,
+    /// That the data path is synthetic.
+    Path,
+}
+
 /// How the host answers a `SWITCH_DATA_PATH` that asks for a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SwitchAnswer {
@@ -110,6 +121,8 @@ pub struct NicPolicy {
     pub switch_script: VecDeque<SwitchAnswer>,
     /// Answer to every later switch request.
     pub switch_answer: SwitchAnswer,
+    /// Notices that get lost: for each, the next one of its kind. The host goes on as if the guest had been told.
+    pub lost_notices: Vec<Notice>,
     /// The data path stays on the VF while the NIC's channel is closed, and after reopening the host takes the path as
     /// switched. Without it, closing the channel returns the path to synthetic.
     pub keep_path_over_close: bool,
@@ -159,6 +172,7 @@ impl Default for NicPolicy {
             offer_delay: Duration::from_secs(1),
             switch_script: VecDeque::new(),
             switch_answer: SwitchAnswer::default(),
+            lost_notices: Vec::new(),
             keep_path_over_close: false,
             offloads: OffloadPolicy::default(),
             send_delay: Duration::ZERO,

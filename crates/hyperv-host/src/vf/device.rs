@@ -31,6 +31,18 @@ pub struct VfConfig {
     pub features: VfFeatures,
 }
 
+/// How a device deals with what it is to send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VfPace {
+    /// It sends as fast as the switch takes frames, and confirms at once.
+    #[default]
+    Prompt,
+    /// It sends nothing: frames stay in its ring.
+    Stalled,
+    /// It sends, and confirms nothing. If it goes like this, the guest cannot know what was sent.
+    Unconfirmed,
+}
+
 /// What a driver in the guest needs: the registers, a doorbell to ring and an interrupt to look at.
 #[derive(Clone, Debug)]
 pub struct VfWindow {
@@ -175,6 +187,7 @@ pub struct VfDevice {
     window: VfWindow,
     state: State,
     link: bool,
+    pace: VfPace,
     /// The value of `CONTROL` that was acted upon last.
     control: u32,
     counters: VfCounters,
@@ -215,6 +228,7 @@ impl VfDevice {
             window,
             state: State::Off,
             link: config.link,
+            pace: VfPace::default(),
             control: 0,
             counters: VfCounters::default(),
             frame: Vec::with_capacity(LONGEST_FRAME),
@@ -245,6 +259,22 @@ impl VfDevice {
             // Nobody rings again for what has waited for the link.
             self.window.doorbell.ring();
         }
+    }
+
+    /// Sets how the device deals with what it is to send. What it has not confirmed so far, it confirms as soon as it is
+    /// prompt again.
+    pub fn set_pace(&mut self, pace: VfPace) {
+        if self.pace != pace {
+            self.pace = pace;
+            // Nobody rings again for what has waited.
+            self.window.doorbell.ring();
+        }
+    }
+
+    /// How the device deals with what it is to send.
+    #[must_use]
+    pub fn pace(&self) -> VfPace {
+        self.pace
     }
 
     /// Whether the link is up.
@@ -320,14 +350,16 @@ impl VfDevice {
             segment: &mut self.segment,
             features: self.config.features,
             link: self.link,
+            pace: self.pace,
         };
+        let caught_up = queues.confirm();
         let moved = queues.transmit(port, now).and_then(|sent| {
             let received = queues.receive(port, now)?;
             Ok((sent, received))
         });
         match moved {
             Ok((sent, received)) => {
-                if sent + received > 0 {
+                if sent + received > 0 || caught_up {
                     self.interrupt();
                 }
             }
@@ -467,6 +499,7 @@ pub(super) struct AtWork<'a> {
     pub(super) segment: &'a mut Vec<u8>,
     pub(super) features: VfFeatures,
     pub(super) link: bool,
+    pub(super) pace: VfPace,
 }
 
 impl AtWork<'_> {
@@ -479,8 +512,18 @@ impl AtWork<'_> {
         self.queues.tx_segments = 0;
         self.counters.tx_taken_back += u64::from(first);
         self.queues.tx_done = self.queues.tx_done.wrapping_add(first);
-        store(&self.queues.report, TX_DONE, self.queues.tx_done);
+        self.confirm();
         first
+    }
+
+    /// Tells the guest what is done, if the device does; `true` if that is news.
+    pub(super) fn confirm(&mut self) -> bool {
+        let Queues { tx_done, report, .. } = &*self.queues;
+        let news = self.pace != VfPace::Unconfirmed && load(report, TX_DONE) != *tx_done;
+        if news {
+            store(report, TX_DONE, *tx_done);
+        }
+        news
     }
 
     /// Writes frames to the guest until there are no more or it has no more buffers; the number of descriptors filled.

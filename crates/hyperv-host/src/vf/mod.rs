@@ -29,6 +29,8 @@
 //! While the link is down no frame moves in either direction; what was handed over goes on when it is up again. A driver
 //! that has sent those frames elsewhere meanwhile says so in [`TX_FIRST`], and they are done without being sent.
 //!
+//! [`VfPace`] has a device fall behind on purpose: it leaves frames in the ring, or does not say that it has sent them.
+//!
 //! # Work for the device
 //! [`FEATURES`] says what the device does to frames on their way out. A frame may have a [`Work`] in front of it that asks for
 //! that, and may lie in several buffers, in successive descriptors. It is done, with all its descriptors, when the switch has all
@@ -57,7 +59,7 @@ mod port;
 mod tests;
 mod transmit;
 
-pub use device::{VfConfig, VfCounters, VfDevice, VfFault, VfWindow};
+pub use device::{VfConfig, VfCounters, VfDevice, VfFault, VfPace, VfWindow};
 pub use port::{OpenError, SimulatedPort};
 pub use transmit::VfFeatures;
 

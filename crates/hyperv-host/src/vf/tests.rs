@@ -267,6 +267,44 @@ fn only_what_the_switch_took_is_confirmed() {
 }
 
 #[test]
+fn a_stalled_device_leaves_frames_in_its_ring_and_sends_them_when_it_is_prompt_again() {
+    let mut world = World::new(instant());
+    world.device.set_pace(VfPace::Stalled);
+    world.send(0..DEPTH_USED);
+    world.peer_sends([50]);
+    world.settle();
+    assert_eq!(world.port().transmit(&frame(99)), Err(PortError::Full));
+    assert_eq!((world.port().confirmed(), world.guest_got.len()), (0, 1), "it receives");
+    assert!(!world.device.quiesced());
+    world.device.set_pace(VfPace::Prompt);
+    world.settle();
+    world.peer_reads(DEPTH_USED as usize);
+    assert_eq!(world.peer_got, (0..DEPTH_USED).collect::<Vec<_>>());
+    assert_eq!(world.port().confirmed(), u64::from(DEPTH_USED));
+}
+
+// PAIRING F5: what the VF had sent and not confirmed is the one case in which a frame may arrive twice.
+#[test]
+fn a_device_that_confirms_nothing_sends_all_the_same_and_takes_the_knowledge_with_it() {
+    let mut world = World::new(instant());
+    world.device.set_pace(VfPace::Unconfirmed);
+    world.send(0..3);
+    world.settle();
+    world.peer_reads(3);
+    assert_eq!((world.port().confirmed(), world.device.counters().tx_confirmed), (0, 3));
+    world.device.set_pace(VfPace::Prompt);
+    world.settle();
+    assert_eq!(world.port().confirmed(), 3, "said without another frame");
+    world.device.set_pace(VfPace::Unconfirmed);
+    world.send(3..5);
+    world.settle();
+    world.device.tear_away(&mut world.wire);
+    world.device.set_pace(VfPace::Prompt);
+    world.settle();
+    assert_eq!((world.port().confirmed(), world.device.counters().tx_confirmed), (3, 5));
+}
+
+#[test]
 fn a_full_ring_takes_frames_again_as_they_are_confirmed() {
     let mut world = World::new(narrow());
     world.send(0..DEPTH_USED);

@@ -4,10 +4,10 @@ use netvsc::rndis::packet::{LargeSend as Request, TransmitChecksum};
 use vmbus::Instant;
 use vmbus::memory::SharedMemory;
 
-use super::device::{AtWork, VfFault, ahead, buffer_page};
+use super::device::{AtWork, VfFault, VfPace, ahead, buffer_page};
 use super::layout::{
-    Descriptor, LARGEST_SEND, LONGEST_FRAME, TX_DONE, TX_MORE, TX_PRODUCED, TX_WORK, WORK,
-    WORK_TAG, Work, load, place, store,
+    Descriptor, LARGEST_SEND, LONGEST_FRAME, TX_MORE, TX_PRODUCED, TX_WORK, WORK, WORK_TAG, Work,
+    load, place,
 };
 use crate::nic::offload::{ChecksumRequest, LargeSend, OffloadError, Segments, fill_checksums};
 use crate::switch::{Offered, Path, SwitchPort};
@@ -41,7 +41,7 @@ impl AtWork<'_> {
         self.counters.tx_seen += u64::from(produced.wrapping_sub(self.queues.tx_seen));
         self.queues.tx_seen = produced;
         let mut done = self.skip(waiting);
-        while self.link && done < waiting {
+        while self.link && self.pace != VfPace::Stalled && done < waiting {
             let (descriptors, work) = self.gather(waiting - done, produced)?;
             let Some(offered) = self.forward(work, port, now)? else { break };
             match offered {
@@ -51,7 +51,7 @@ impl AtWork<'_> {
             }
             self.queues.tx_segments = 0;
             self.queues.tx_done = self.queues.tx_done.wrapping_add(descriptors);
-            store(&self.queues.report, TX_DONE, self.queues.tx_done);
+            self.confirm();
             done += descriptors;
         }
         Ok(done as usize)

@@ -84,7 +84,8 @@ clocks\t'1 to 4 NICs; the machine stands still, the guest\'s clock jumps'
 kexec\t'1 to 3 NICs; the guest is replaced by another one, with its VFs in place'
 famine\t'1 to 4 NICs; allocations of the guest fail'
 reset\t'1 to 4 NICs that the guest resets, also while they are on their VFs, alone or all of them around a pause of the machine'
-storm\t'1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly'"
+storm\t'1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly'
+lossy\t'1 to 4 NICs; what the host says by itself gets lost, VFs stall, or send and do not confirm'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l jobs -d 'How many seeds run at a time; without it, one per processor' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l shard -d 'Only this share of the seeds, such as 0/4 for every fourth' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l replay -d 'One seed, with all its events' -r

@@ -96,6 +96,8 @@ pub enum Profile {
     Reset,
     /// 1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly
     Storm,
+    /// 1 to 4 NICs; what the host says by itself gets lost, VFs stall, or send and do not confirm
+    Lossy,
 }
 
 impl Profile {
@@ -116,6 +118,7 @@ impl Profile {
             Self::Famine => "famine",
             Self::Reset => "reset",
             Self::Storm => "storm",
+            Self::Lossy => "lossy",
         }
     }
 }

@@ -57,6 +57,7 @@ pub(super) const BUGS: &[Bug] = &[
     bug("ignore-host-override", FAILOVER, "the host's own switches are not obeyed"),
     bug("never-time-out", FAILOVER, "an answer that does not come is waited for without end"),
     bug("never-retry", FAILOVER, "what the host has undone or lost is not asked for again"),
+    bug("trust-old-switch", FAILOVER, "a VF that is named again is taken for the one in use"),
     bug("skip-drain", FAILOVER, "frames do not wait until the path that was left is empty"),
     bug("ignore-carrier", FAILOVER, "frames leave on a VF without carrier"),
     bug("release-before-completion", FAILOVER, "a VF is let go before the host has left it"),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use hyperv_host::bus::Fault;
 use hyperv_host::host::Disassociation;
-use hyperv_host::nic::NicFault;
+use hyperv_host::nic::{NicFault, Notice};
+use hyperv_host::vf::VfPace;
 use vmbus::Serial;
 
 /// A function that is no NIC's VF.
@@ -38,6 +39,10 @@ pub(super) enum Deed {
     Notice,
     /// It says again whether there is a VF.
     Repeat,
+    /// The next thing of this kind that it says by itself gets lost.
+    Lose(Notice),
+    /// How the VF deals with what it is to send, from now on.
+    Pace(VfPace),
     /// It takes the NIC away, with its VF.
     Unplug,
     /// The NIC that it has taken away comes back, without VF.
@@ -93,6 +98,10 @@ impl Deed {
             Self::Link(_) => "link",
             Self::Notice => "false-notice",
             Self::Repeat => "association-again",
+            Self::Lose(_) => "notice-lost",
+            Self::Pace(VfPace::Prompt) => "vf-prompt",
+            Self::Pace(VfPace::Stalled) => "vf-stalls",
+            Self::Pace(VfPace::Unconfirmed) => "vf-confirms-late",
             Self::Unplug => "nic-rescind",
             Self::Plug => "nic-again",
             Self::Stranger(Stranger::Twin, _) => "vf-twice",
@@ -134,6 +143,18 @@ impl fmt::Display for Deed {
             Self::Link(false) => f.write_str("the VF's link goes down"),
             Self::Notice => f.write_str("the host says that it has left the VF"),
             Self::Repeat => f.write_str("the host says again whether there is a VF"),
+            Self::Lose(Notice::Association) => {
+                f.write_str("the next word of the host that there is a VF gets lost")
+            }
+            Self::Lose(Notice::Disassociation) => {
+                f.write_str("the next word of the host that there is no VF gets lost")
+            }
+            Self::Lose(Notice::Path) => {
+                f.write_str("the next word of the host that it has left the VF gets lost")
+            }
+            Self::Pace(VfPace::Prompt) => f.write_str("the VF sends and confirms at once"),
+            Self::Pace(VfPace::Stalled) => f.write_str("the VF sends nothing"),
+            Self::Pace(VfPace::Unconfirmed) => f.write_str("the VF sends and confirms nothing"),
             Self::Unplug => f.write_str("the host takes the NIC away"),
             Self::Plug => f.write_str("the NIC comes back"),
             Self::Stranger(Stranger::Twin, serial) => {

@@ -52,7 +52,7 @@ enum Place {
 
 /// All of them: the scenarios, then seed by seed the profiles.
 fn places(seeds: Range<u64>) -> Vec<Place> {
-    let named = scenario::ALL.iter().map(|scenario| Place::Named { scenario: scenario.name });
+    let named = scenario::all().map(|scenario| Place::Named { scenario: scenario.name });
     let profiles = |seed| {
         let all = Profile::value_variants().iter();
         all.map(move |profile| Place::Seed { profile: profile.word(), seed })
@@ -118,7 +118,7 @@ impl Place {
     fn shows(self) -> Option<String> {
         let run = || match self {
             Self::Named { scenario } => {
-                let scenario = scenario::ALL.iter().find(|known| known.name == scenario)?;
+                let scenario = scenario::all().find(|known| known.name == scenario)?;
                 scenario.play(&mut |_| {}).failure
             }
             Self::Seed { profile, seed } => {

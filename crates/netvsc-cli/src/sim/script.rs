@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hyperv_host::bus::{Fault, IdPolicy, OfferOrder};
 use hyperv_host::host::Disassociation;
-use hyperv_host::nic::{NicFault, SwitchAnswer};
+use hyperv_host::nic::{NicFault, Notice, SwitchAnswer};
+use hyperv_host::vf::VfPace;
 use rand_core::Rng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use vmbus::Serial;
@@ -44,7 +45,8 @@ impl Script {
             | Profile::Clocks
             | Profile::Famine
             | Profile::Reset
-            | Profile::Storm => (1, 4),
+            | Profile::Storm
+            | Profile::Lossy => (1, 4),
             Profile::Kexec => (1, 3),
             Profile::AzureBoot => (1, 8),
             Profile::Servicing => (2, 8),
@@ -72,6 +74,7 @@ impl Script {
             Profile::Famine => script.famine(&mut random),
             Profile::Reset => script.reset(&mut random),
             Profile::Storm => script.storm(&mut random),
+            Profile::Lossy => script.lossy(&mut random),
         }
         script
     }
@@ -289,6 +292,28 @@ impl Script {
             0 => Deed::Suspend(micros(random, 1, 20_000_000)),
             _ => Deed::Renew,
         });
+    }
+
+    /// What the host says by itself gets lost; VFs stall, or send and do not confirm.
+    fn lossy(&mut self, random: &mut Xoshiro256PlusPlus) {
+        self.mix(random, 16);
+        let count = 1 + below(random, 4);
+        self.strew(random, count, |_, _, random| {
+            const NOTICES: [Notice; 3] =
+                [Notice::Association, Notice::Disassociation, Notice::Path];
+            Deed::Lose(NOTICES[below(random, 3) as usize])
+        });
+        let count = 1 + below(random, 6);
+        self.strew(random, count, |_, _, random| match below(random, 3) {
+            0 => Deed::Pace(VfPace::Stalled),
+            1 => Deed::Pace(VfPace::Unconfirmed),
+            _ => Deed::Pace(VfPace::Prompt),
+        });
+        for _ in 0..below(random, 3) {
+            let after = micros(random, 0, 3_000_000);
+            self.add(after, 0, Deed::Rest);
+            self.mix(random, 4);
+        }
     }
 
     /// Small rings, a slow host, and one that does not complete what was sent as it should.

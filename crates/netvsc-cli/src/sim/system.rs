@@ -259,7 +259,7 @@ impl System {
                     let after = self.acts.get(next + 1).map_or(Duration::ZERO, |act| act.after);
                     self.phase = Phase::Acting { next: next + 1, due: self.now + after };
                 } else if self.final_as_is {
-                    self.phase = Phase::Over;
+                    self.phase = Phase::Behaving { since: self.now, burst: true };
                 } else {
                     self.behave();
                 }

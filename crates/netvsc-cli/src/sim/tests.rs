@@ -7,7 +7,7 @@ use super::deed::{Act, Deed};
 use super::*;
 use crate::run::Plan;
 
-const PROFILES: [Profile; 13] = [
+const PROFILES: [Profile; 14] = [
     Profile::Smoke,
     Profile::AzureBoot,
     Profile::Servicing,
@@ -21,6 +21,7 @@ const PROFILES: [Profile; 13] = [
     Profile::Famine,
     Profile::Reset,
     Profile::Storm,
+    Profile::Lossy,
 ];
 
 #[test]
@@ -123,6 +124,7 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
         (Profile::Famine, 10),
         (Profile::Reset, 8),
         (Profile::Storm, 8),
+        (Profile::Lossy, 12),
     ];
     for (profile, seeds) in profiles {
         for seed in 0..seeds {
@@ -168,6 +170,11 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
         "suspend",
         "no-memory",
         "no-memory-met",
+        "notice-lost",
+        "notice-lost-met",
+        "vf-prompt",
+        "vf-stalls",
+        "vf-confirms-late",
     ];
     let never: Vec<_> = expected.into_iter().filter(|kind| !fired.contains_key(kind)).collect();
     assert!(never.is_empty(), "{never:?} never happened: {fired:?}");

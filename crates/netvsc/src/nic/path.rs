@@ -126,7 +126,8 @@ impl<D: Doorbell> Nic<D> {
         self.events.push_back(NicEvent::HostSwitched { path });
     }
 
-    /// The host says which virtual function belongs to the NIC. The same again is nothing new.
+    /// The host says which virtual function belongs to the NIC. The same again is told, too: the function may have gone in between,
+    /// and that word been lost. That there is none is told once.
     pub(super) fn handle_association(&mut self, allocated: bool, serial: Serial) {
         if !self.config.wants_vf() {
             self.stats.associations_ignored += 1;
@@ -135,9 +136,6 @@ impl<D: Doorbell> Nic<D> {
         self.stats.associations += 1;
         let last = self.switching.association.replace((allocated, serial));
         self.info.association = allocated.then_some(serial);
-        if last == Some((allocated, serial)) {
-            return;
-        }
         match (allocated, last) {
             (true, _) => self.events.push_back(NicEvent::Associated { serial }),
             // Whatever number it names: the one that belonged to the NIC does no longer.

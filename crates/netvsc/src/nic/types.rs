@@ -344,7 +344,8 @@ pub enum NicEvent {
         /// Whether the link is up.
         link: bool,
     },
-    /// A virtual function with this serial number belongs to the NIC. May come before [`NicEvent::Ready`].
+    /// A virtual function with this serial number belongs to the NIC. May come before [`NicEvent::Ready`], and again with the same
+    /// number: it may be another function with the number of one that has gone unheard.
     Associated {
         /// The number.
         serial: Serial,

@@ -63,6 +63,30 @@ fn the_association_follows_initialize_cmplt_before_any_other_answer() {
 }
 
 #[test]
+fn notices_get_lost_one_by_one_and_the_host_goes_on_as_if_they_had_not() {
+    let mut rig = with_vf(|policy| {
+        policy.lost_notices = vec![Notice::Path, Notice::Association, Notice::Disassociation];
+    });
+    assert!(!rig.hear().contains(&association(1, 7)));
+    assert_eq!(rig.service.vf_state(), VfState::Advertised);
+    rig.wait(SECOND);
+    assert_eq!(rig.events(), [NicServiceEvent::OfferVf]);
+    rig.service.repeat_association();
+    rig.poll();
+    assert_eq!(rig.hear(), [association(1, 7)], "only one was to get lost");
+    let id = rig.say(&[129, 1], true);
+    assert_eq!(rig.hear(), [done(id)]);
+    rig.service.vf_lost();
+    rig.poll();
+    assert_eq!(rig.hear(), [], "neither the path nor that there is no VF");
+    assert_eq!(
+        (rig.service.vf_state(), rig.port.data_path()),
+        (VfState::Unavailable, Path::Synthetic)
+    );
+    assert_eq!((rig.service.counters().notices_lost, rig.service.counters().notices), (3, 0));
+}
+
+#[test]
 fn a_vf_is_associated_offered_and_switched_to() {
     let mut rig = with_vf(|_| ());
     assert_eq!(rig.service.vf_state(), VfState::Advertised);

@@ -23,7 +23,7 @@ use super::system::System;
 use crate::error::Error;
 use crate::event::Event;
 use crate::report::json;
-pub(super) use catalogue::ALL;
+pub(super) use catalogue::all;
 use expect::Expect;
 use setup::Set;
 
@@ -114,7 +114,7 @@ fn play(script: Script, tell: &mut dyn FnMut(&Event)) -> (Played, Vec<(Instant, 
 
 /// Carries out `netvsc sim --list`.
 pub(super) fn list(as_json: bool) -> Result<ExitCode, Error> {
-    for Scenario { name, rows, what, .. } in ALL {
+    for Scenario { name, rows, what, .. } in all() {
         line(&if as_json {
             json(&ListLine { name, rows, what })?
         } else {
@@ -126,7 +126,7 @@ pub(super) fn list(as_json: bool) -> Result<ExitCode, Error> {
 
 /// Carries out `netvsc sim --scenario NAME`.
 pub(super) fn run(name: &str, as_json: bool) -> Result<ExitCode, Error> {
-    let scenario = ALL.iter().find(|scenario| scenario.name == name);
+    let scenario = all().find(|scenario| scenario.name == name);
     let unknown = || Error::Run(format!("no scenario is called {name}; `--list` names them"));
     let scenario = scenario.ok_or_else(unknown)?;
     let mut written = Ok(());

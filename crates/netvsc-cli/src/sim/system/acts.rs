@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyperv_host::bus::Fault;
 use hyperv_host::host::{DeviceSpec, VfPlace};
-use hyperv_host::nic::{NicFault, NicService, SwitchAnswer, VfState};
+use hyperv_host::nic::{NicFault, NicService, Notice, SwitchAnswer, VfState};
 use hyperv_host::pci::FunctionSpec;
 use netvsc::{MacAddress, Path};
 use vmbus::{Guid, Instant, Serial};
@@ -35,6 +35,8 @@ impl System {
                 let service = host.nic_mut(act.nic);
                 service.map(NicService::repeat_association).is_some()
             }
+            Deed::Lose(notice) => self.lose(act.nic, notice),
+            Deed::Pace(pace) => host.set_vf_pace(act.nic, pace).is_ok(),
             Deed::Give(serial) => {
                 let given = host.vf_place(nic) == VfPlace::Absent
                     && self.stage.give_vf(nic, serial, None, now).is_ok();
@@ -123,6 +125,17 @@ impl System {
         service.send_notice(Path::Synthetic);
         if let Some(lane) = self.lanes.get_mut(nic) {
             lane.told_lies = true;
+        }
+        true
+    }
+
+    /// Something that the host says by itself is to get lost. Without a word that there is a VF, one is used later; without the
+    /// others the guest knows a path that is not so.
+    fn lose(&mut self, nic: usize, notice: Notice) -> bool {
+        let Ok(policy) = self.stage.world.host.nic_policy_mut(nic) else { return false };
+        policy.lost_notices.push(notice);
+        if let Some(lane) = self.lanes.get_mut(nic) {
+            lane.told_lies |= notice != Notice::Association;
         }
         true
     }
@@ -234,6 +247,7 @@ impl System {
             let faults = NicFault::ALL.iter();
             add("nic-fault-met", faults.map(|fault| world.host.nic_faults(nic, *fault)).sum());
             add("ring-full", world.guest.ring_full(nic));
+            add("notice-lost-met", world.host.nic_counters(nic).map_or(0, |it| it.notices_lost));
         }
         let faults = Fault::ALL.into_iter();
         add("bus-fault-met", faults.map(|fault| world.host.bus_faults(fault)).sum());

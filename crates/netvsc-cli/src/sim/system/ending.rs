@@ -2,6 +2,8 @@
 
 use hyperv_host::host::{Disassociation, VfPlace};
 use hyperv_host::nic::SwitchAnswer;
+use hyperv_host::vf::VfPace;
+use netvsc::Path;
 use std::time::Duration;
 use vmbus::{Instant, Serial};
 
@@ -24,9 +26,18 @@ impl System {
                 }
                 policy.switch_script.clear();
                 policy.switch_answer = SwitchAnswer::Complete(Duration::from_millis(1));
+                policy.lost_notices.clear();
+                if service.counters().notices_lost > 0 {
+                    // The guest may have missed it; whoever has heard it hears nothing new.
+                    service.repeat_association();
+                    if service.data_path() == Path::Synthetic {
+                        service.send_notice(Path::Synthetic);
+                    }
+                }
             }
             // There may be no VF now; the next one has a link.
             let _ = self.stage.world.host.set_vf_link(nic, true);
+            let _ = self.stage.world.host.set_vf_pace(nic, VfPace::Prompt);
         }
         self.stage.world.starve(0);
         self.stage.world.host.bus_policy_mut().reply_delay = Duration::from_micros(200);
@@ -50,12 +61,7 @@ impl System {
     }
 
     pub(super) fn come_to_rest(&mut self, since: Instant, burst: bool) -> Result<bool, String> {
-        let vfs = if self.shared { 1 } else { self.lanes.len() };
-        let mut moved = false;
-        for nic in 0..vfs {
-            moved |= self.restore(nic)?;
-        }
-        if moved {
+        if !self.final_as_is && self.restore_all()? {
             return Ok(true);
         }
         let host = &self.stage.world.host;
@@ -63,7 +69,8 @@ impl System {
         let idle = |lane: &Lane| lane.out.is_idle() && lane.back.is_idle() && lane.group.is_idle();
         let quiet = (0..self.lanes.len()).all(|nic| self.stage.is_quiet(nic));
         let rested = quiet && self.strangers.is_empty() && self.lanes.iter().all(idle);
-        if rested && self.all_on_vf() && self.kept().is_ok() {
+        let as_it_should = self.final_as_is || self.all_on_vf();
+        if rested && as_it_should && self.kept().is_ok() {
             if burst {
                 self.phase = Phase::Over;
                 return Ok(true);
@@ -82,6 +89,15 @@ impl System {
             return Err(format!("{LIVENESS:?} after the last act: {standing}"));
         }
         Ok(false)
+    }
+
+    fn restore_all(&mut self) -> Result<bool, String> {
+        let vfs = if self.shared { 1 } else { self.lanes.len() };
+        let mut moved = false;
+        for nic in 0..vfs {
+            moved |= self.restore(nic)?;
+        }
+        Ok(moved)
     }
 
     /// Sees to it that a NIC has a VF that is its own.

@@ -14,7 +14,7 @@ const VF: GuestMessage = GuestMessage::SwitchDataPath(DataPath::VF);
 const SYNTHETIC: GuestMessage = GuestMessage::SwitchDataPath(DataPath::SYNTHETIC);
 
 #[test]
-fn associations_are_told_once_and_completed() {
+fn associations_are_told_and_completed_and_their_end_is_told_once() {
     let mut rig = ready();
     rig.completions.clear();
     rig.associate(true, 7);
@@ -27,6 +27,7 @@ fn associations_are_told_once_and_completed() {
     assert_eq!(
         rig.events(),
         [
+            NicEvent::Associated { serial: Serial(7) },
             NicEvent::Associated { serial: Serial(7) },
             NicEvent::Disassociated { serial: Serial(7) },
             NicEvent::Associated { serial: Serial(0) },
