@@ -1,5 +1,7 @@
 //! The command line.
 
+mod consistent;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -18,6 +20,7 @@ use crate::inspect::args::SourceArgs;
 use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
 use crate::install::{self, InstallArgs, UninstallArgs};
 use crate::manual::{self, CompletionsArgs};
+use crate::run::uio::args::UioArgs;
 use crate::sim::args::{self as sim, SimArgs};
 use crate::udev::{self, UdevArgs};
 use crate::units::{ByteSize, Span};
@@ -203,6 +206,8 @@ pub enum HostChoice {
     Embedded,
     /// A host in another process, that listens at this path: `netvsc host`.
     Unix(PathBuf),
+    /// The host of this machine: its NICs are driven from user space.
+    Uio,
 }
 
 impl FromStr for HostChoice {
@@ -212,9 +217,10 @@ impl FromStr for HostChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "embedded" => Ok(Self::Embedded),
+            "uio" => Ok(Self::Uio),
             _ => match text.strip_prefix("unix:") {
                 Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
-                _ => Err("expected auto, embedded, or unix:PATH".into()),
+                _ => Err("expected auto, embedded, unix:PATH, or uio".into()),
             },
         }
     }
@@ -259,12 +265,12 @@ pub struct RunArgs {
     )]
     pub seed: u64,
 
-    /// Which host to run against: auto, embedded, or unix:PATH
+    /// Which host to run against: auto, embedded, unix:PATH, or uio
     #[arg(
         long,
         value_name = "HOST",
         default_value = "auto",
-        long_help = "Which host to run against. auto: the best that this machine has, today always the embedded one. embedded: the host inside this program, which works on any machine. unix:PATH: a host in another process, which listens there (netvsc host --listen PATH)"
+        long_help = "Which host to run against. auto: the best that this machine has, today always the embedded one. embedded: the host inside this program, which works on any machine. unix:PATH: a host in another process, which listens there (netvsc host --listen PATH). uio: the host of this machine, whose NICs are driven from user space"
     )]
     pub host: HostChoice,
 
@@ -352,9 +358,8 @@ pub struct RunArgs {
         value_name = "BYTES",
         default_value_t = 1500,
         value_parser = clap::value_parser!(u32).range(576..=9000),
-        requires = "tap",
         help_heading = "Kernel traffic",
-        long_help = "Largest packet of the NICs in bytes, without Ethernet header: 576 to 9000. The TAP interface gets the same. Simulated VFs take no more than 2030; with more, all frames go on the synthetic path. Only with --host unix:PATH"
+        long_help = "Largest packet of the NICs in bytes, without Ethernet header: 576 to 9000. The TAP interface gets the same. Simulated VFs take no more than 2030; with more, all frames go on the synthetic path. Only with --host unix:PATH or uio"
     )]
     pub mtu: u32,
 
@@ -363,9 +368,8 @@ pub struct RunArgs {
         long,
         value_name = "SPAN",
         default_value = "0",
-        requires = "tap",
         help_heading = "Kernel traffic",
-        long_help = "Print how many frames went where, this often, while a host is there. 0 = never. Units: ms, s, m, h. Only with --host unix:PATH"
+        long_help = "Print how many frames went where, this often, while a host is there. 0 = never. Units: ms, s, m, h. Only with --host unix:PATH or uio"
     )]
     pub stats_interval: Span,
 
@@ -373,11 +377,14 @@ pub struct RunArgs {
     #[arg(
         long,
         value_name = "SPAN",
-        requires = "tap",
         help_heading = "Kernel traffic",
         long_help = "Stop after this time instead of at Ctrl-C, such as 30s or 5m. Units: ms, s, m, h"
     )]
     pub duration: Option<Span>,
+
+    /// NICs of this machine.
+    #[command(flatten)]
+    pub uio: UioArgs,
 }
 
 impl Cli {
@@ -441,56 +448,6 @@ fn complaint(subcommand: &str, kind: ErrorKind, message: String) -> clap::Error 
     }
 }
 
-impl RunArgs {
-    /// What options of one kind mean for each other.
-    fn check(&self) -> Result<(), (ErrorKind, String)> {
-        if let (Some(tap), Some(peer)) = (&self.tap, &self.peer_tap)
-            && tap == peer
-        {
-            let message =
-                format!("--tap and --peer-tap are both `{tap}`; give two different names");
-            return Err((ErrorKind::ValueValidation, message));
-        }
-        // By any name: it would be emptied before it is read.
-        if let (Some(transfer), Some(pcap)) = (&self.transfer, &self.pcap)
-            && let (Ok(from), Ok(to)) = (transfer.canonicalize(), pcap.canonicalize())
-            && from == to
-        {
-            let message = "--transfer and --pcap are the same file; give two different ones";
-            return Err((ErrorKind::ValueValidation, message.to_owned()));
-        }
-        if let HostChoice::Unix(_) = self.host {
-            // What the host does is said to the host.
-            let of_host = [
-                ("--peer-tap", self.peer_tap.is_some()),
-                ("--churn", !self.churn.0.is_zero()),
-                ("--vf", self.vf != VfLayout::Own),
-                ("--disks", self.disks != 0),
-                ("--timeline", self.timeline.is_some()),
-            ];
-            if let Some((option, _)) = of_host.iter().find(|(_, given)| *given) {
-                let message = format!(
-                    "{option} is of no use with --host unix:PATH: that host has its own options"
-                );
-                return Err((ErrorKind::ArgumentConflict, message));
-            }
-        } else if !self.stats_interval.0.is_zero() {
-            let message = "--stats-interval goes with --host unix:PATH".to_owned();
-            return Err((ErrorKind::ArgumentConflict, message));
-        }
-        if !matches!(self.host, HostChoice::Unix(_)) && self.mtu != 1500 {
-            let message = "--mtu goes with --host unix:PATH".to_owned();
-            return Err((ErrorKind::ArgumentConflict, message));
-        }
-        if self.duration.is_some_and(|span| span.0.is_zero()) {
-            let message =
-                "--duration is 0; give a time such as 30s, or leave it out to run until Ctrl-C";
-            return Err((ErrorKind::ValueValidation, message.to_owned()));
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -543,6 +500,16 @@ mod tests {
     }
 
     #[test]
+    fn nics_of_this_machine_need_no_tap_of_a_name() {
+        let uio = run("--host uio --nic eth1 --nic eth2 --queues 4 --force --dry-run --mtu 3000")
+            .expect("it makes sense");
+        assert_eq!((uio.host, uio.mtu, uio.uio.queues), (HostChoice::Uio, 3000, 4));
+        assert_eq!(uio.uio.nic, ["eth1", "eth2"]);
+        assert!(uio.uio.force && uio.uio.dry_run);
+        assert!(run("--host uio --duration 5s --stats-interval 1s").is_ok());
+    }
+
+    #[test]
     fn options_that_contradict_each_other_are_usage_errors() {
         for (line, word) in [
             ("--tap nv0 --transfer a.bin", "--transfer"),
@@ -562,6 +529,16 @@ mod tests {
             ("--host unix:a --timeline a.svg", "--timeline"),
             ("--tap nv0 --stats-interval 1s", "--stats-interval"),
             ("--tap nv0 --mtu 9000", "--mtu"),
+            ("--mtu 9000", "--tap"),
+            ("--stats-interval 1s", "--tap"),
+            ("--host uio --transfer a.bin", "--transfer"),
+            ("--host uio --size 1MiB", "--size"),
+            ("--host uio --tap nv0 --peer-tap nv1", "--peer-tap"),
+            ("--host uio --tap nv0 --churn 1s", "--churn"),
+            ("--host uio --disks 1", "--disks"),
+            ("--host unix:a --nic eth1", "--host uio"),
+            ("--dry-run", "--host uio"),
+            ("--tap nv0 --queues 2", "--queues"),
         ] {
             let text = refused(line);
             assert!(text.contains(word) && text.contains("netvsc run"), "{line}: {text}");
@@ -579,6 +556,7 @@ mod tests {
             ("--size 3parsecs", "MiB"),
             ("--host hyperv", "embedded"),
             ("--host unix:", "unix:PATH"),
+            ("--host uio --queues 65", "64"),
             ("--vf none", "mana"),
             ("--disks 17", "16"),
             ("--tap sixteen-bytes-xx", "at most 15 bytes"),

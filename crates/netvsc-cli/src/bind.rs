@@ -18,7 +18,7 @@ use crate::inspect::print;
 use crate::session::session;
 
 /// Where records of taken devices are, below the root. It goes with the boot, as the bindings do.
-const JOURNAL: &str = "run/netvsc/bind";
+pub(crate) const JOURNAL: &str = "run/netvsc/bind";
 
 /// What is said at length about the verb.
 pub const LONG: &str = "\
@@ -138,7 +138,7 @@ fn device(args: &BindArgs) -> Result<String, Error> {
 }
 
 /// Refuses a NIC whose interfaces carry what the operator needs.
-fn spare(nic: &NicView<'_>, guest: &Guest<'_>) -> Result<(), Error> {
+pub(crate) fn spare(nic: &NicView<'_>, guest: &Guest<'_>) -> Result<(), Error> {
     let refused = |what: &str| Error::Needed { nic: nic.name(), what: what.to_owned() };
     if guest.snapshot.live && guest.snapshot.routes.is_none() {
         return Err(refused("perhaps the default route (the routes are not known)"));

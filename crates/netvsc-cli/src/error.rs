@@ -137,6 +137,24 @@ pub enum Error {
         /// What goes through it.
         what: String,
     },
+    /// There is nothing to drive.
+    #[error(
+        "there is no synthetic NIC on this machine{}; `netvsc lsvmbus` shows what there is",
+        if *vmbus { "'s VMBus" } else { ", which has no VMBus" }
+    )]
+    NoNic {
+        /// Whether there is a VMBus at all.
+        vmbus: bool,
+    },
+    /// The kernel has every NIC, and none was named.
+    #[error("no NIC is user space's: say which one to take, `--nic NIC`; there is {found}")]
+    ChooseNic {
+        /// Names of all NICs.
+        found: String,
+    },
+    /// A device of user space cannot be used.
+    #[error(transparent)]
+    Uio(#[from] netvsc_linux::uio::UioError),
     /// A device could not change its driver.
     #[error(transparent)]
     Bind(#[from] netvsc_linux::uio::BindError),

@@ -28,6 +28,7 @@ use crate::event::{PairLine, What};
 use crate::report::NicView;
 pub use blackout::{BlackoutLine, Blackouts};
 use nic::NicDevice;
+pub(crate) use nic::nvsp_name;
 use pci::PciDevice;
 
 /// What the guest runs on.
@@ -532,7 +533,7 @@ impl<M: Machine> Guest<M> {
     }
 }
 
-fn sending(result: Result<(), AdapterError>) -> Sending {
+pub(crate) fn sending(result: Result<(), AdapterError>) -> Sending {
     match result {
         Err(AdapterError::Full) => Sending::Later,
         Ok(()) | Err(AdapterError::NotReady | AdapterError::Refused { .. }) => Sending::Taken,
@@ -540,7 +541,7 @@ fn sending(result: Result<(), AdapterError>) -> Sending {
 }
 
 /// How adapters are made here, for NICs of an MTU.
-fn adapter_config(mtu: u32) -> AdapterConfig {
+pub(crate) fn adapter_config(mtu: u32) -> AdapterConfig {
     let default = AdapterConfig::default();
     // Ethernet header and tag.
     let frame = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(18);

@@ -454,7 +454,7 @@ impl<M: Machine> Guest<M> {
 }
 
 /// The version as people write it: "6.1".
-fn nvsp_name(version: Version) -> String {
+pub(crate) fn nvsp_name(version: Version) -> String {
     let name = version.to_string();
     name.trim_start_matches('V').replace('_', ".")
 }

@@ -1,11 +1,13 @@
 //! `netvsc run`: brings up every NIC of the host, pairs, and keeps the traffic on the best path.
 
 mod account;
+mod follow;
 mod kernel;
 mod plan;
 mod remote;
 mod simulation;
 pub(crate) mod stage;
+pub(crate) mod uio;
 
 use std::path::Path as FilePath;
 use std::process::ExitCode;
@@ -37,6 +39,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     let capture = args.pcap.as_deref().map(Capture::create).transpose()?;
     let done = match (&args.host, &args.tap) {
         (HostChoice::Unix(path), _) => remote::run(args, path, capture.as_ref()),
+        (HostChoice::Uio, _) => uio::run(args, capture.as_ref()),
         (_, Some(tap)) => kernel::run(args, tap, capture.as_ref()),
         (_, None) => transfer(args, capture.as_ref()),
     };
@@ -48,9 +51,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Error> {
 /// Why the embedded host is used.
 fn host_reason(choice: &HostChoice) -> String {
     match choice {
-        HostChoice::Embedded | HostChoice::Unix(_) => "asked for".into(),
+        HostChoice::Embedded | HostChoice::Unix(_) | HostChoice::Uio => "asked for".into(),
         HostChoice::Auto if FilePath::new(VMBUS_DEVICES).is_dir() => {
-            "this machine has a VMBus, but its NICs cannot be driven from user space yet".into()
+            "this machine has a VMBus, whose NICs are driven only if asked for: --host uio".into()
         }
         HostChoice::Auto => "this machine has no VMBus".into(),
     }

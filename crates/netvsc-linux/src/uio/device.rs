@@ -3,11 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vmbus::memory::{PAGE_SIZE, SharedPages};
 use vmbus::monitor::{MonitorDoorbell, MonitorPage};
 use vmbus::{Channel, ChannelId, Doorbell, GpadlId};
@@ -74,12 +76,18 @@ pub struct SubChannel {
 ///
 /// Opening it opens its channel, with empty rings; when the last descriptor is closed, by whatever end of the process, the kernel closes
 /// the channel, and the host forgets the conversation. Buffers stay shared until the device is unbound.
+///
+/// In a tree that is no kernel's there can be a device that is made of what any process can make: a socket of packets where its
+/// file would be, on which a packet of 4 bytes is what one read or write of the file is and the end of the connection is the end
+/// of the device, and a file `memory` beside name and size of each map. All else is as with the kernel's.
 #[derive(Debug)]
 pub struct Device {
     name: String,
     folder: PathBuf,
     file: Arc<File>,
     maps: Vec<Map>,
+    /// The memory of each map is in a file of its own.
+    made: bool,
 }
 
 impl Device {
@@ -100,9 +108,14 @@ impl Device {
         let name = names.filter(|name| name.starts_with("uio")).min().ok_or_else(not_bound)?;
         let maps = Map::read_all(&uio.join(&name).join("maps"))?;
         let path = root.join("dev").join(&name);
-        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let made = fs::metadata(&path).is_ok_and(|found| found.file_type().is_socket());
+        let file = if made {
+            connect(&path)
+        } else {
+            OpenOptions::new().read(true).write(true).open(&path)
+        };
         let file = Arc::new(file.map_err(UioError::file(path))?);
-        let opened = Self { name, folder, file, maps };
+        let opened = Self { name, folder, file, maps, made };
         opened.map(MapKind::Rings, "txrx_rings")?;
         Ok(opened)
     }
@@ -269,6 +282,12 @@ impl Device {
     }
 
     fn pages(&self, map: &Map) -> Result<SharedPages, UioError> {
+        if self.made {
+            let maps = self.folder.join("uio").join(&self.name).join("maps");
+            let path = maps.join(format!("map{}/memory", map.index));
+            let file = OpenOptions::new().read(true).write(true).open(&path);
+            return self.map_pages(file.map_err(UioError::file(path))?, 0, map.size, &map.name);
+        }
         self.map_pages(&*self.file, (map.index * PAGE_SIZE) as u64, map.size, &map.name)
     }
 
@@ -328,6 +347,18 @@ impl Device {
         Channel::from_parts(tx, rx, doorbell)
             .map_err(|source| UioError::Ring { device: device(), source })
     }
+}
+
+/// What stands for the device's file where no kernel makes one.
+fn connect(path: &Path) -> io::Result<File> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(File::from(socket))
 }
 
 impl AsFd for Device {

@@ -1,0 +1,102 @@
+//! What options of one verb mean for each other, beyond what the parser knows.
+
+use clap::error::ErrorKind;
+
+use super::{HostChoice, RunArgs, VfLayout};
+use crate::units::ByteSize;
+
+/// What is wrong with a command line, in words.
+type Complaint = (ErrorKind, String);
+
+fn conflict(message: String) -> Complaint {
+    (ErrorKind::ArgumentConflict, message)
+}
+
+impl RunArgs {
+    /// What options of one kind mean for each other.
+    pub(super) fn check(&self) -> Result<(), Complaint> {
+        if let (Some(tap), Some(peer)) = (&self.tap, &self.peer_tap)
+            && tap == peer
+        {
+            let message =
+                format!("--tap and --peer-tap are both `{tap}`; give two different names");
+            return Err((ErrorKind::ValueValidation, message));
+        }
+        // By any name: it would be emptied before it is read.
+        if let (Some(transfer), Some(pcap)) = (&self.transfer, &self.pcap)
+            && let (Ok(from), Ok(to)) = (transfer.canonicalize(), pcap.canonicalize())
+            && from == to
+        {
+            let message = "--transfer and --pcap are the same file; give two different ones";
+            return Err((ErrorKind::ValueValidation, message.to_owned()));
+        }
+        self.check_host()?;
+        if self.duration.is_some_and(|span| span.0.is_zero()) {
+            let message =
+                "--duration is 0; give a time such as 30s, or leave it out to run until Ctrl-C";
+            return Err((ErrorKind::ValueValidation, message.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// What goes with which host.
+    fn check_host(&self) -> Result<(), Complaint> {
+        // What the host does is said to the host.
+        let of_embedded = [
+            ("--peer-tap", self.peer_tap.is_some()),
+            ("--churn", !self.churn.0.is_zero()),
+            ("--vf", self.vf != VfLayout::Own),
+            ("--disks", self.disks != 0),
+            ("--timeline", self.timeline.is_some()),
+        ];
+        let of_embedded = of_embedded.iter().find(|(_, given)| *given).map(|(option, _)| option);
+        let of_transfer = [
+            ("--transfer", self.transfer.is_some()),
+            ("--size", self.size != ByteSize(64 << 20)),
+        ];
+        let of_transfer = of_transfer.iter().find(|(_, given)| *given).map(|(option, _)| option);
+        let of_kernel = [
+            ("--duration", self.duration.is_some()),
+            ("--mtu", self.mtu != 1500),
+            ("--stats-interval", !self.stats_interval.0.is_zero()),
+        ];
+        let of_kernel = of_kernel.iter().find(|(_, given)| *given).map(|(option, _)| *option);
+        match (&self.host, of_embedded) {
+            (HostChoice::Unix(_), Some(option)) => {
+                let why = "that host has its own options";
+                return Err(conflict(format!("{option} is of no use with --host unix:PATH: {why}")));
+            }
+            (HostChoice::Uio, Some(option)) => {
+                let why = "a real host does as it likes";
+                return Err(conflict(format!("{option} is of no use with --host uio: {why}")));
+            }
+            _ => {}
+        }
+        if self.host == HostChoice::Uio {
+            return match of_transfer {
+                Some(option) => Err(conflict(format!(
+                    "{option} is of no use with --host uio: the traffic is the kernel's"
+                ))),
+                None => Ok(()),
+            };
+        }
+        if let Some(option) = self.uio.given() {
+            return Err(conflict(format!("{option} goes with --host uio")));
+        }
+        match of_kernel {
+            Some(option) if self.tap.is_none() => {
+                let message = format!("{option} goes with --tap NAME or --host uio");
+                Err((ErrorKind::MissingRequiredArgument, message))
+            }
+            Some(option @ ("--mtu" | "--stats-interval"))
+                if !matches!(self.host, HostChoice::Unix(_)) =>
+            {
+                Err(conflict(format!("{option} goes with --host unix:PATH or uio")))
+            }
+            // Of those that go with one host only, the first may hide another.
+            _ if self.stats_interval.0.is_zero() && self.mtu == 1500 => Ok(()),
+            _ if matches!(self.host, HostChoice::Unix(_)) => Ok(()),
+            _ => Err(conflict("--stats-interval and --mtu go with --host unix:PATH or uio".into())),
+        }
+    }
+}

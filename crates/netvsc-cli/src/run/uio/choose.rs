@@ -1,0 +1,97 @@
+//! Which NICs are driven, and what has to be written for that.
+
+use std::path::Path;
+
+use netvsc_linux::check::Guest;
+use netvsc_linux::inventory::{Depth, take};
+use netvsc_linux::relation::{NicView, Relations};
+use netvsc_linux::uio::{Binding, Journal, Record, UIO_DRIVER};
+use vmbus::Guid;
+
+use super::args::UioArgs;
+use crate::bind::{JOURNAL, spare};
+use crate::error::Error;
+use crate::inspect::page::{Found, find};
+use crate::session::session;
+
+/// A NIC that is to be driven.
+#[derive(Clone, Debug)]
+pub(super) struct Chosen {
+    pub(super) guid: Guid,
+    /// The kernel, or nobody, has it now.
+    pub(super) to_bind: bool,
+}
+
+/// The NICs that the options mean, each once.
+pub(super) fn choose(args: &UioArgs) -> Result<Vec<Chosen>, Error> {
+    let snapshot = take(args.sysfs_root.as_deref(), Depth::Checks)?;
+    let relations = Relations::of(&snapshot);
+    if relations.nics.is_empty() {
+        return Err(Error::NoNic { vmbus: snapshot.hyperv });
+    }
+    let mut guest = Guest::new(&snapshot, &relations);
+    guest.session = snapshot.live.then(session).flatten();
+    let nics: Vec<&NicView<'_>> = if args.nic.is_empty() {
+        relations.nics.iter().filter(|nic| is_ours(nic)).collect()
+    } else {
+        let by_name = |name: &String| match find(&relations, name) {
+            Some(Found::Nic(at)) => relations.nics.get(at),
+            _ => None,
+        };
+        let named = args.nic.iter().map(|name| {
+            by_name(name).ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() })
+        });
+        named.collect::<Result<_, _>>()?
+    };
+    if nics.is_empty() {
+        let names: Vec<_> = relations.nics.iter().map(NicView::name).collect();
+        return Err(Error::ChooseNic { found: names.join(", ") });
+    }
+    let mut chosen: Vec<Chosen> = Vec::new();
+    for nic in nics {
+        let to_bind = !is_ours(nic);
+        if to_bind && !args.force && !args.dry_run {
+            spare(nic, &guest)?;
+        }
+        if chosen.iter().all(|other| other.guid != nic.device.guid) {
+            chosen.push(Chosen { guid: nic.device.guid, to_bind });
+        }
+    }
+    Ok(chosen)
+}
+
+/// Whether user space has it already.
+fn is_ours(nic: &NicView<'_>) -> bool {
+    nic.device.driver.as_deref() == Some(UIO_DRIVER)
+}
+
+/// Takes a NIC from its driver, unless user space has it.
+pub(super) fn bind(chosen: &Chosen, root: &Path) -> Result<Option<Binding>, Error> {
+    if !chosen.to_bind {
+        return Ok(None);
+    }
+    let journal = Journal::new(root.join(JOURNAL));
+    Ok(Some(Binding::to(root, &chosen.guid.to_string(), UIO_DRIVER, journal)?))
+}
+
+/// What a run would write, at its beginning and at its end.
+pub(super) fn writes(chosen: &[Chosen], root: &Path) -> Result<String, Error> {
+    let (mut before, mut after) = (String::new(), String::new());
+    for nic in chosen {
+        let record = Record::of(root, &nic.guid.to_string())?;
+        if !nic.to_bind {
+            before.push_str(&format!("# {} is user space's already\n", nic.guid));
+            continue;
+        }
+        for change in record.changes_to(root, UIO_DRIVER) {
+            before.push_str(&format!("{change}\n"));
+        }
+        for change in record.changes_back(root) {
+            after.push_str(&format!("{change}\n"));
+        }
+    }
+    if !after.is_empty() {
+        before.push_str("# and at the end:\n");
+    }
+    Ok(before + &after)
+}

@@ -1,0 +1,228 @@
+//! `netvsc run --host uio`: synthetic NICs of this machine, driven from user space (PROTOCOL §12).
+//!
+//! `choose` says which, `card` is the machine of one of them over its device, `nic` its life together with a TAP interface that
+//! stands in the place of the interface that the kernel's driver had.
+
+pub(crate) mod args;
+mod card;
+mod choose;
+mod nic;
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant as Clock;
+
+use netvsc::rndis::scaling::KEY_SIZE;
+use netvsc_linux::TapName;
+use rand_core::{Rng, SeedableRng};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use vmbus::Instant;
+use vmbus::time::earliest;
+
+use self::nic::{Setup, UioNic};
+use crate::args::RunArgs;
+use crate::capture::Capture;
+use crate::error::Error;
+use crate::event::{Event, What};
+use crate::inspect::print;
+use crate::line::Line;
+use crate::notify;
+use crate::report::Report;
+use crate::stop::{asked_to_stop, stop_signal};
+
+/// Runs until a signal, the end of `--duration`, or the end of the last NIC.
+///
+/// # Errors
+/// If there is no NIC, one is needed, or the kernel or the host refuses something.
+pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode, Error> {
+    let root = args.uio.sysfs_root.as_deref().unwrap_or(Path::new("/"));
+    let chosen = choose::choose(&args.uio)?;
+    if args.uio.dry_run {
+        print(&choose::writes(&chosen, root)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let names = tap_names(args, chosen.len())?;
+    let stop = stop_signal()?;
+    // Whatever can be refused without touching a NIC comes first.
+    let lines = names.iter().map(Line::open).collect::<Result<Vec<_>, _>>()?;
+    let mut run = Run {
+        nics: Vec::new(),
+        events: VecDeque::new(),
+        started: Clock::now(),
+        next_statistics: None,
+        args,
+    };
+    let reason = "asked for".into();
+    run.tell(What::Host { host: "uio", reason, seed: args.seed });
+    let mut report = Report::choose(args.json);
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(args.seed);
+    for (number, (chosen, line)) in chosen.iter().zip(lines).enumerate() {
+        let binding = choose::bind(chosen, root)?;
+        let mut key = [0; KEY_SIZE];
+        random.fill_bytes(&mut key);
+        let setup = Setup {
+            number,
+            guid: chosen.guid,
+            root: root.to_owned(),
+            mtu: args.mtu,
+            queues: args.uio.queues,
+            key,
+            capture: capture.cloned(),
+        };
+        run.nics.push(UioNic::new(setup, binding, line, Instant::ZERO)?);
+    }
+    notify::ready();
+    let served = run.serve(&stop, &mut report);
+    notify::stopping();
+    // Also after an error, so that every NIC goes back in order.
+    let rested = run.come_to_rest();
+    run.statistics();
+    run.report(&mut report)?;
+    served.and(rested)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The names of the interfaces: that of `--tap` for one NIC, `nv0` and so on for several.
+fn tap_names(args: &RunArgs, nics: usize) -> Result<Vec<TapName>, Error> {
+    match &args.tap {
+        Some(name) if nics == 1 => Ok(vec![name.clone()]),
+        Some(name) => Err(Error::Run(format!(
+            "--tap {name} is one interface for {nics} NICs: leave it out, and they are called nv0, nv1 and so on"
+        ))),
+        None => {
+            let name = |number| format!("nv{number}").parse::<TapName>();
+            let names = (0..nics).map(name).collect::<Result<_, _>>();
+            names.map_err(|error| Error::Run(error.to_string()))
+        }
+    }
+}
+
+struct Run<'a> {
+    nics: Vec<UioNic>,
+    events: VecDeque<Event>,
+    started: Clock,
+    next_statistics: Option<Instant>,
+    args: &'a RunArgs,
+}
+
+/// Which of a NIC's descriptors are ready.
+type Ready = [bool; 3];
+
+impl Run<'_> {
+    fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn tell(&mut self, what: What) {
+        let at = self.now();
+        self.events.push_back(Event { at, what });
+    }
+
+    fn report(&mut self, report: &mut Report) -> Result<(), Error> {
+        for event in self.events.drain(..) {
+            report.event(&event)?;
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, stop: &UnixStream, report: &mut Report) -> Result<(), Error> {
+        let end = self.args.duration.map(|span| Instant::ZERO + span.0);
+        let every = self.args.stats_interval.0;
+        self.next_statistics = (!every.is_zero()).then(|| self.now() + every);
+        loop {
+            let moved = self.step()?;
+            let now = self.now();
+            if let Some(at) = self.next_statistics.filter(|at| *at <= now) {
+                self.next_statistics = Some(at.max(now) + every);
+                self.statistics();
+            }
+            self.report(report)?;
+            let over = self.nics.iter().all(UioNic::is_ended);
+            if over || end.is_some_and(|end| now >= end) || asked_to_stop(stop) {
+                return Ok(());
+            }
+            let at = if moved { Some(now) } else { earliest(end, self.next_statistics) };
+            self.wait(at, Some(stop))?;
+        }
+    }
+
+    /// Lets every NIC stop in order.
+    fn come_to_rest(&mut self) -> Result<(), Error> {
+        let now = self.now();
+        for nic in &mut self.nics {
+            nic.stop(false, now);
+        }
+        while !self.nics.iter().all(UioNic::is_ended) {
+            let at = self.step()?.then(|| self.now());
+            self.wait(at, None)?;
+        }
+        // What came of the end itself.
+        self.step().map(drop)
+    }
+
+    /// Does all that can be done now. True if anything was done.
+    fn step(&mut self) -> Result<bool, Error> {
+        let now = self.now();
+        let mut moved = false;
+        for nic in &mut self.nics {
+            let stepped = nic.step(now);
+            let told = nic.take_events();
+            self.events.extend(told.into_iter().map(|what| Event { at: now, what }));
+            moved |= stepped?;
+        }
+        Ok(moved)
+    }
+
+    /// Sleeps until somebody wants attention, and takes it up.
+    fn wait(&mut self, at: Option<Instant>, stop: Option<&UnixStream>) -> Result<(), Error> {
+        let now = self.now();
+        let at = self.nics.iter().map(|nic| nic.deadline(now)).fold(at, earliest);
+        let timeout = at.map(|at| at.since(now)).and_then(|span| Timespec::try_from(span).ok());
+        let (mut fds, mut owners) = (Vec::new(), Vec::new());
+        for (number, nic) in self.nics.iter().enumerate().filter(|(_, nic)| !nic.is_ended()) {
+            for (place, found) in nic.descriptors().into_iter().enumerate() {
+                if let Some((fd, flags)) = found {
+                    fds.push(PollFd::from_borrowed_fd(fd, flags));
+                    owners.push((number, place));
+                }
+            }
+        }
+        if let Some(stop) = stop {
+            fds.push(PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN));
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                return Err(Error::System { doing: "wait for frames", source: error.into() });
+            }
+        }
+        let mut ready: Vec<Ready> = vec![Ready::default(); self.nics.len()];
+        for ((number, place), fd) in owners.into_iter().zip(&fds) {
+            ready[number][place] = !fd.revents().is_empty();
+        }
+        for (nic, [interrupt, _, news]) in self.nics.iter_mut().zip(ready) {
+            if interrupt {
+                nic.interrupted()?;
+            }
+            if news {
+                nic.follow(now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn statistics(&mut self) {
+        let mut what = (0, 0, 0);
+        for nic in &self.nics {
+            let (out, into, refused) = nic.frames();
+            what = (what.0 + out, what.1 + into, what.2 + refused);
+        }
+        let (tx_synthetic, rx, refused) = what;
+        self.tell(What::Statistics { tx_synthetic, tx_vf: 0, rx, refused });
+    }
+}

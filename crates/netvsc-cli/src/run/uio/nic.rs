@@ -1,0 +1,400 @@
+//! One NIC that is driven, and its TAP interface: from the binding of its device to its return.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use netvsc::adapter::AdapterEvent;
+use netvsc::nic::{NicEvent, NicOffloads, SettingError};
+use netvsc::rndis::scaling::KEY_SIZE;
+use netvsc::rndis::{Oid, PacketFilter, Status};
+use netvsc::{MacAddress, NicConfig};
+use netvsc_linux::uio::{Binding, Interrupt};
+use rustix::event::PollFlags;
+use vmbus::time::earliest;
+use vmbus::{Guid, Instant};
+
+use super::card::{Card, NoPort};
+use crate::capture::Capture;
+use crate::error::Error;
+use crate::event::What;
+use crate::guest::nvsp_name;
+use crate::line::Line;
+use crate::run::follow::{Follow, Settings};
+
+/// How long the host may take to let a NIC stop.
+const REST: Duration = Duration::from_secs(2);
+
+/// What the NIC is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// Starting, or at work.
+    Working,
+    /// On the way down; `by` then it is taken for down. It may begin anew after it.
+    Stopping { by: Instant, again: bool },
+    /// Given back, or taken away.
+    Ended,
+}
+
+/// What a NIC is to be like.
+pub(super) struct Setup {
+    pub(super) number: usize,
+    pub(super) guid: Guid,
+    pub(super) root: PathBuf,
+    pub(super) mtu: u32,
+    pub(super) queues: u16,
+    pub(super) key: [u8; KEY_SIZE],
+    pub(super) capture: Option<Capture>,
+}
+
+/// A NIC with its interface.
+pub(super) struct UioNic {
+    setup: Setup,
+    // In this order: the device is closed before it is given back.
+    card: Option<Card>,
+    binding: Option<Binding>,
+    line: Line,
+    follow: Option<Follow>,
+    config: NicConfig,
+    /// The MTU with which it came up last.
+    good_mtu: Option<u32>,
+    mac: Option<MacAddress>,
+    ready: bool,
+    rung: bool,
+    /// The interface is to be up, and the NIC to receive.
+    up: bool,
+    life: Life,
+    /// Frames of cards that are gone, out and in.
+    past: (u64, u64),
+    events: Vec<What>,
+}
+
+impl UioNic {
+    /// Opens the device and begins the NIC's start-up.
+    pub(super) fn new(
+        setup: Setup,
+        binding: Option<Binding>,
+        line: Line,
+        now: Instant,
+    ) -> Result<Self, Error> {
+        let config = NicConfig {
+            mtu: setup.mtu,
+            queues: setup.queues,
+            // A VF would be the kernel's, and there is nobody to use it.
+            sriov: false,
+            offloads: NicOffloads { coalescing: false, ..NicOffloads::ALL },
+            ..NicConfig::default()
+        };
+        let mut nic = Self {
+            setup,
+            card: None,
+            binding,
+            line,
+            follow: None,
+            config,
+            good_mtu: None,
+            mac: None,
+            ready: false,
+            rung: false,
+            up: true,
+            life: Life::Working,
+            past: (0, 0),
+            events: Vec::new(),
+        };
+        let (number, instance) = (nic.setup.number, nic.setup.guid);
+        nic.tell(What::NicOffered { nic: number, instance });
+        nic.open(now)?;
+        Ok(nic)
+    }
+
+    fn open(&mut self, now: Instant) -> Result<(), Error> {
+        let Setup { root, guid, key, number, capture, .. } = &self.setup;
+        let mut card = Card::open(root, *guid, self.config.clone(), *key, now)?;
+        card.adapter().set_tap(capture.as_ref().map(|file| file.tap(*number)));
+        self.card = Some(card);
+        (self.life, self.ready, self.rung) = (Life::Working, false, true);
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if let Some(card) = self.card.take() {
+            let (out, into) = card.frames();
+            self.past = (self.past.0 + out, self.past.1 + into);
+        }
+        self.ready = false;
+    }
+
+    fn tell(&mut self, what: What) {
+        self.events.push(what);
+    }
+
+    fn fail(&mut self, what: &dyn std::fmt::Display) {
+        let what = format!("nic{}: {what}", self.setup.number);
+        self.tell(What::Failed { what });
+    }
+
+    pub(super) fn take_events(&mut self) -> Vec<What> {
+        std::mem::take(&mut self.events)
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.life == Life::Ended
+    }
+
+    /// Frames out and in, and those that the kernel did not take.
+    pub(super) fn frames(&self) -> (u64, u64, u64) {
+        let now = self.card.as_ref().map_or((0, 0), Card::frames);
+        (self.past.0 + now.0, self.past.1 + now.1, self.line.refused())
+    }
+
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let stop = match self.life {
+            Life::Stopping { by, .. } => Some(by),
+            _ => None,
+        };
+        earliest(stop, self.card.as_ref().and_then(|card| card.deadline(now)))
+    }
+
+    /// What to wait for: interrupts, frames of the kernel, and news of the interface.
+    pub(super) fn descriptors(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 3] {
+        let open = self.ready && self.life == Life::Working;
+        let line = self.line.wanted(open);
+        [
+            self.card.as_ref().map(|card| (card.as_fd(), PollFlags::IN)),
+            (!line.is_empty()).then(|| (self.line.as_fd(), line)),
+            self.follow.as_ref().map(|follow| (follow.as_fd(), PollFlags::IN)),
+        ]
+    }
+
+    /// The device's descriptor is readable.
+    pub(super) fn interrupted(&mut self) -> Result<(), Error> {
+        let Some(card) = &self.card else { return Ok(()) };
+        match card.take_interrupt()? {
+            Interrupt::Rang { .. } => self.rung = true,
+            Interrupt::Quiet => {}
+            Interrupt::Gone => {
+                let nic = self.setup.number;
+                self.tell(What::NicGone { nic, why: "the host took it back".into() });
+                self.end();
+            }
+        }
+        Ok(())
+    }
+
+    /// Does all that can be done now. True if anything was done.
+    pub(super) fn step(&mut self, now: Instant) -> Result<bool, Error> {
+        let mut moved = self.line.drain()?;
+        if let Life::Stopping { by, again } = self.life
+            && by <= now
+        {
+            self.fail(&"the host did not let it stop in time");
+            self.stopped(again, now)?;
+            return Ok(true);
+        }
+        let due = self.deadline(now).is_some_and(|at| at <= now);
+        let Some(card) = &mut self.card else { return Ok(moved) };
+        if std::mem::take(&mut self.rung) || due {
+            moved = true;
+            // What is wrong is told by an event.
+            if let Err(error) = card.poll(now, &mut self.line) {
+                tracing::debug!(%error, "the NIC");
+            }
+            if card.look_for_queues(now).map_err(Error::from)? {
+                let why = format!("{} channels are in use", card.queues() + 1);
+                let nic = Some(self.setup.number);
+                self.tell(What::Pairing { nic, why });
+            }
+        }
+        while let Some(event) = self.card.as_mut().and_then(|card| card.adapter().poll_event()) {
+            moved = true;
+            self.handle(event, now)?;
+        }
+        if self.ready
+            && self.life == Life::Working
+            && let Some(card) = &mut self.card
+        {
+            moved |= card.send_from(&mut self.line, now)?;
+        }
+        moved |= self.line.drain()?;
+        Ok(moved)
+    }
+
+    fn handle(&mut self, event: AdapterEvent<NicEvent, NoPort>, now: Instant) -> Result<(), Error> {
+        let AdapterEvent::Nic(event) = event else { return Ok(()) };
+        let nic = self.setup.number;
+        match event {
+            NicEvent::Ready { mac, mtu, version, .. } => {
+                let nvsp = nvsp_name(version);
+                self.tell(What::NicReady { nic, mac, nvsp, mtu });
+                self.begin(mac, mtu, now)?;
+            }
+            NicEvent::QueuesGranted { count } => {
+                if let Some(card) = &mut self.card {
+                    card.expect_queues(count, now);
+                }
+            }
+            NicEvent::Set { oid, status } => self.was_set(oid, status, now),
+            NicEvent::Overdue { step } => {
+                self.tell(What::Overdue {
+                    what: format!("nic{nic}: the host has not answered {step}"),
+                });
+            }
+            NicEvent::Failed(error) => {
+                self.fail(&error);
+                self.failed(now)?;
+            }
+            NicEvent::Stopped => {
+                let again = matches!(self.life, Life::Stopping { again: true, .. });
+                self.stopped(again, now)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The NIC carries frames: its interface is to look like it.
+    fn begin(&mut self, permanent: MacAddress, mtu: u32, now: Instant) -> Result<(), Error> {
+        let first = self.good_mtu.is_none();
+        let mac = self.config.address.unwrap_or(permanent);
+        (self.ready, self.rung) = (true, true);
+        (self.good_mtu, self.mac) = (Some(mtu), Some(mac));
+        let tap = self.line.tap();
+        if tap.mac()? != mac {
+            tap.set_mac(mac)?;
+        }
+        // One that was moved into another namespace is its owner's to set.
+        if tap.mtu().is_ok_and(|current| current != mtu) {
+            tap.set_mtu(mtu)?;
+        }
+        if first {
+            let _ = tap.set_up(true);
+            self.follow = Follow::new(tap).ok();
+        } else if let Some(follow) = &mut self.follow {
+            follow.note(tap);
+        }
+        if self.setup.queues > 1
+            && let Some(card) = &mut self.card
+            && let Err(error) = card.nic().request_queues(self.setup.queues - 1, now)
+        {
+            tracing::debug!(%error, "one channel");
+        }
+        Ok(())
+    }
+
+    /// The NIC is out of order. One that does not bear a new MTU goes back to its old one.
+    fn failed(&mut self, now: Instant) -> Result<(), Error> {
+        match self.good_mtu.filter(|mtu| *mtu != self.config.mtu && self.life == Life::Working) {
+            Some(mtu) => {
+                self.config.mtu = mtu;
+                self.close();
+                self.open(now)
+            }
+            None => {
+                self.end();
+                Err(Error::Run(format!("nic{} is out of order", self.setup.number)))
+            }
+        }
+    }
+
+    /// Somebody may have changed the interface: the NIC follows.
+    pub(super) fn follow(&mut self, now: Instant) -> Result<(), Error> {
+        let Some(follow) = &mut self.follow else { return Ok(()) };
+        let Some(settings) = follow.poll(self.line.tap())? else { return Ok(()) };
+        if !self.ready || self.life != Life::Working {
+            return Ok(());
+        }
+        let Settings { mac, mtu, up } = settings;
+        if let Some(mac) = mac.filter(|mac| Some(*mac) != self.mac)
+            && let Some(card) = &mut self.card
+            && let Err(error) = card.nic().set_mac(mac, now)
+        {
+            self.fail(&error);
+            self.restore_mac();
+        }
+        if let Some(up) = up.filter(|up| *up != self.up) {
+            self.up = up;
+            self.filter(now);
+        }
+        if let Some(mtu) = mtu.filter(|mtu| Some(*mtu) != self.good_mtu) {
+            self.config.mtu = mtu;
+            self.stop(true, now);
+        }
+        Ok(())
+    }
+
+    fn filter(&mut self, now: Instant) {
+        let all = NicConfig::default().filter;
+        let filter = if self.up { all } else { PacketFilter::empty() };
+        let Some(card) = &mut self.card else { return };
+        match card.nic().set_packet_filter(filter, now) {
+            // Once the host has answered, it is asked again.
+            Ok(()) | Err(SettingError::UnderWay(_)) => {}
+            Err(error) => self.fail(&error),
+        }
+        self.config.filter = filter;
+    }
+
+    fn restore_mac(&mut self) {
+        if let Some(mac) = self.mac
+            && let Err(error) = self.line.tap().set_mac(mac)
+        {
+            self.fail(&error);
+        }
+        if let Some(follow) = &mut self.follow {
+            follow.note(self.line.tap());
+        }
+    }
+
+    fn was_set(&mut self, oid: Oid, status: Status, now: Instant) {
+        match oid {
+            Oid::CONFIG_PARAMETER => {
+                let found = self.line.tap().mac().ok();
+                if status == Status::SUCCESS {
+                    (self.mac, self.config.address) = (found, found);
+                } else {
+                    self.fail(&format!("the host refuses the MAC address, status {status}"));
+                    self.restore_mac();
+                }
+            }
+            Oid::CURRENT_PACKET_FILTER => {
+                let wanted = self.card.as_mut().map(|card| card.nic().config().filter);
+                if wanted.is_some_and(|filter| filter != self.config.filter) {
+                    self.filter(now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Begins the way down.
+    pub(super) fn stop(&mut self, again: bool, now: Instant) {
+        match (self.life, &mut self.card) {
+            (Life::Working, Some(card)) => {
+                card.nic().shutdown(now);
+                (self.life, self.rung) = (Life::Stopping { by: now + REST, again }, true);
+            }
+            (Life::Stopping { by, .. }, Some(_)) => self.life = Life::Stopping { by, again },
+            _ => self.end(),
+        }
+    }
+
+    fn stopped(&mut self, again: bool, now: Instant) -> Result<(), Error> {
+        self.close();
+        if again {
+            return self.open(now);
+        }
+        self.end();
+        Ok(())
+    }
+
+    /// Gives everything back.
+    fn end(&mut self) {
+        self.close();
+        self.life = Life::Ended;
+        if let Some(binding) = self.binding.take()
+            && let Err(error) = binding.restore()
+        {
+            self.fail(&format!("{error}; `netvsc bind --restore` tries again"));
+        }
+    }
+}
