@@ -12,6 +12,7 @@ mod packets;
 mod ring;
 mod rndis;
 mod script;
+mod socket;
 mod vpci_guest;
 
 /// A fuzz target.
@@ -33,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "nvsp", run: nvsp },
     Target { name: "rndis", run: rndis },
     Target { name: "nic_guest", run: nic_guest },
+    Target { name: "socket", run: socket },
 ];
 
 pub use bus::vmbus_guest;
@@ -42,4 +44,5 @@ pub use nvsp::nvsp;
 pub use packets::vmbus_packets;
 pub use ring::vmbus_ring;
 pub use rndis::rndis;
+pub use socket::socket;
 pub use vpci_guest::vpci_guest;

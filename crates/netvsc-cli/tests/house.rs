@@ -21,7 +21,7 @@ const DIRECTIONS: [(&str, &[&str]); 7] = [
     ("hyperv-host", &["netvsc", "vmbus", "vpci"]),
     ("netvsc-linux", &["netvsc", "vmbus", "vpci"]),
     ("netvsc-cli", &["hyperv-host", "netvsc", "netvsc-linux", "vmbus", "vpci"]),
-    ("netvsc-fuzz", &["hyperv-host", "netvsc", "vmbus", "vpci"]),
+    ("netvsc-fuzz", &["hyperv-host", "netvsc", "netvsc-linux", "vmbus", "vpci"]),
 ];
 
 /// Sources with `unsafe` in them.

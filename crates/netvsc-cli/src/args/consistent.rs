@@ -50,21 +50,15 @@ impl RunArgs {
             ("--timeline", self.timeline.is_some()),
         ];
         let of_embedded = of_embedded.iter().find(|(_, given)| *given).map(|(option, _)| option);
-        let of_transfer = [
-            ("--transfer", self.transfer.is_some()),
-            ("--size", self.size != ByteSize(64 << 20)),
-        ];
+        let of_transfer =
+            [("--transfer", self.transfer.is_some()), ("--size", self.size != ByteSize(64 << 20))];
         let of_transfer = of_transfer.iter().find(|(_, given)| *given).map(|(option, _)| option);
-        let of_kernel = [
-            ("--duration", self.duration.is_some()),
-            ("--mtu", self.mtu != 1500),
-            ("--stats-interval", !self.stats_interval.0.is_zero()),
-        ];
-        let of_kernel = of_kernel.iter().find(|(_, given)| *given).map(|(option, _)| *option);
         match (&self.host, of_embedded) {
             (HostChoice::Unix(_), Some(option)) => {
                 let why = "that host has its own options";
-                return Err(conflict(format!("{option} is of no use with --host unix:PATH: {why}")));
+                return Err(conflict(format!(
+                    "{option} is of no use with --host unix:PATH: {why}"
+                )));
             }
             (HostChoice::Uio, Some(option)) => {
                 let why = "a real host does as it likes";
@@ -83,20 +77,19 @@ impl RunArgs {
         if let Some(option) = self.uio.given() {
             return Err(conflict(format!("{option} goes with --host uio")));
         }
-        match of_kernel {
-            Some(option) if self.tap.is_none() => {
-                let message = format!("{option} goes with --tap NAME or --host uio");
-                Err((ErrorKind::MissingRequiredArgument, message))
-            }
-            Some(option @ ("--mtu" | "--stats-interval"))
-                if !matches!(self.host, HostChoice::Unix(_)) =>
-            {
+        let of_process =
+            [("--mtu", self.mtu != 1500), ("--stats-interval", !self.stats_interval.0.is_zero())];
+        let of_process = of_process.iter().find(|(_, given)| *given).map(|(option, _)| *option);
+        let of_tap = of_process.or_else(|| self.duration.map(|_| "--duration"));
+        if let Some(option) = of_tap.filter(|_| self.tap.is_none()) {
+            let message = format!("{option} goes with --tap NAME or --host uio");
+            return Err((ErrorKind::MissingRequiredArgument, message));
+        }
+        match of_process {
+            Some(option) if !matches!(self.host, HostChoice::Unix(_)) => {
                 Err(conflict(format!("{option} goes with --host unix:PATH or uio")))
             }
-            // Of those that go with one host only, the first may hide another.
-            _ if self.stats_interval.0.is_zero() && self.mtu == 1500 => Ok(()),
-            _ if matches!(self.host, HostChoice::Unix(_)) => Ok(()),
-            _ => Err(conflict("--stats-interval and --mtu go with --host unix:PATH or uio".into())),
+            _ => Ok(()),
         }
     }
 }

@@ -79,7 +79,8 @@ pub struct SubChannel {
 ///
 /// In a tree that is no kernel's there can be a device that is made of what any process can make: a socket of packets where its
 /// file would be, on which a packet of 4 bytes is what one read or write of the file is and the end of the connection is the end
-/// of the device, and a file `memory` beside name and size of each map. All else is as with the kernel's.
+/// of the device, and a file `memory` beside name and size of each map. The first packet says that it is open. All else is as with
+/// the kernel's.
 #[derive(Debug)]
 pub struct Device {
     name: String,
@@ -254,7 +255,8 @@ impl Device {
         let mut count = [0; 4];
         match rustix::io::read(&*self.file, &mut count) {
             Ok(4) => Ok(Interrupt::Rang { count: u32::from_ne_bytes(count) }),
-            Ok(_) | Err(Errno::IO | Errno::NODEV) => Ok(Interrupt::Gone),
+            // The last is what a socket in its place says if something was written that nobody has read.
+            Ok(_) | Err(Errno::IO | Errno::NODEV | Errno::CONNRESET) => Ok(Interrupt::Gone),
             Err(Errno::AGAIN | Errno::INTR) => Ok(Interrupt::Quiet),
             Err(error) => Err(error.into()),
         }
@@ -358,7 +360,11 @@ fn connect(path: &Path) -> io::Result<File> {
         None,
     )?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(File::from(socket))
+    match rustix::io::read(&socket, &mut [0; 4])? {
+        4 => Ok(File::from(socket)),
+        // As the kernel says for a device that goes while it is being opened.
+        _ => Err(Errno::NODEV.into()),
+    }
 }
 
 impl AsFd for Device {

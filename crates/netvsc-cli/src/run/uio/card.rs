@@ -243,7 +243,8 @@ fn flow(frame: &[u8]) -> u32 {
     let protocol = frame.get(protocol..=protocol).unwrap_or_default();
     let addresses = frame.get(addresses).unwrap_or_default();
     // Pieces of a datagram have no ports, except the first; all go by their addresses.
-    let whole = kind != Some(&[0x08, 0x00]) || frame.get(20..22).is_some_and(|at| at[0] & 0x3f == 0 && at[1] == 0);
+    let whole = kind != Some(&[0x08, 0x00])
+        || frame.get(20..22).is_some_and(|at| at[0] & 0x3f == 0 && at[1] == 0);
     let ports = match protocol {
         [6 | 17] if whole => frame.get(ports).unwrap_or_default(),
         _ => &[],
@@ -252,8 +253,8 @@ fn flow(frame: &[u8]) -> u32 {
 }
 
 fn fnv<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
-    let hash =
-        bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let hash = bytes
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     // The low bits of the product are the weakest.
     hash ^ hash >> 16
 }

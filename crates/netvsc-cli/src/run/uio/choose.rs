@@ -38,9 +38,10 @@ pub(super) fn choose(args: &UioArgs) -> Result<Vec<Chosen>, Error> {
             Some(Found::Nic(at)) => relations.nics.get(at),
             _ => None,
         };
-        let named = args.nic.iter().map(|name| {
-            by_name(name).ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() })
-        });
+        let named = args
+            .nic
+            .iter()
+            .map(|name| by_name(name).ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() }));
         named.collect::<Result<_, _>>()?
     };
     if nics.is_empty() {

@@ -1,0 +1,339 @@
+//! A synthetic NIC behind a uio device that no kernel made: a tree with what sysfs shows, files for the memory, a socket of packets
+//! for the device's file, and on the other end of all of them what the kernel and the host would do. The host is the NIC service
+//! of `hyperv-host`; behind its switch is a TAP interface.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant as Clock};
+
+use hyperv_host::nic::{GuestView, NicCounters, NicService, NicServiceConfig, NicServiceEvent};
+use hyperv_host::switch::{Path, PortConfig, SwitchPort, WireConfig};
+use netvsc::MacAddress;
+use netvsc_linux::{SharedFile, Tap};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, send,
+};
+use vmbus::channel::{Channel, SignalFlag};
+use vmbus::memory::{PAGE_SIZE, PageList, SharedMemory, SharedPages};
+use vmbus::time::earliest;
+use vmbus::{GpadlId, Instant, Pfn};
+
+use crate::guest::Guest;
+
+pub const NIC: &str = "f8615163-0000-1000-2000-00155d000007";
+pub const MAC: MacAddress = MacAddress([0x00, 0x15, 0x5d, 0, 0, 7]);
+const CLASS: &str = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
+const RECEIVE: GpadlId = GpadlId(0xe1e10);
+const SEND: GpadlId = GpadlId(0xe1e11);
+/// Pages of both rings of a channel.
+const RINGS: usize = 2 * 128;
+/// Byte of a ring's header at which the mask is.
+const MASK: usize = 8;
+
+/// What the host does on request.
+enum Order {
+    /// Takes the NIC back.
+    Rescind,
+    /// Says what it counted, and ends.
+    End,
+}
+
+/// What a host has to tell in the end.
+pub struct Account {
+    pub counters: NicCounters,
+    /// The mask was opened by the device's file.
+    pub unmasked: u64,
+    /// How often the device was opened, and closed again.
+    pub opened: u64,
+    pub closed: u64,
+    /// Frames that came from the guest's NIC.
+    pub from_guest: u64,
+}
+
+/// The device, and the thread that is kernel and host.
+pub struct Fake {
+    pub guest: Guest,
+    orders: Sender<Order>,
+    wake: OwnedFd,
+    thread: Option<JoinHandle<Account>>,
+}
+
+impl Fake {
+    /// A device whose NIC talks to `far`.
+    pub fn new(config: NicServiceConfig, far: Tap) -> Self {
+        let mut guest = Guest::new();
+        let folder = guest.device(NIC, CLASS, Some("uio_hv_generic"), 1);
+        let uio = format!("{folder}/uio/uio0");
+        let sizes = [RINGS, 1, 1, 1024, 512];
+        let names = ["txrx_rings", "int_page", "monitor_page"].map(str::to_owned);
+        let buffers = [format!("recv:{}", RECEIVE.0), format!("send:{}", SEND.0)];
+        let mut files = Vec::new();
+        for (index, (name, pages)) in names.iter().chain(&buffers).zip(sizes).enumerate() {
+            let file = SharedFile::create("fake uio", pages).expect("memory");
+            guest.write(&format!("{uio}/maps/map{index}/name"), name);
+            let size = format!("{:#x}", pages * PAGE_SIZE);
+            guest.write(&format!("{uio}/maps/map{index}/size"), &size);
+            symlink(place(&file), guest.path(&format!("{uio}/maps/map{index}/memory")))
+                .expect("a link");
+            files.push(file);
+        }
+        guest.folder("dev");
+        let listener = socket();
+        let path = SocketAddrUnix::new(guest.path("dev/uio0")).expect("a short path");
+        rustix::net::bind(&listener, &path).expect("a free name");
+        rustix::net::listen(&listener, 1).expect("a socket");
+        let (wake, woken) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::NONBLOCK,
+            None,
+        )
+        .expect("a pair");
+        let (orders, taken) = channel();
+        let channels = guest.path(&format!("{folder}/channels"));
+        let thread = std::thread::spawn(move || {
+            let memory: Vec<SharedPages> =
+                files.iter().map(|file| file.map(&[]).expect("mapped")).collect();
+            let port = PortConfig {
+                to_peer: WireConfig::instant(),
+                from_peer: WireConfig::instant(),
+                ..PortConfig::default()
+            };
+            let mut host = Host {
+                service: NicService::new(config),
+                port: SwitchPort::new(port),
+                memory,
+                channels,
+                subs: BTreeMap::new(),
+                to_guest: SignalFlag::new(),
+                far,
+                started: Clock::now(),
+                account: Account {
+                    counters: NicCounters::default(),
+                    unmasked: 0,
+                    opened: 0,
+                    closed: 0,
+                    from_guest: 0,
+                },
+                buffer: vec![0; 65_536],
+            };
+            host.wait_for_guests(&listener, &woken, &taken);
+            host.account.counters = host.service.counters();
+            drop(files);
+            host.account
+        });
+        Self { guest, orders, wake, thread: Some(thread) }
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.send(order).expect("the host lives");
+        send(&self.wake, &[1], SendFlags::empty()).expect("the host lives");
+    }
+
+    /// Takes the NIC back, as a host does.
+    pub fn rescind(&self) {
+        self.order(Order::Rescind);
+    }
+
+    /// Ends the host.
+    pub fn end(mut self) -> Account {
+        self.order(Order::End);
+        self.thread.take().expect("not ended yet").join().expect("the host is well")
+    }
+}
+
+/// By which path another process can open the file.
+fn place(file: &SharedFile) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_fd().as_raw_fd())
+}
+
+fn socket() -> OwnedFd {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .expect("a socket")
+}
+
+struct Host {
+    service: NicService,
+    port: SwitchPort,
+    /// By map.
+    memory: Vec<SharedPages>,
+    /// The folder of channels.
+    channels: std::path::PathBuf,
+    /// Rings of sub-channels, by their numbers.
+    subs: BTreeMap<u16, SharedFile>,
+    to_guest: SignalFlag,
+    far: Tap,
+    started: Clock,
+    account: Account,
+    buffer: Vec<u8>,
+}
+
+fn list(pages: &SharedPages) -> PageList {
+    PageList::new(vec![pages.clone()])
+}
+
+impl Host {
+    fn now(&self) -> Instant {
+        Instant::from_nanos(self.started.elapsed().as_nanos() as u64)
+    }
+
+    /// The host's end of the channel over these rings.
+    fn end(&self, rings: &SharedPages) -> Channel<PageList, SignalFlag> {
+        let half = rings.pages() / 2;
+        let (up, down) = (rings.slice(0, half).unwrap(), rings.slice(half, half).unwrap());
+        Channel::from_parts(list(&down), list(&up), self.to_guest.clone()).expect("rings")
+    }
+
+    fn wait_for_guests(&mut self, listener: &OwnedFd, woken: &OwnedFd, orders: &Receiver<Order>) {
+        let mut taken_back = false;
+        loop {
+            let mut fds = [
+                PollFd::new(listener, if taken_back { PollFlags::empty() } else { PollFlags::IN }),
+                PollFd::new(woken, PollFlags::IN),
+            ];
+            poll(&mut fds, None).expect("poll");
+            let called = !fds[0].revents().is_empty();
+            while recv(woken, &mut [0; 8][..], RecvFlags::empty()).is_ok_and(|(len, _)| len > 0) {}
+            match orders.try_recv() {
+                Ok(Order::End) => return,
+                Ok(Order::Rescind) => taken_back = true,
+                Err(_) => {}
+            }
+            if !called {
+                continue;
+            }
+            let guest = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).expect("a guest");
+            rustix::io::ioctl_fionbio(&guest, true).expect("a socket");
+            // What the kernel does when the file is opened: a channel with empty rings that is masked.
+            let rings = self.memory[0].clone();
+            rings.fill(0);
+            self.account.opened += 1;
+            let channel = self.end(&rings);
+            self.service.open(channel, &mut self.port);
+            send(&guest, &0_u32.to_ne_bytes(), SendFlags::DONTWAIT).expect("there is room");
+            let order = self.serve(&guest, woken, orders);
+            // And when it is closed.
+            self.service.close(&mut self.port);
+            for number in std::mem::take(&mut self.subs).into_keys() {
+                fs::remove_dir_all(self.channels.join(format!("{}", 100 + number))).unwrap();
+            }
+            self.account.closed += 1;
+            match order {
+                Some(Order::End) => return,
+                Some(Order::Rescind) => taken_back = true,
+                None => {}
+            }
+        }
+    }
+
+    /// Serves one guest until it closes the device, or something else is wanted.
+    fn serve(
+        &mut self,
+        guest: &OwnedFd,
+        woken: &OwnedFd,
+        orders: &Receiver<Order>,
+    ) -> Option<Order> {
+        loop {
+            let now = self.now();
+            let moved = self.exchange(now);
+            if self.to_guest.take() {
+                // An eventful device has a packet that was not read: that is enough.
+                let _ = send(guest, &1_u32.to_ne_bytes(), SendFlags::DONTWAIT);
+            }
+            if let Ok(order) = orders.try_recv() {
+                return Some(order);
+            }
+            if !self.wait(guest, woken, if moved { Some(now) } else { None }) {
+                return None;
+            }
+        }
+    }
+
+    /// Frames in both directions. True if there were any.
+    fn exchange(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        for _ in 0..64 {
+            if !self.port.peer_has_room(9018) {
+                break;
+            }
+            let Ok(Some(len)) = self.far.read_frame(&mut self.buffer) else { break };
+            let _ = self.port.peer_transmit(&self.buffer[..len], now);
+            moved = true;
+        }
+        let Self { service, port, memory, .. } = self;
+        let gpadl = |id| match id {
+            RECEIVE => Some(list(&memory[3])),
+            SEND => Some(list(&memory[4])),
+            _ => None,
+        };
+        service.poll(now, GuestView { gpadl: &gpadl, pages: &|_: &[Pfn]| None }, port);
+        while let Some(event) = self.service.poll_event() {
+            match event {
+                NicServiceEvent::Failed(error) => panic!("the guest broke the protocol: {error}"),
+                NicServiceEvent::OfferSubChannels { count } => self.offer(count),
+                _ => {}
+            }
+        }
+        while let Some(frame) = self.port.peer_receive(now) {
+            let _ = self.far.write_frame(&frame);
+            self.account.from_guest += 1;
+            self.port.recycle(frame);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Offers sub-channels, which the kernel opens at once.
+    fn offer(&mut self, count: u16) {
+        for number in 1..=count {
+            let rings = SharedFile::create("fake ring", RINGS).expect("memory");
+            let folder = self.channels.join(format!("{}", 100 + number));
+            fs::create_dir_all(&folder).expect("a folder");
+            fs::write(folder.join("subchannel_id"), format!("{number}\n")).expect("a file");
+            let channel = self.end(&rings.map(&[]).expect("mapped"));
+            self.service.open_queue(number, channel, &mut self.port);
+            symlink(place(&rings), folder.join("ring")).expect("a link");
+            self.subs.insert(number, rings);
+        }
+    }
+
+    /// Sleeps until something happens. False if the guest has closed the device.
+    fn wait(&mut self, guest: &OwnedFd, woken: &OwnedFd, at: Option<Instant>) -> bool {
+        let now = self.now();
+        let due = earliest(self.service.poll_deadline(), self.port.poll_deadline());
+        let wake = self.port.take_wake(Path::Synthetic, now).then_some(now);
+        let at = earliest(earliest(at, wake), due).unwrap_or(now + Duration::from_secs(1));
+        let limit = Timespec::try_from(at.since(now)).expect("soon");
+        let mut fds = [
+            PollFd::new(guest, PollFlags::IN),
+            PollFd::new(&self.far, PollFlags::IN),
+            PollFd::new(woken, PollFlags::IN),
+        ];
+        poll(&mut fds, Some(&limit)).expect("poll");
+        loop {
+            let mut word = [0; 4];
+            match recv(guest, &mut word[..], RecvFlags::DONTWAIT) {
+                Ok((4, _)) => self.control(u32::from_ne_bytes(word)),
+                Ok(_) | Err(rustix::io::Errno::CONNRESET) => return false,
+                Err(rustix::io::Errno::AGAIN) => return true,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// What the kernel makes of a write to the device's file: the masks of all channels. Then it rings the host, which looks anyway.
+    fn control(&mut self, on: u32) {
+        self.account.unmasked += u64::from(on);
+        let rings = self.subs.values().map(|file| file.map(&[]).expect("mapped"));
+        for rings in rings.chain([self.memory[0].clone()]) {
+            let down = rings.pages() / 2 * PAGE_SIZE;
+            rings.write(down + MASK, &(1 - on).to_ne_bytes()).expect("inside");
+        }
+    }
+}

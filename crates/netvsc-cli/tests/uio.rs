@@ -1,0 +1,388 @@
+//! `netvsc run --host uio` over a device that no kernel made, with the host's NIC service on its other end: the program is the one
+//! that would run on a guest, and the frames are the kernel's.
+
+#[path = "../../netvsc-linux/tests/guest/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod guest;
+
+#[path = "../../netvsc-linux/tests/namespace/mod.rs"]
+mod namespace;
+
+mod fake_uio;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fake_uio::{Fake, MAC, NIC};
+use guest::{Guest, kinds};
+use hyperv_host::nic::NicServiceConfig;
+use namespace::{Neighbour, exists, in_namespace, ip};
+use netvsc_linux::Tap;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_netvsc");
+/// Where the echo server listens, in its namespace.
+const SERVER: &str = "NETVSC_TEST_ECHO";
+const ADDRESS: &str = "192.0.2.2:5005";
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running `netvsc run --host uio`. It is killed if the test dies before it.
+struct Run {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Run {
+    fn start(fake: &Fake, more: &[&str]) -> Self {
+        let root = fake.guest.root().to_str().expect("a plain path");
+        let mut child = Command::new(PROGRAM)
+            .args(["run", "--json", "--host", "uio", "--sysfs-root", root, "--tap", "nvt0"])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program runs");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    fn wait_for(&mut self, name: &str) -> Value {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    let event: Value = serde_json::from_str(&line).expect("JSON");
+                    if event["event"] == name {
+                        return event;
+                    }
+                    assert_ne!(event["event"], "failed", "before {name}: {event}");
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("no {name} within {PATIENCE:?}"),
+                Err(RecvTimeoutError::Disconnected) => panic!("it ended before {name}"),
+            }
+        }
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        self.child.wait().expect("a child")
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is running");
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Not a test by itself: sends back what comes, one connection after the other.
+#[test]
+fn echo_server() {
+    if std::env::var_os(SERVER).is_none() {
+        return;
+    }
+    let listener = TcpListener::bind(ADDRESS).expect("the address is there");
+    println!("listening");
+    for stream in listener.incoming() {
+        let mut stream = stream.expect("someone calls");
+        thread::spawn(move || {
+            let mut reader = stream.try_clone().expect("a second handle");
+            let _ = std::io::copy(&mut reader, &mut stream);
+            let _ = stream.shutdown(Shutdown::Write);
+        });
+    }
+}
+
+/// A NIC with a host, and behind its switch an echo server in a namespace of its own.
+struct Far {
+    _namespace: Neighbour,
+    server: Child,
+}
+
+impl Far {
+    fn new(config: NicServiceConfig, mtu: u32) -> (Self, Fake) {
+        let tap = Tap::open(&"far0".parse().expect("a name")).expect("a TAP");
+        let fake = Fake::new(config, tap);
+        let namespace = Neighbour::new();
+        let pid = namespace.pid();
+        ip(&format!("link set far0 mtu {mtu} netns {pid}"));
+        let inside = |program: &str| {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net=/proc/{pid}/ns/net")).arg("--").arg(program);
+            command
+        };
+        for arguments in ["addr add 192.0.2.2/24 dev far0", "link set far0 up"] {
+            let done = inside("ip").args(arguments.split(' ')).status().expect("ip runs");
+            assert!(done.success(), "{arguments}");
+        }
+        let this = std::env::current_exe().expect("a test knows its own program");
+        let mut server = inside(this.to_str().expect("a plain path"))
+            .args(["--exact", "echo_server", "--nocapture"])
+            .env(SERVER, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("nsenter runs");
+        let mut output = BufReader::new(server.stdout.take().expect("a pipe"));
+        let mut line = String::new();
+        while !line.contains("listening") {
+            line.clear();
+            assert_ne!(output.read_line(&mut line).expect("text"), 0, "it ended at once");
+        }
+        thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+        (Self { _namespace: namespace, server }, fake)
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// Sends so many bytes to the server and gets them back.
+fn converse(bytes: usize) {
+    let address = ADDRESS.parse().expect("an address");
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).expect("it answers");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    let byte = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
+    let data: Vec<u8> = (0..bytes).map(byte).collect();
+    let mut writer = stream.try_clone().expect("a second handle");
+    let sender = thread::spawn(move || {
+        writer.write_all(&data).expect("it takes everything");
+        writer.shutdown(Shutdown::Write).expect("it is alive");
+        data
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).expect("everything comes back");
+    assert!(sender.join().expect("sent") == back, "{} of {bytes} bytes", back.len());
+}
+
+fn settle() {
+    ip("addr add 192.0.2.1/24 dev nvt0");
+}
+
+/// The state of the interface, as `ip` prints it.
+fn link() -> String {
+    ip("-o link show nvt0")
+}
+
+fn until(what: &str, so: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < end, "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_kernels_frames_go_through_a_uio_device_until_a_signal() {
+    in_namespace("the_kernels_frames_go_through_a_uio_device_until_a_signal", || {
+        let (_far, fake) = Far::new(NicServiceConfig::new(MAC), 1500);
+        let mut run = Run::start(&fake, &["--stats-interval", "100ms"]);
+        assert_eq!(run.wait_for("nic_offered")["instance"], NIC);
+        let ready = run.wait_for("nic_ready");
+        assert_eq!((&ready["mac"], &ready["mtu"]), (&MAC.to_string().into(), &1500.into()));
+        until("the interface is up", || exists("nvt0") && link().contains(",UP"));
+        settle();
+        converse(8 << 20);
+        let counted = run.wait_for("statistics");
+        assert!(counted["tx_synthetic"].is_u64());
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        assert!(!exists("nvt0"), "left behind");
+        let account = fake.end();
+        assert_eq!((account.opened, account.closed), (1, 1));
+        assert!(account.unmasked > 0, "interrupts were let through by the device's file");
+        let counters = account.counters;
+        assert!(counters.receive_frames > 1000 && account.from_guest > 1000, "{counters:?}");
+        assert_eq!((counters.leaked, counters.lent, counters.failed), (0, 0, 0));
+    });
+}
+
+#[test]
+fn sub_channels_that_the_kernel_opens_are_used() {
+    in_namespace("sub_channels_that_the_kernel_opens_are_used", || {
+        let mut config = NicServiceConfig::new(MAC);
+        config.policy.max_queues = 4;
+        let (_far, fake) = Far::new(config, 1500);
+        let mut run = Run::start(&fake, &["--queues", "4"]);
+        let told = run.wait_for("pairing");
+        assert_eq!(told["why"], "4 channels are in use");
+        settle();
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| converse(256 << 10));
+            }
+        });
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        let counters = fake.end().counters;
+        assert_eq!((counters.queues_opened, counters.leaked, counters.failed), (3, 0, 0));
+        assert!(counters.send_tables > 0);
+    });
+}
+
+#[test]
+fn a_nic_that_the_host_takes_back_ends_the_run_in_order() {
+    in_namespace("a_nic_that_the_host_takes_back_ends_the_run_in_order", || {
+        let (_far, fake) = Far::new(NicServiceConfig::new(MAC), 1500);
+        let mut run = Run::start(&fake, &[]);
+        run.wait_for("nic_ready");
+        settle();
+        converse(64 << 10);
+        fake.rescind();
+        assert_eq!(run.wait_for("nic_gone")["why"], "the host took it back");
+        assert!(run.end().success());
+        assert!(!exists("nvt0"), "left behind");
+        assert_eq!(fake.end().closed, 1);
+    });
+}
+
+#[test]
+fn a_run_that_is_killed_leaves_a_device_that_the_next_one_opens() {
+    in_namespace("a_run_that_is_killed_leaves_a_device_that_the_next_one_opens", || {
+        let (_far, fake) = Far::new(NicServiceConfig::new(MAC), 1500);
+        for round in 1..=3 {
+            let mut run = Run::start(&fake, &[]);
+            run.wait_for("nic_ready");
+            settle();
+            converse(64 << 10);
+            run.signal(if round < 3 { Signal::KILL } else { Signal::INT });
+            run.end();
+            until("the interface is gone", || !exists("nvt0"));
+        }
+        let account = fake.end();
+        assert_eq!((account.opened, account.counters.failed), (3, 0));
+    });
+}
+
+#[test]
+fn the_nic_follows_what_ip_link_does_to_its_interface() {
+    in_namespace("the_nic_follows_what_ip_link_does_to_its_interface", || {
+        let (_far, fake) = Far::new(NicServiceConfig::new(MAC), 4000);
+        let mut run = Run::start(&fake, &[]);
+        run.wait_for("nic_ready");
+        settle();
+        // The MTU: NIC and host begin anew, with longer frames.
+        ip("link set nvt0 mtu 4000");
+        assert_eq!(run.wait_for("nic_ready")["mtu"], 4000);
+        converse(1 << 20);
+        // The address: the host agrees, and frames to the new one arrive.
+        ip("link set nvt0 address 02:15:5d:00:00:07");
+        converse(64 << 10);
+        // Down and up: whoever is down hears nothing, and afterwards everything again.
+        ip("link set nvt0 down");
+        thread::sleep(Duration::from_millis(50));
+        ip("link set nvt0 up");
+        converse(64 << 10);
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        let account = fake.end();
+        assert_eq!((account.opened, account.closed, account.counters.failed), (2, 2, 0));
+    });
+}
+
+#[test]
+fn what_the_host_does_not_allow_is_taken_back() {
+    in_namespace("what_the_host_does_not_allow_is_taken_back", || {
+        let mut config = NicServiceConfig::new(MAC);
+        config.policy.mac_changes = false;
+        let (_far, fake) = Far::new(config, 1500);
+        let mut run = Run::start(&fake, &[]);
+        run.wait_for("nic_ready");
+        settle();
+        ip("link set nvt0 address 02:15:5d:00:00:07");
+        let failed = run.wait_for("failed");
+        assert!(failed["what"].as_str().is_some_and(|what| what.contains("MAC")), "{failed}");
+        until("the old address is back", || link().contains(&MAC.to_string()));
+        // A section of the send buffer has no room for such frames, and pages cannot be named.
+        ip("link set nvt0 mtu 9000");
+        run.wait_for("failed");
+        assert_eq!(run.wait_for("nic_ready")["mtu"], 1500);
+        until("the old MTU is back", || link().contains("mtu 1500"));
+        converse(64 << 10);
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+    });
+}
+
+// ---- what needs no device ----
+
+fn run(guest: &Guest, more: &[&str]) -> Output {
+    let root = guest.root().to_str().expect("a plain path");
+    let mut command = Command::new(PROGRAM);
+    command.args(["run", "--host", "uio", "--sysfs-root", root]).args(more);
+    command.output().expect("the program runs")
+}
+
+fn error(output: &Output) -> String {
+    assert!(output.stdout.is_empty() && output.status.code() == Some(1), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+#[test]
+fn without_a_nic_that_is_said_in_one_line() {
+    let text = error(&run(&Guest::new(), &[]));
+    assert!(text.contains("no synthetic NIC on this machine's VMBus"), "{text}");
+    let text = error(&run(&Guest::without_hyperv(), &[]));
+    assert!(text.contains("no synthetic NIC") && text.contains("no VMBus"), "{text}");
+}
+
+#[test]
+fn a_nic_of_the_kernels_is_taken_only_by_name_and_only_if_nobody_needs_it() {
+    let guest = kinds::worked_example();
+    let text = error(&run(&guest, &[]));
+    assert!(text.contains("--nic NIC") && text.contains("eth0, eth1"), "{text}");
+    let text = error(&run(&guest, &["--nic", "nobody"]));
+    assert!(text.contains("no such device: `nobody`"), "{text}");
+    let index = std::fs::read_to_string(guest.path("sys/class/net/eth1/ifindex"));
+    guest.route(index.expect("a number").trim().parse().expect("a number"), "default");
+    let text = error(&run(&guest, &["--nic", "eth1"]));
+    assert!(text.contains("eth1 carries the default route") && text.contains("--force"), "{text}");
+    let text = error(&run(&guest, &["--nic", "eth0", "--nic", "eth1", "--tap", "x", "--force"]));
+    assert!(text.contains("--tap x is one interface for 2 NICs"), "{text}");
+}
+
+#[test]
+fn a_dry_run_shows_every_write_and_makes_none() {
+    let guest = kinds::worked_example();
+    // Twice the same NIC is one, by whatever name.
+    let output = run(&guest, &["--nic", "eth1", "--nic", "enP6757s2", "--dry-run"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).expect("text");
+    let ends = [
+        "driver_override",
+        "driver/unbind",
+        "drivers_probe",
+        "# and at the end:",
+        "driver_override",
+        "driver/unbind",
+        "drivers_probe",
+    ];
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), ends.len(), "{text}");
+    assert!(lines.iter().zip(ends).all(|(line, end)| line.ends_with(end)), "{text}");
+    assert!(lines[0].starts_with("echo 'uio_hv_generic'") && lines[4].starts_with("echo ''"));
+    assert!(!guest.root().join("run/netvsc").exists());
+}
