@@ -46,7 +46,7 @@ complete -c netvsc -n "__fish_netvsc_needs_command" -f -a "help" -d 'Print this 
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l transfer -d 'Send this file over every NIC instead of generated data' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l size -d 'How much generated data to send per NIC' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l seed -d 'Repeat a run exactly: the same number gives the same events' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l host -d 'Which host to run against: auto, embedded, or unix:PATH' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l host -d 'Which host to run against: auto, embedded, unix:PATH, or uio' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l pcap -d 'Write every frame to this file, as pcapng' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l timeline -d 'Draw what happened into this file, as SVG for a browser' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf -d 'How the NICs get their VFs' -r -f -a "own\t'Each NIC has a function of its own, with the serial number that its association names'
@@ -59,7 +59,12 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l churn -d 'How ofte
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l mtu -d 'Largest packet of the NICs in bytes, without Ethernet header' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l stats-interval -d 'Print how many frames went where, this often; 0 = never' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l duration -d 'Stop after this time instead of at Ctrl-C' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l nic -d 'The NIC to drive: interface, GUID or MAC address; may be given several times' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l queues -d 'Channels of each NIC' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l sysfs-root -d 'Look for NICs in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l json -d 'Print events as JSON lines; the last line is the summary'
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l force -d 'Drive the NIC although a default route or this session goes through it'
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l dry-run -d 'Show every write to sysfs and make none'
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l listen -d 'Where guests connect: the path of a Unix socket' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l nics -d 'NICs that the host offers, each with a VF' -r
