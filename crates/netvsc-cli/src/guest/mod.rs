@@ -7,6 +7,7 @@ mod blackout;
 mod nic;
 mod pair;
 mod pci;
+mod sleep;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,7 +15,7 @@ use netvsc::adapter::{AdapterConfig, AdapterCounters, AdapterError};
 use netvsc::nic::{NicOffloads, TxFrame};
 use netvsc::pairing::{DeviceKind, Pairing, PairingConfig};
 use netvsc::{MacAddress, NicConfig, PathOffloads, VfPort};
-use vmbus::bus::{Bus, BusConfig, Error as BusError, Event as BusEvent, Offer, Post};
+use vmbus::bus::{Bus, BusConfig, Error as BusError, Event as BusEvent, Offer, Post, Wait};
 use vmbus::memory::SharedPages;
 use vmbus::message::{NIC_CLASS, VPCI_CLASS};
 use vmbus::platform::Platform;
@@ -30,6 +31,7 @@ pub use blackout::{BlackoutLine, Blackouts};
 use nic::NicDevice;
 pub(crate) use nic::nvsp_name;
 use pci::PciDevice;
+use sleep::Sleep;
 
 /// What the guest runs on.
 pub trait Machine: Platform {
@@ -86,6 +88,7 @@ pub struct Guest<M: Machine> {
     blackouts: Blackouts,
     /// Pages of each ring of a NIC's channel.
     nic_rings: usize,
+    sleep: Sleep,
 }
 
 impl<M: Machine> std::fmt::Debug for Guest<M> {
@@ -110,6 +113,7 @@ impl<M: Machine> Guest<M> {
             nic_config: NicConfig::default(),
             blackouts: Blackouts::default(),
             nic_rings: nic::RING_PAGES,
+            sleep: Sleep::default(),
         }
     }
 
@@ -211,6 +215,7 @@ impl<M: Machine> Guest<M> {
                 moved |= self.poll_nic(nic, now, sink);
             }
             moved |= self.poll_buses(now);
+            moved |= self.drowse(now);
             while let Some(decision) = self.pairing.poll_decision() {
                 self.carry_out(decision, now);
                 moved = true;
@@ -226,6 +231,7 @@ impl<M: Machine> Guest<M> {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let mut at = earliest(self.bus.poll_deadline(), self.pairing.poll_deadline());
+        at = earliest(at, self.sleep_deadline());
         for nic in &self.nics {
             at = earliest(at, nic.deadline());
         }
@@ -270,11 +276,11 @@ impl<M: Machine> Guest<M> {
                     self.give_up_opening(nic, now);
                 }
             }
-            BusEvent::Closed { channel } => {
-                if let Some(Owner::Nic(nic)) = self.owner(channel) {
-                    self.nic_closed(nic, channel, now);
-                }
-            }
+            BusEvent::Closed { channel } => match self.owner(channel) {
+                Some(Owner::Nic(nic)) => self.nic_closed(nic, channel, now),
+                Some(Owner::Pci(bus)) => self.bus_closed(bus),
+                None => {}
+            },
             BusEvent::Rescinded { channel } => self.rescinded(channel, now),
             BusEvent::Released { channel } => {
                 if let Some((_, connection)) = self.owners.remove(&channel) {
@@ -283,13 +289,16 @@ impl<M: Machine> Guest<M> {
             }
             BusEvent::Overdue(wait) => {
                 self.events.push_back(What::Overdue { what: format!("bus: {wait:?}") });
+                if wait == Wait::Unload {
+                    self.left_host();
+                }
             }
-            BusEvent::AllOffersDelivered
-            | BusEvent::Unshared { .. }
+            BusEvent::Unloaded => self.left_host(),
+            BusEvent::AllOffersDelivered => self.all_offered(now),
+            BusEvent::Unshared { .. }
             | BusEvent::Retargeted { .. }
             | BusEvent::ConnectionModified { .. }
-            | BusEvent::Paused
-            | BusEvent::Unloaded => {}
+            | BusEvent::Paused => {}
         }
     }
 
@@ -321,7 +330,8 @@ impl<M: Machine> Guest<M> {
                 if number == self.nics.len() {
                     self.nics.push(NicDevice::new(instance));
                 }
-                if let Some(nic) = self.nics.get_mut(number) {
+                let link = self.wake_nic(number, offer.channel, link);
+                if let (Some(nic), Some(link)) = (self.nics.get_mut(number), link) {
                     nic.opening(offer.channel, link);
                 }
                 self.events.push_back(What::NicOffered { nic: number, instance });
@@ -329,8 +339,12 @@ impl<M: Machine> Guest<M> {
             Ok(Some(link)) => {
                 let owner = Owner::Pci(offer.instance);
                 self.owners.insert(offer.channel, (owner, offer.connection));
-                let device = PciDevice::new(offer.channel, link);
-                self.buses.insert(offer.instance, device);
+                if let Some(link) = self.wake_bus(offer, link) {
+                    let taken = |place| self.buses.values().any(|device| device.place() == place);
+                    let place = (0..).find(|place| !taken(*place)).unwrap_or_default();
+                    let device = PciDevice::new(offer.channel, place, link);
+                    self.buses.insert(offer.instance, device);
+                }
             }
             Err(why) => {
                 self.machine.forget_doorbell(offer.connection);
@@ -467,6 +481,12 @@ impl<M: Machine> Guest<M> {
     /// Something of a NIC that is under way and has no deadline. There should never be any.
     #[must_use]
     pub fn waits_forever(&self, nic: usize) -> Option<&'static str> {
+        if self.buses.values().any(PciDevice::waits_forever) {
+            return Some("a PCI bus");
+        }
+        if self.is_drowsy() && !self.is_asleep() && self.deadline().is_none() {
+            return Some("the way to sleep or back");
+        }
         let nic = self.nics.get(nic)?;
         if nic.is_opening() && self.bus.poll_deadline().is_none() {
             return Some("the opening of a channel");

@@ -73,6 +73,10 @@ enum Renewal<D: Doorbell> {
     None,
     /// It stops, and then its channel closes.
     Stopping,
+    /// The same, and then it sleeps.
+    Drowsy,
+    /// It has no channel until it is offered again.
+    Asleep,
     /// The channel is being opened again.
     Opening(Channel<SharedPages, D>),
     /// The host is being told of new buffers; `waiting` of them it has not confirmed.
@@ -105,6 +109,51 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
     pub(super) fn opening(&mut self, channel: ChannelId, link: Channel<SharedPages, D>) {
         self.channel = Some(channel);
         self.stage = Stage::Opening(link);
+    }
+
+    /// Stops it for a sleep. True if what the host said on its channel counts no longer; one that was just being started will be
+    /// started from its beginning.
+    pub(super) fn fall_asleep(&mut self, now: Instant) -> bool {
+        self.early = None;
+        match (&mut self.stage, &self.renewal) {
+            (Stage::Running(adapter), Renewal::None | Renewal::Stopping) => {
+                adapter.nic_mut().shutdown(now);
+                (self.renewal, self.rung) = (Renewal::Drowsy, true);
+                true
+            }
+            (Stage::Running(_), _) => {
+                self.renewal = Renewal::Asleep;
+                true
+            }
+            (Stage::Opening(_) | Stage::Sharing { .. } | Stage::Gone, _) => {
+                self.stage = Stage::Gone;
+                false
+            }
+        }
+    }
+
+    /// Whether it is on its way to sleep.
+    pub(super) fn is_drowsy(&self) -> bool {
+        matches!(self.renewal, Renewal::Drowsy)
+    }
+
+    /// Whether it waits to be offered again.
+    pub(super) fn is_asleep(&self) -> bool {
+        matches!(self.renewal, Renewal::Asleep)
+    }
+
+    pub(super) fn has_channel(&self) -> bool {
+        self.channel.is_some()
+    }
+
+    /// The connection ends, and with it the channel.
+    pub(super) fn lose_channel(&mut self) {
+        self.channel = None;
+    }
+
+    /// It is offered again, and its channel is being opened.
+    pub(super) fn wake(&mut self, channel: ChannelId, link: Channel<SharedPages, D>) {
+        (self.channel, self.renewal) = (Some(channel), Renewal::Opening(link));
     }
 
     /// Whether its channel or its buffers are asked for.
@@ -161,7 +210,10 @@ impl<M: Machine> Guest<M> {
     /// A NIC has stopped; if it is to begin anew, its channel closes.
     fn nic_stopped(&mut self, number: usize, now: Instant) {
         let Some(nic) = self.nics.get_mut(number) else { return };
-        let (Renewal::Stopping, Some(channel)) = (&nic.renewal, nic.channel) else { return };
+        let (Renewal::Stopping | Renewal::Drowsy, Some(channel)) = (&nic.renewal, nic.channel)
+        else {
+            return;
+        };
         if let Some(id) = nic.id {
             // What the host said on the channel it says again on the next one.
             let stale = self.pairing.disassociated(id, now).err();
@@ -175,6 +227,10 @@ impl<M: Machine> Guest<M> {
 
     /// The channel of a NIC that begins anew is closed: it opens again.
     pub(super) fn nic_closed(&mut self, number: usize, channel: ChannelId, now: Instant) {
+        if let Some(nic) = self.nics.get_mut(number).filter(|nic| nic.is_drowsy()) {
+            nic.renewal = Renewal::Asleep;
+            return;
+        }
         let waits = |nic: &NicDevice<_, _>| matches!(nic.renewal, Renewal::Stopping);
         if !self.nics.get(number).is_some_and(waits) {
             return;

@@ -57,6 +57,9 @@ impl<M: Machine> Guest<M> {
 
     /// Gives a port to a NIC. False if one of them has gone meanwhile; pairing will hear of that by itself.
     fn bind(&mut self, nic: NicRef, port: PortRef, now: Instant) -> bool {
+        if self.lets_go() {
+            return false;
+        }
         let Some(number) = self.number(nic.id) else { return false };
         let Some((bound, port)) = self.take_port(port.id) else { return false };
         let Some(device) = self.nics.get_mut(number) else { return false };

@@ -27,8 +27,21 @@ enum Stage<D> {
     Opening(Box<Channel<SharedPages, D>>),
     /// The bus is at work, or starting up.
     Running(Box<PciBus<D>>),
+    /// It slept, and its channel is being opened again.
+    Waking { bus: Box<PciBus<D>>, link: Box<Channel<SharedPages, D>> },
     /// Its channel is gone.
     Gone,
+}
+
+/// Whether a bus sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    Awake,
+    /// It is being turned off.
+    Suspending,
+    /// It is off, and its channel closes.
+    Closing,
+    Asleep,
 }
 
 /// A function that arrived and has not left.
@@ -42,7 +55,7 @@ struct Present<P> {
 }
 
 /// A port of a function.
-struct PresentPort<P> {
+pub(super) struct PresentPort<P> {
     /// Its name in pairing.
     id: PortId,
     /// The port, while no NIC has it.
@@ -50,21 +63,26 @@ struct PresentPort<P> {
 }
 
 /// PCI class of network devices.
-const NETWORK: u8 = 2;
+pub(super) const NETWORK: u8 = 2;
 
 /// One bus.
 pub(super) struct PciDevice<D, P> {
     channel: ChannelId,
+    /// Its window, counted from the first.
+    place: u64,
     stage: Stage<D>,
+    rest: Rest,
     functions: BTreeMap<FunctionId, Present<P>>,
     /// The host rang.
     pub(super) rung: bool,
 }
 
 impl<D: Doorbell, P: VfPort> PciDevice<D, P> {
-    pub(super) fn new(channel: ChannelId, link: Channel<SharedPages, D>) -> Self {
+    pub(super) fn new(channel: ChannelId, place: u64, link: Channel<SharedPages, D>) -> Self {
         Self {
             channel,
+            place,
+            rest: Rest::Awake,
             stage: Stage::Opening(Box::new(link)),
             functions: BTreeMap::new(),
             rung: false,
@@ -75,17 +93,89 @@ impl<D: Doorbell, P: VfPort> PciDevice<D, P> {
     pub(super) fn opened(&mut self, now: Instant) {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Gone) {
             Stage::Opening(link) => {
-                let window = WINDOWS + u64::from(self.channel.0) * WINDOW_SIZE;
+                let window = WINDOWS + self.place * WINDOW_SIZE;
                 self.rung = true;
                 Stage::Running(Box::new(PciBus::new(*link, PciBusConfig::new(window), now)))
+            }
+            Stage::Waking { mut bus, link } => {
+                self.rung = true;
+                if bus.resume(*link, now).is_err() {
+                    tracing::debug!("a bus wakes that did not sleep");
+                }
+                Stage::Running(bus)
             }
             other => other,
         };
     }
 
+    pub(super) fn place(&self) -> u64 {
+        self.place
+    }
+
+    pub(super) fn channel(&self) -> ChannelId {
+        self.channel
+    }
+
+    /// Turns the bus off for a sleep. False if it is not on: it is to be started from its beginning then.
+    pub(super) fn fall_asleep(&mut self, now: Instant) -> bool {
+        let off = self.bus().is_some_and(|bus| bus.suspend(now).is_ok());
+        if off {
+            (self.rest, self.rung) = (Rest::Suspending, true);
+        }
+        off
+    }
+
+    /// Whether it is on its way to sleep.
+    pub(super) fn is_drowsy(&self) -> bool {
+        matches!(self.rest, Rest::Suspending | Rest::Closing)
+    }
+
+    /// Whether it waits to be offered again.
+    pub(super) fn is_asleep(&self) -> bool {
+        self.rest == Rest::Asleep
+    }
+
+    /// Its channel is closed.
+    pub(super) fn closed(&mut self) {
+        if self.rest == Rest::Closing {
+            self.rest = Rest::Asleep;
+        }
+    }
+
+    /// It is offered again, and its channel is being opened.
+    pub(super) fn wake(&mut self, channel: ChannelId, link: Channel<SharedPages, D>) {
+        (self.channel, self.rest) = (channel, Rest::Awake);
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Gone) {
+            Stage::Running(bus) => Stage::Waking { bus, link: Box::new(link) },
+            other => other,
+        };
+    }
+
+    /// The name of a function in pairing.
+    pub(super) fn name_of(&self, function: FunctionId) -> Option<PairingFunction> {
+        self.functions.get(&function).map(|present| present.id)
+    }
+
+    /// The drivers of its functions stop; what pairing calls their ports. Nobody waits for a function any more.
+    pub(super) fn take_ports(&mut self) -> Vec<PortId> {
+        let present = self.functions.values_mut();
+        let ports = present.flat_map(|present| {
+            present.ejecting = false;
+            std::mem::take(&mut present.ports)
+        });
+        ports.map(|port| port.id).collect()
+    }
+
+    /// The driver of a function has started again.
+    pub(super) fn set_ports(&mut self, function: FunctionId, ports: Vec<PresentPort<P>>) {
+        if let Some(present) = self.functions.get_mut(&function) {
+            present.ports = ports;
+        }
+    }
+
     fn bus(&mut self) -> Option<&mut PciBus<D>> {
         match &mut self.stage {
-            Stage::Running(bus) => Some(bus),
+            Stage::Running(bus) | Stage::Waking { bus, .. } => Some(bus),
             Stage::Opening(_) | Stage::Gone => None,
         }
     }
@@ -93,8 +183,13 @@ impl<D: Doorbell, P: VfPort> PciDevice<D, P> {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.stage {
             Stage::Running(bus) => bus.poll_deadline(),
-            Stage::Opening(_) | Stage::Gone => None,
+            Stage::Opening(_) | Stage::Waking { .. } | Stage::Gone => None,
         }
+    }
+
+    /// Whether it is on its way somewhere and nobody is asked for anything.
+    pub(super) fn waits_forever(&self) -> bool {
+        matches!(&self.stage, Stage::Running(bus) if bus.waits_forever())
     }
 
     fn has_port(&self, port: PortId) -> Option<FunctionId> {
@@ -143,6 +238,13 @@ impl<M: Machine> Guest<M> {
                 let what = format!("pci {bus}: the host has not answered {step}");
                 self.events.push_back(What::Overdue { what });
             }
+            Event::Suspended => {
+                if let Some(device) = self.buses.get_mut(&bus) {
+                    device.rest = Rest::Closing;
+                }
+                self.bus_suspended(bus, now);
+            }
+            Event::FunctionResumed(function) => self.function_resumed(bus, &function, now),
             Event::Failed(why) => self.fail(format!("pci {bus}: {why}")),
             other => tracing::debug!(?other, "event of a PCI bus without meaning here"),
         }
@@ -177,7 +279,7 @@ impl<M: Machine> Guest<M> {
     }
 
     /// Hands a network function to its driver, and its ports to pairing.
-    fn open_ports(
+    pub(super) fn open_ports(
         &mut self,
         bus: Guid,
         function: &Function,

@@ -73,6 +73,8 @@ pub(super) enum Deed {
     Renew,
     /// The guest has all its NICs begin anew; the machine stands still so long meanwhile.
     Suspend(Duration),
+    /// The guest takes leave of its host with all its NICs and buses, sleeps so long, and wakes up.
+    Hibernate(Duration),
     /// So many allocations of the guest fail.
     Starve(usize),
     /// Somebody in the guest changes the NIC's MAC.
@@ -118,6 +120,7 @@ impl Deed {
             Self::Restart { farewell: false } => "kexec",
             Self::Renew => "nic-reset",
             Self::Suspend(_) => "suspend",
+            Self::Hibernate(_) => "hibernate",
             Self::Starve(_) => "no-memory",
             Self::ChangeMac => "mac-change",
             Self::MovePort => "port-move",
@@ -186,6 +189,7 @@ impl fmt::Display for Deed {
                     "the guest resets all NICs, the machine stands still for {span:?} meanwhile"
                 )
             }
+            Self::Hibernate(span) => write!(f, "the guest goes to sleep for {span:?}"),
             Self::Starve(count) => write!(f, "{count} allocations of the guest fail"),
             Self::ChangeMac => f.write_str("somebody in the guest gives it another MAC"),
             Self::MovePort => f.write_str("the VF's port leaves and arrives anew"),

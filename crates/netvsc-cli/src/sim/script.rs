@@ -288,8 +288,9 @@ impl Script {
     fn reset(&mut self, random: &mut Xoshiro256PlusPlus) {
         self.mix(random, 14);
         let count = 1 + below(random, 6);
-        self.strew(random, count, |_, _, random| match below(random, 4) {
+        self.strew(random, count, |_, _, random| match below(random, 6) {
             0 => Deed::Suspend(micros(random, 1, 20_000_000)),
+            1 | 2 => Deed::Hibernate(micros(random, 1, 20_000_000)),
             _ => Deed::Renew,
         });
     }

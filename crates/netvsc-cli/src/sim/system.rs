@@ -44,6 +44,16 @@ enum Phase {
     Over,
 }
 
+/// Whether the guest is to sleep, or sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nap {
+    None,
+    /// It goes to sleep, for so long.
+    Wanted(Duration),
+    /// It sleeps until then.
+    Until(Instant),
+}
+
 /// One system.
 #[derive(Debug)]
 pub(super) struct System {
@@ -60,6 +70,7 @@ pub(super) struct System {
     final_as_is: bool,
     /// What was to be seen and was not so.
     unseen: Option<String>,
+    nap: Nap,
     done: usize,
     /// What happened, by kind.
     fired: BTreeMap<&'static str, u64>,
@@ -120,6 +131,7 @@ impl System {
             in_use: None,
             final_as_is,
             unseen: None,
+            nap: Nap::None,
             done: 0,
             fired: BTreeMap::new(),
             strangers: Vec::new(),
@@ -171,7 +183,10 @@ impl System {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let at = self.stage.deadline(self.now);
+        let mut at = self.stage.deadline(self.now);
+        if let Nap::Until(end) = self.nap {
+            at = earliest(at, Some(end));
+        }
         match self.phase {
             Phase::Acting { due, .. } => earliest(at, earliest(Some(due), Some(self.tick))),
             Phase::Behaving { since, .. } => earliest(at, Some(since + LIVENESS)),
@@ -184,7 +199,7 @@ impl System {
         for _ in 0..ROUNDS {
             let now = self.now;
             self.note_turns();
-            let Self { lanes, buffer, stage, .. } = self;
+            let Self { lanes, buffer, stage, nap, .. } = self;
             let mut wrong = Ok(());
             stage.world.settle(now, &mut |nic, fill| {
                 buffer.clear();
@@ -196,7 +211,8 @@ impl System {
             });
             wrong?;
             let ready = |nic: usize| {
-                if let Some(lane) = lanes.get_mut(nic) {
+                // One that gets ready while the guest goes to sleep stops at once.
+                if let (Some(lane), Nap::None | Nap::Until(_)) = (lanes.get_mut(nic), *nap) {
                     lane.ready = true;
                 }
                 Ok(())
@@ -245,6 +261,9 @@ impl System {
 
     /// What the run itself does at this moment; `true` if there may be more to do at once.
     fn go_on(&mut self) -> Result<bool, String> {
+        if self.nap_goes_on() {
+            return Ok(true);
+        }
         match self.phase {
             Phase::Acting { next, due } => {
                 if self.now >= self.tick {

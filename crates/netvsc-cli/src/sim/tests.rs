@@ -168,6 +168,7 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
         "kexec-after-unload",
         "nic-reset",
         "suspend",
+        "hibernate",
         "no-memory",
         "no-memory-met",
         "notice-lost",

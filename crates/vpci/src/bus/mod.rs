@@ -31,7 +31,7 @@ use vmbus::{Instant, Serial};
 
 use crate::message::{Description, HostMessage, MessageType, Version};
 use crate::slot::Slot;
-use children::{Children, Eject, State};
+use children::{Child, Children, Eject, State};
 pub use event::{
     BadPacket, BusStats, ChannelError, Event, Failure, Function, FunctionId, NotEjecting, Step,
     StopNotice,
@@ -227,6 +227,24 @@ impl<D: Doorbell> PciBus<D> {
         let urgent = self.urgent.then_some(Instant::ZERO);
         let waits = self.pending.values().chain(&self.relations);
         waits.fold(urgent, |first, wait| earliest(first, wait.due))
+    }
+
+    /// Whether the bus or one of its functions is on its way somewhere and nothing is asked of the host for it. Never the case; for
+    /// those who watch. What the host has not answered in time counts as asked: it was reported, and a late answer is understood.
+    #[must_use]
+    pub fn waits_forever(&self) -> bool {
+        if !self.pending.is_empty() || self.relations.is_some() || self.urgent {
+            return false;
+        }
+        match self.stage {
+            Stage::Over | Stage::Suspended => false,
+            Stage::Running => {
+                let starting =
+                    |child: &Child| matches!(child.state, State::Starting | State::Resuming);
+                self.children.iter().any(starting)
+            }
+            _ => true,
+        }
     }
 
     /// The serial number of the function in a slot. `None` if no function that can be used is there.

@@ -11,8 +11,8 @@ use netvsc::{MacAddress, Path};
 use vmbus::{Guid, Instant, Serial};
 use vpci::slot::DevFn;
 
-use super::System;
 use super::lanes::PATIENCE;
+use super::{Nap, System};
 use crate::event::What;
 use crate::sim::deed::{Act, Deed, Stranger};
 
@@ -91,6 +91,7 @@ impl System {
                 self.now = now + span;
                 true
             }
+            Deed::Hibernate(span) => self.hibernate(span),
             Deed::Starve(count) => {
                 self.stage.world.starve(count);
                 true
@@ -198,6 +199,7 @@ impl System {
             lane.resent_before += self.stage.world.guest.counters(nic).frames_resent;
             lane.carrier_gone();
         }
+        self.nap = Nap::None;
         self.stage.restart_guest(farewell, self.now).map_err(|error| error.to_string())?;
         self.set_rings();
         Ok(true)
@@ -221,6 +223,37 @@ impl System {
         lane.back.carrier_gone();
         lane.group.carrier_gone();
         true
+    }
+
+    /// The guest goes to sleep with all it has. What it has taken it sends before.
+    fn hibernate(&mut self, span: Duration) -> bool {
+        let now = self.stage.world.guest_time(self.now);
+        if !self.stage.world.guest.suspend(now) {
+            return false;
+        }
+        self.nap = Nap::Wanted(span);
+        for lane in &mut self.lanes {
+            (lane.ready, lane.away) = (false, true);
+            lane.back.carrier_gone();
+            lane.group.carrier_gone();
+        }
+        true
+    }
+
+    /// The guest sleeps from when it is ready to until its time is over. True if it has just been woken.
+    pub(super) fn nap_goes_on(&mut self) -> bool {
+        match self.nap {
+            Nap::Wanted(span) if self.stage.world.guest.is_asleep() => {
+                self.nap = Nap::Until(self.now + span);
+                false
+            }
+            Nap::Until(end) if end <= self.now => {
+                self.nap = Nap::None;
+                let now = self.stage.world.guest_time(self.now);
+                self.stage.world.guest.resume(now)
+            }
+            Nap::None | Nap::Wanted(_) | Nap::Until(_) => false,
+        }
     }
 
     /// All strangers go.

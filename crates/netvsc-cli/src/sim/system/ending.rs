@@ -61,6 +61,9 @@ impl System {
     }
 
     pub(super) fn come_to_rest(&mut self, since: Instant, burst: bool) -> Result<bool, String> {
+        if self.stage.world.guest.is_drowsy() && self.now < since + LIVENESS {
+            return Ok(false);
+        }
         if !self.final_as_is && self.restore_all()? {
             return Ok(true);
         }

@@ -266,20 +266,40 @@ fn resume(bus: &mut PciBus, list: &[Description]) -> Host {
     let (other, mut host) = setup();
     bus.resume(other.into_channel(), START).unwrap();
     bus.poll(START).unwrap();
+    let asks = |bus: &PciBus| assert!(!bus.waits_forever() && bus.poll_deadline().is_some());
+    asks(bus);
     let id = host.expect(MessageType::QUERY_PROTOCOL_VERSION);
     host.complete(id, &[0]);
     bus.poll(START).unwrap();
+    asks(bus);
     host.expect(MessageType::QUERY_BUS_RELATIONS);
     host.list(list);
     bus.poll(START).unwrap();
+    asks(bus);
     let id = host.expect(MessageType::FDO_D0_ENTRY);
     host.complete(id, &[0]);
     host.serve(bus);
     host
 }
 
+#[test]
+fn a_bus_that_asks_for_nothing_on_its_way_is_noticed() {
+    let list = [function(0, 1)];
+    let (mut bus, mut host) = running(&list);
+    arrived(&mut bus);
+    assert!(!bus.waits_forever(), "it is where it wants to be");
+    suspend(&mut bus, &mut host);
+    assert!(!bus.waits_forever(), "it sleeps");
+    let (other, _host) = setup();
+    bus.resume(other.into_channel(), START).unwrap();
+    bus.poll(START).unwrap();
+    bus.pending.clear();
+    assert!(bus.waits_forever(), "nobody was asked for the version");
+}
+
 fn suspend(bus: &mut PciBus, host: &mut Host) {
     bus.suspend(START).unwrap();
+    assert!(!bus.waits_forever() && bus.poll_deadline().is_some());
     bus.poll(START).unwrap();
     loop {
         let got = host.receive().unwrap();

@@ -1,13 +1,16 @@
 //! Ways to start, and what moves in the guest.
 
+use std::time::Duration;
+
 use hyperv_host::host::Disassociation::First;
 use netvsc::nvsp::Version;
+use vmbus::Serial;
 
 use super::super::Scenario;
 use super::super::expect::Expect::{Never, NotBefore, Times, Told};
 use super::super::setup::Set;
-use super::{BY_BOTH, ON_VF, PLAIN};
-use crate::sim::deed::Deed::{Eject, MovePort, See};
+use super::{BY_BOTH, BY_MAC, OFF_VF, ON_VF, PLAIN};
+use crate::sim::deed::Deed::{self, Eject, Give, Link, MovePort, See, TearAway};
 
 /// All of them.
 pub(super) const ALL: &[Scenario] = &[
@@ -87,6 +90,66 @@ pub(super) const ALL: &[Scenario] = &[
             (1500, 0, See("accelerated")),
         ],
         expect: &[Times(6, BY_BOTH), Times(6, ON_VF), Times(1, "with serial 1 arrived")],
+        ..PLAIN
+    },
+    Scenario {
+        name: "hibernated-on-the-vf",
+        rows: &["36", "54"],
+        what: "the guest sleeps while its VF is in use; it wakes up on its synthetic path with the same function, and switches when that has a carrier",
+        setup: &[Set::Nics(2), Set::Disks(1)],
+        steps: &[
+            (1000, 0, Deed::Hibernate(Duration::from_secs(5))),
+            (4000, 0, Link(false)),
+            (8000, 0, See("paired")),
+            (8000, 1, See("accelerated")),
+            (8500, 0, Link(true)),
+            (9000, 0, See("accelerated")),
+        ],
+        expect: &[
+            Told(&[
+                ON_VF,
+                "goes to sleep",
+                OFF_VF,
+                "is up",
+                BY_MAC,
+                "agree now",
+                "link goes up",
+                ON_VF,
+            ]),
+            Times(1, "function 1414:f0f0 with serial 1 arrived"),
+            Never("never confirmed"),
+        ],
+        ..PLAIN
+    },
+    Scenario {
+        name: "vf-gone-while-asleep",
+        rows: &["36", "28"],
+        what: "the VF is torn away while the guest sleeps, and another one given: the one has left and the other arrived when it wakes up",
+        setup: &[Set::Nics(2)],
+        steps: &[
+            (1000, 0, Deed::Hibernate(Duration::from_secs(9))),
+            (3000, 0, TearAway(First)),
+            (5000, 0, Give(Serial(77))),
+            (12_000, 0, See("accelerated")),
+            (12_000, 1, See("accelerated")),
+        ],
+        expect: &[
+            Told(&["goes to sleep", "function with serial 1 left", "names serial 77", ON_VF]),
+            Times(1, "function 1414:f0f0 with serial 2 arrived"),
+        ],
+        ..PLAIN
+    },
+    Scenario {
+        name: "asked-back-while-asleep",
+        rows: &["36", "54"],
+        what: "the host asks for the VF while the guest sleeps, and takes it when its patience is over; nobody misses it later",
+        setup: &[Set::Nics(1)],
+        steps: &[
+            (1000, 0, Deed::Hibernate(Duration::from_secs(90))),
+            (5000, 0, Eject(First)),
+            (93_000, 0, See("synthetic")),
+        ],
+        expect: &[Told(&["goes to sleep", "asks for the VF back", "function with serial 1 left"])],
         ..PLAIN
     },
 ];
