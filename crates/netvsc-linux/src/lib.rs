@@ -14,7 +14,8 @@
 //! - [`memfd`]: memory that a guest and a host in two processes share;
 //! - [`arena`]: that memory, dealt out in pieces;
 //! - [`socket`]: how such a guest and such a host find each other;
-//! - [`uio`]: devices of a real VMBus, driven from user space.
+//! - [`uio`]: devices of a real VMBus, driven from user space;
+//! - [`vf`]: interfaces of the kernel as ports of virtual functions.
 
 pub mod arena;
 pub mod check;
@@ -29,6 +30,7 @@ pub mod socket;
 pub mod tap;
 pub mod udev;
 pub mod uio;
+pub mod vf;
 pub mod watch;
 
 pub use memfd::{MemfdError, SharedFile};

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netvsc::MacAddress;
 
 use super::{Address, Connection, NetlinkError};
 
@@ -25,6 +26,16 @@ impl Connection {
         self.set_link("set the link up or down", index, |link| {
             link.header.change_mask = LinkFlags::Up;
             link.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        })
+    }
+
+    /// Gives a link a MAC.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Refused`] if the kernel refuses: no CAP_NET_ADMIN, no such link, a driver that keeps its own.
+    pub fn set_mac(&mut self, index: u32, mac: MacAddress) -> Result<(), NetlinkError> {
+        self.set_link("set the MAC", index, |link| {
+            link.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
         })
     }
 

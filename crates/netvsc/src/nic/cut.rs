@@ -13,8 +13,10 @@ const TCP_FIN_PSH: u8 = 0x09;
 const TCP_CWR: u8 = 0x80;
 
 /// A large send that was checked: its segments, one by one.
+///
+/// For drivers of ports whose device hands over, or takes, longer segments than go over a wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cut {
+pub struct Cut {
     ip: usize,
     tcp: usize,
     /// Where the payload starts.
@@ -26,7 +28,10 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// Looks at the headers, all of which lie in `head`, the beginning of the frame.
-    pub(crate) fn new(head: &[u8], send: LargeSend) -> Result<Self, TransmitError> {
+    ///
+    /// # Errors
+    /// [`TransmitError`] if they are not those of a TCP segment where `send` says.
+    pub fn new(head: &[u8], send: LargeSend) -> Result<Self, TransmitError> {
         let tcp = usize::from(send.layer4);
         let wrong = TransmitError::Headers { layer4: tcp };
         if send.segment == 0 {
@@ -45,17 +50,19 @@ impl Cut {
     }
 
     /// Number of segments of a frame of `len` bytes; one without payload is one.
-    pub(crate) fn count(&self, len: usize) -> usize {
+    #[must_use]
+    pub fn count(&self, len: usize) -> usize {
         len.saturating_sub(self.payload).div_ceil(self.segment).max(1)
     }
 
     /// Bytes of the longest segment of a frame of `len` bytes.
-    pub(crate) fn longest(&self, len: usize) -> usize {
+    #[must_use]
+    pub fn longest(&self, len: usize) -> usize {
         self.payload.saturating_add(self.segment).min(len)
     }
 
     /// Writes segment number `index` of `frame`: lengths, identification, sequence number, flags and checksums as they belong.
-    pub(crate) fn write(&self, frame: &[u8], index: usize, out: &mut Vec<u8>) {
+    pub fn write(&self, frame: &[u8], index: usize, out: &mut Vec<u8>) {
         let done = index.saturating_mul(self.segment);
         let start = self.payload.saturating_add(done).min(frame.len());
         let end = start.saturating_add(self.segment).min(frame.len());
@@ -128,10 +135,10 @@ pub(crate) fn check(frame: &TxFrame<'_>) -> Result<(), TransmitError> {
 }
 
 /// Computes the checksums that are asked for, in a frame that lies in one piece.
-pub(crate) fn fill_checksums(
-    frame: &mut [u8],
-    request: TransmitChecksum,
-) -> Result<(), TransmitError> {
+///
+/// # Errors
+/// [`TransmitError`] if the frame has not the headers that the request tells of.
+pub fn fill_checksums(frame: &mut [u8], request: TransmitChecksum) -> Result<(), TransmitError> {
     let (patches, moved) = {
         let pieces = [&*frame];
         let split = TxFrame::plain(&pieces).split()?;

@@ -78,6 +78,7 @@ use receive::{Content, MOST_CONTROL, Receive};
 use transmit::Transmit;
 use waits::Waits;
 
+pub use cut::{Cut, fill_checksums};
 pub use frame::{TxFrame, TxWork};
 pub use queue::{NicQueue, QueueError};
 pub use receive::RxFrame;
