@@ -19,6 +19,7 @@ use crate::host::args::{self as host, HostArgs};
 use crate::inspect::args::SourceArgs;
 use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, ShowArgs};
 use crate::install::{self, InstallArgs, UninstallArgs};
+use crate::log::LogArgs;
 use crate::manual::{self, CompletionsArgs};
 use crate::run::uio::args::UioArgs;
 use crate::sim::args::{self as sim, SimArgs};
@@ -385,6 +386,10 @@ pub struct RunArgs {
     /// NICs of this machine.
     #[command(flatten)]
     pub uio: UioArgs,
+
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 impl Cli {

@@ -104,6 +104,10 @@ pub fn run(args: &BindArgs) -> Result<(), Error> {
     }
     let record = match journal.record(&device)? {
         Some(record) => record,
+        // Without a record there is nothing to undo, and its interface is not to vanish for a moment.
+        None if Record::of(root, &device)?.driver.as_deref() == Some(KERNEL_NIC_DRIVER) => {
+            return print(&format!("{device} is the kernel's already\n"));
+        }
         // Somebody else took it; what he found is not known, so it gets what every NIC has.
         None => Record {
             driver: Some(KERNEL_NIC_DRIVER.to_owned()),

@@ -164,6 +164,14 @@ pub enum Error {
     /// The host in another process is not there, or is gone.
     #[error("{0}")]
     Remote(String),
+    /// A file says no log level.
+    #[error("cannot take the log level from `{}`: {why}", path.display())]
+    LogLevel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A TAP could not be opened or used.
     #[error(transparent)]
     Tap(#[from] TapError),

@@ -124,6 +124,16 @@ pub enum What {
         /// Largest frame without Ethernet header, in bytes.
         mtu: u32,
     },
+    /// A NIC was asked to take another MAC address.
+    Address {
+        /// Number of the NIC.
+        nic: usize,
+        /// The address that it has.
+        #[serde(serialize_with = "as_text")]
+        mac: MacAddress,
+        /// Whether that is the one that was asked for.
+        taken: bool,
+    },
     /// A NIC is gone.
     NicGone {
         /// Number of the NIC.
@@ -309,6 +319,12 @@ impl fmt::Display for What {
             Self::NicOffered { nic, instance } => write!(f, "nic{nic}: offered as {instance}"),
             Self::NicReady { nic, mac, nvsp, mtu } => {
                 write!(f, "nic{nic}: ready, {mac}, NVSP {nvsp}, MTU {mtu}")
+            }
+            Self::Address { nic, mac, taken: true } => {
+                write!(f, "nic{nic}: has the MAC address {mac} now")
+            }
+            Self::Address { nic, mac, taken: false } => {
+                write!(f, "nic{nic}: the host refuses another MAC address; it has {mac}")
             }
             Self::NicGone { nic, why } => write!(f, "nic{nic}: gone, {why}"),
             Self::Associated { nic, serial } => {

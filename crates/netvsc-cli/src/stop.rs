@@ -1,6 +1,5 @@
 //! How the verbs that run on are asked to stop.
 
-use std::io::Read;
 use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -17,9 +16,4 @@ pub(crate) fn stop_signal() -> Result<UnixStream, Error> {
         signal_hook::low_level::pipe::register(signal, end).map_err(system)?;
     }
     Ok(read)
-}
-
-/// Whether the program was asked to stop.
-pub(crate) fn asked_to_stop(mut stop: &UnixStream) -> bool {
-    matches!(stop.read(&mut [0; 16]), Ok(count) if count > 0)
 }

@@ -8,6 +8,9 @@ use std::process::{Command, Output};
 
 use guest::{Guest, kinds};
 
+/// The NIC of eth1.
+const ETH1: &str = "7c1e5225-5ca6-7c1e-5225-5ca67c1e5225";
+
 fn bind(guest: &Guest, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netvsc"));
     command.arg("bind").args(arguments).arg("--sysfs-root").arg(guest.root());
@@ -30,6 +33,10 @@ fn a_dry_run_shows_the_three_writes_and_makes_none() {
     assert!(lines[1].ends_with("/driver/unbind") && lines[2].ends_with("/drivers_probe"), "{text}");
     assert!(!guest.root().join("run/netvsc").exists());
     let back = bind(&guest, &["--kernel", "eth1", "--dry-run"]);
+    assert!(String::from_utf8_lossy(&back.stdout).ends_with(" is the kernel's already\n"));
+    let bus = format!("sys/bus/vmbus/devices/{}", ETH1);
+    guest.remove(&format!("{bus}/driver"));
+    let back = bind(&guest, &["--kernel", ETH1, "--dry-run"]);
     assert!(String::from_utf8_lossy(&back.stdout).starts_with("echo '' > "));
     assert!(bind(&guest, &["--restore", "--dry-run"]).stdout.is_empty());
 }

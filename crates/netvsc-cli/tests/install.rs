@@ -77,6 +77,7 @@ fn what_is_installed_can_be_taken_away_without_a_trace() {
         "usr/lib/udev/netvsc",
         "usr/lib/systemd/network/01-netvsc-vf.network",
         "usr/lib/systemd/system/netvsc-watch.service",
+        "usr/lib/systemd/system/netvsc-run@.service",
         "usr/lib/dracut/modules.d/90netvsc/module-setup.sh",
         "usr/share/initramfs-tools/hooks/netvsc",
         "usr/share/bash-completion/completions/netvsc",
@@ -252,17 +253,28 @@ fn checker(test: &str, program: &str, arguments: &[&str], needs: &str) -> Option
 }
 
 #[test]
-fn systemd_finds_no_fault_with_the_unit() {
+fn systemd_finds_no_fault_with_the_units() {
     let root = root();
     done("install", root.path(), &[]);
-    let unit = root.path().join("usr/lib/systemd/system/netvsc-watch.service");
+    for (unit, checked) in [
+        ("netvsc-watch.service", "netvsc-watch.service"),
+        // A template is looked at as one of its instances.
+        ("netvsc-run@.service", "netvsc-run@eth1.service"),
+    ] {
+        verify_unit(root.path(), unit, checked);
+    }
+}
+
+fn verify_unit(root: &Path, unit: &str, checked: &str) {
+    let folder = root.join("usr/lib/systemd/system");
+    let (unit, checked) = (folder.join(unit), folder.join(checked));
     // The program has to be where the unit looks for it, which is not so on the machine that tests.
-    let program = root.path().join("usr/bin/netvsc");
+    let program = root.join("usr/bin/netvsc");
     let text = fs::read_to_string(&unit).expect("a file");
-    fs::write(&unit, text.replace("/usr/bin/netvsc", program.to_str().expect("text")))
+    fs::write(&checked, text.replace("/usr/bin/netvsc", program.to_str().expect("text")))
         .expect("a file");
-    let arguments = ["verify", "--man=no", unit.to_str().expect("text")];
-    let name = "systemd_finds_no_fault_with_the_unit";
+    let arguments = ["verify", "--man=no", checked.to_str().expect("text")];
+    let name = "systemd_finds_no_fault_with_the_units";
     if let Some(output) = checker(name, "systemd-analyze", &arguments, "verify") {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && !errors.contains("netvsc"), "{errors}");

@@ -62,6 +62,8 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l duration -d 'Stop 
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l nic -d 'The NIC to drive: interface, GUID or MAC address; may be given several times' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l queues -d 'Channels of each NIC' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l sysfs-root -d 'Look for NICs in this directory instead of the running system' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l log-level -d 'How much is logged to standard error: off, error, warn, info, debug or trace' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l log-level-from -d 'Take the level from this file, now and whenever SIGHUP comes' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l json -d 'Print events as JSON lines; the last line is the summary'
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l force -d 'Drive the NIC although a default route or this session goes through it'
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l dry-run -d 'Show every write to sysfs and make none'
@@ -73,6 +75,8 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l churn -d 'How oft
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l seed -d 'Chooses identities, MACs and delays' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l stats-interval -d 'Print how many frames went where, this often; 0 = never' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l duration -d 'Stop after this time instead of at Ctrl-C' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l log-level -d 'How much is logged to standard error: off, error, warn, info, debug or trace' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l log-level-from -d 'Take the level from this file, now and whenever SIGHUP comes' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l without-vfs -d 'Offer the NICs without VFs: all frames go on the synthetic path'
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l json -d 'Print events as JSON lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -s h -l help -d 'Print help (see more with \'--help\')'

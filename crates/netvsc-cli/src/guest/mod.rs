@@ -560,10 +560,8 @@ pub(crate) fn sending(result: Result<(), AdapterError>) -> Sending {
     }
 }
 
-/// How adapters are made here, for NICs of an MTU.
-pub(crate) fn adapter_config(mtu: u32) -> AdapterConfig {
-    let default = AdapterConfig::default();
+/// How adapters are made here: a NIC may begin anew with the largest MTU that any host gives.
+pub(crate) fn adapter_config() -> AdapterConfig {
     // Ethernet header and tag.
-    let frame = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(18);
-    AdapterConfig { frame_size: default.frame_size.max(frame), ..default }
+    AdapterConfig { frame_size: 9216 + 18, ..AdapterConfig::default() }
 }

@@ -4,6 +4,7 @@ use netvsc::adapter::{Adapter, AdapterCounters, AdapterEvent, append};
 use netvsc::nic::{Nic, NicEvent, SharedBuffer};
 use netvsc::nvsp::Version;
 use netvsc::pairing::{NicId, PortId};
+use netvsc::rndis::{Oid, PacketFilter, Status};
 use netvsc::{MacAddress, VfPort};
 use vmbus::memory::SharedPages;
 use vmbus::{Channel, ChannelId, Doorbell, GpadlId, Guid, Instant, Serial};
@@ -207,6 +208,36 @@ impl<M: Machine> Guest<M> {
         true
     }
 
+    /// Has a NIC begin anew with another MTU, which the host may make smaller. False if it is not at work, or no host has such.
+    pub fn change_mtu(&mut self, number: usize, mtu: u32, now: Instant) -> bool {
+        let nic = self.nics.get_mut(number);
+        let Some(adapter) = nic.and_then(|nic| nic.adapter_mut()) else { return false };
+        let taken = adapter.is_open() && adapter.nic_mut().set_mtu(mtu).is_ok();
+        taken && self.renew_nic(number, now)
+    }
+
+    /// The address to which frames for a NIC go: the one that was asked for last and agreed to, or its permanent one.
+    #[must_use]
+    pub fn address(&self, number: usize) -> Option<MacAddress> {
+        let nic = self.nics.get(number)?;
+        nic.adapter()?.nic().config().address.or(nic.mac)
+    }
+
+    /// Asks the host for another address for a NIC; [`What::Address`] follows. False if that cannot be done now.
+    pub fn ask_address(&mut self, number: usize, mac: MacAddress, now: Instant) -> bool {
+        let nic = self.nics.get_mut(number);
+        let adapter = nic.and_then(|nic| nic.adapter_mut());
+        adapter.is_some_and(|adapter| adapter.nic_mut().set_mac(mac, now).is_ok())
+    }
+
+    /// Has a NIC hear what it hears at first, or nothing. False if that cannot be done now.
+    pub fn listen(&mut self, number: usize, on: bool, now: Instant) -> bool {
+        let filter = if on { self.nic_config.filter } else { PacketFilter::empty() };
+        let nic = self.nics.get_mut(number);
+        let adapter = nic.and_then(|nic| nic.adapter_mut());
+        adapter.is_some_and(|adapter| adapter.nic_mut().set_packet_filter(filter, now).is_ok())
+    }
+
     /// A NIC has stopped; if it is to begin anew, its channel closes.
     fn nic_stopped(&mut self, number: usize, now: Instant) {
         let Some(nic) = self.nics.get_mut(number) else { return };
@@ -327,8 +358,7 @@ impl<M: Machine> Guest<M> {
                     match Nic::new(link, receive, Some(send), self.nic_config.clone(), now) {
                         Ok(started) => {
                             nic.rung = true;
-                            let mut adapter =
-                                Adapter::new(started, adapter_config(self.nic_config.mtu));
+                            let mut adapter = Adapter::new(started, adapter_config());
                             adapter.set_tap(self.capture.as_ref().map(|file| file.tap(number)));
                             Stage::Running(Box::new(adapter))
                         }
@@ -451,6 +481,12 @@ impl<M: Machine> Guest<M> {
                 self.events.push_back(What::Overdue { what });
             }
             NicEvent::Failed(error) => self.fail(format!("nic{number}: {error}")),
+            NicEvent::Set { oid: Oid::CONFIG_PARAMETER, status } => {
+                let taken = status == Status::SUCCESS;
+                if let Some(mac) = self.address(number) {
+                    self.events.push_back(What::Address { nic: number, mac, taken });
+                }
+            }
             NicEvent::Link { .. }
             | NicEvent::Set { .. }
             | NicEvent::Reset { .. }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use netvsc_linux::TapName;
 
+use crate::log::LogArgs;
 use crate::units::Span;
 
 /// What is said at length about hosts.
@@ -96,4 +97,8 @@ pub struct HostArgs {
         long_help = "Stop after this time instead of at Ctrl-C, such as 30s or 5m. Units: ms, s, m, h"
     )]
     pub duration: Option<Span>,
+
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
 }

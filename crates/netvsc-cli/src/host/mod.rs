@@ -5,7 +5,6 @@ mod peers;
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Instant as Clock;
 
@@ -20,12 +19,11 @@ use vmbus::time::earliest;
 
 use crate::error::Error;
 use crate::event::{Event, What};
-use crate::notify;
 use crate::remote::{Attention, RemoteHost};
 use crate::report::Report;
 use crate::run::Plan;
 use crate::scenario::{Order, Removal, Script};
-use crate::stop::{asked_to_stop, stop_signal};
+use crate::service::Service;
 use args::HostArgs;
 use peers::Peers;
 
@@ -34,14 +32,14 @@ use peers::Peers;
 /// # Errors
 /// If nobody can listen there, or a TAP cannot be had or breaks.
 pub fn run(args: &HostArgs) -> Result<ExitCode, Error> {
-    let stop = stop_signal()?;
+    let mut service = Service::start(&args.log)?;
     let mut server = Server::new(args)?;
     let mut report = Report::plain(args.json);
     let path = args.listen.display().to_string();
     server.tell(What::Listening { path });
-    notify::ready();
-    let served = server.serve(&stop, &mut report);
-    notify::stopping();
+    service.ready();
+    let served = server.serve(&mut service, &mut report);
+    service.stopping();
     served?;
     Ok(ExitCode::SUCCESS)
 }
@@ -87,7 +85,7 @@ impl<'a> Server<'a> {
         self.events.push_back(Event { at, what });
     }
 
-    fn serve(&mut self, stop: &UnixStream, report: &mut Report) -> Result<(), Error> {
+    fn serve(&mut self, service: &mut Service, report: &mut Report) -> Result<(), Error> {
         let end = self.args.duration.map(|span| Instant::ZERO + span.0);
         loop {
             let now = self.now();
@@ -96,11 +94,11 @@ impl<'a> Server<'a> {
             for event in self.events.drain(..) {
                 report.event(&event)?;
             }
-            if end.is_some_and(|end| now >= end) || asked_to_stop(stop) {
+            if end.is_some_and(|end| now >= end) || service.asked_to_stop(now) {
                 return Ok(());
             }
             if !moved {
-                self.wait(now, end, stop)?;
+                self.wait(now, earliest(end, service.deadline()), service)?;
             }
         }
     }
@@ -121,7 +119,10 @@ impl<'a> Server<'a> {
             return Ok(());
         }
         match RemoteHost::new(stream, now) {
-            Ok(guest) => self.guest = Some(guest),
+            Ok(guest) => {
+                tracing::debug!("a guest has connected");
+                self.guest = Some(guest);
+            }
             Err(error) => self.tell(What::Failed { what: error.to_string() }),
         }
         Ok(())
@@ -271,7 +272,7 @@ impl<'a> Server<'a> {
     }
 
     /// Sleeps until somebody wants something or a deadline comes.
-    fn wait(&mut self, now: Instant, end: Option<Instant>, stop: &UnixStream) -> Result<(), Error> {
+    fn wait(&mut self, now: Instant, end: Option<Instant>, service: &Service) -> Result<(), Error> {
         let mut at = end;
         if let Some(guest) = &self.guest {
             let scripts = crate::scenario::deadline(&self.scripts, now);
@@ -281,7 +282,7 @@ impl<'a> Server<'a> {
         }
         let timeout = at.map(|at| at.since(now)).and_then(|span| Timespec::try_from(span).ok());
         let mut fds = vec![
-            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(service.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
         ];
         if let Some(guest) = &self.guest {

@@ -62,6 +62,10 @@ pub fn general() -> Result<Vec<Piece>, Error> {
             "/usr/lib/systemd/system/netvsc-watch.service",
             include_str!("../../assets/systemd/netvsc-watch.service"),
         ),
+        Piece::text(
+            "/usr/lib/systemd/system/netvsc-run@.service",
+            include_str!("../../assets/systemd/netvsc-run@.service"),
+        ),
         Piece::script(
             "/usr/lib/dracut/modules.d/90netvsc/module-setup.sh",
             include_str!("../../assets/dracut/module-setup.sh"),

@@ -4,7 +4,6 @@
 //! that answers pings. Host and guest are those of the default run, on the kernel's clock.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
@@ -26,7 +25,7 @@ use crate::guest::Sending;
 use crate::line::Line;
 use crate::report::Report;
 use crate::scenario::Script;
-use crate::stop::{asked_to_stop, stop_signal};
+use crate::service::Service;
 use crate::transfer::Endpoint;
 
 /// How long frames may take to come to rest at the end.
@@ -62,14 +61,14 @@ pub(super) fn run(
     tap: &TapName,
     capture: Option<&Capture>,
 ) -> Result<ExitCode, Error> {
-    let stop = stop_signal()?;
+    let mut service = Service::start(&args.log)?;
     let mut session = Session::new(args, tap)?;
     if let Some(capture) = capture {
         session.stage.world.guest.capture_into(capture.clone());
     }
     let mut report = Report::choose(args.json);
     session.stage.tell(Instant::ZERO, host_event(args));
-    session.serve(args, &stop, &mut report)?;
+    session.serve(args, &mut service, &mut report)?;
     let (account, mut facts) = session.stage.totals(session.now());
     let port = session.stage.world.host.port_counters(0);
     facts.bytes = port.map_or(0, |port| port.to_peer_bytes + port.from_peer_bytes);
@@ -115,7 +114,7 @@ impl Session {
     fn serve(
         &mut self,
         args: &RunArgs,
-        stop: &UnixStream,
+        service: &mut Service,
         report: &mut Report,
     ) -> Result<(), Error> {
         self.stage.world.guest.start(self.now())?;
@@ -131,11 +130,11 @@ impl Session {
                 report.nics(&self.stage.views());
                 last_view = Clock::now();
             }
-            if end.is_some_and(|end| now >= end) || asked_to_stop(stop) {
+            if end.is_some_and(|end| now >= end) || service.asked_to_stop(now) {
                 break;
             }
             if !moved {
-                self.wait(now, end, stop)?;
+                self.wait(now, vmbus::time::earliest(end, service.deadline()), service)?;
             }
         }
         self.come_to_rest()?;
@@ -230,7 +229,7 @@ impl Session {
     }
 
     /// Sleeps until a TAP, a signal or a deadline wants attention.
-    fn wait(&mut self, now: Instant, end: Option<Instant>, stop: &UnixStream) -> Result<(), Error> {
+    fn wait(&mut self, now: Instant, end: Option<Instant>, service: &Service) -> Result<(), Error> {
         let mut at = vmbus::time::earliest(self.stage.deadline(now), end);
         if let Far::Stack(stack) = &mut self.far {
             at = vmbus::time::earliest(at, stack.deadline(now));
@@ -240,7 +239,7 @@ impl Session {
         // A frame that found no room waits for the other side, not for the kernel.
         let ready = self.ready;
         let mut fds = vec![
-            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(service.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.near.as_fd(), self.near.wanted(ready)),
         ];
         if let Far::Line(line) = &self.far {

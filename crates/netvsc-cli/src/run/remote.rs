@@ -22,7 +22,7 @@ use crate::event::{Event, What};
 use crate::guest::Sink;
 use crate::remote::{Gone, RemoteGuest};
 use crate::report::{NicView, Report};
-use crate::stop::stop_signal;
+use crate::service::Service;
 
 /// Pages of memory that the guest shares: 64 MiB.
 const PAGES: usize = 16_384;
@@ -38,10 +38,10 @@ pub(super) fn run(
     path: &Path,
     capture: Option<&Capture>,
 ) -> Result<ExitCode, Error> {
-    let stop = stop_signal()?;
+    let mut service = Service::start(&args.log)?;
     match &args.tap {
-        Some(tap) => kernel::run(args, path, tap, capture, &stop),
-        None => transfer::run(args, path, capture, &stop),
+        Some(tap) => kernel::run(args, path, tap, capture, &mut service),
+        None => transfer::run(args, path, capture, &mut service),
     }
 }
 

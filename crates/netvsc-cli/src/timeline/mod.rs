@@ -137,7 +137,7 @@ impl Recorder {
             }
             What::Paired { nic, .. } | What::Unpaired { nic, .. } => (Kind::Pair, Some(*nic)),
             What::Pairing { nic, .. } => (Kind::Pair, *nic),
-            What::HostAction { nic, .. } => (Kind::Act, Some(*nic)),
+            What::HostAction { nic, .. } | What::Address { nic, .. } => (Kind::Act, Some(*nic)),
             What::Resent { nic, .. } => (Kind::Fault, Some(*nic)),
             What::Overdue { .. } | What::Failed { .. } => (Kind::Fault, None),
         };

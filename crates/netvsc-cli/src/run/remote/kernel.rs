@@ -1,25 +1,25 @@
 //! With a TAP: the kernel's own TCP/IP is the traffic. The interface stays while hosts come and go.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
+use netvsc::MacAddress;
 use netvsc_linux::TapName;
 use rustix::event::PollFlags;
 use vmbus::Instant;
 use vmbus::time::earliest;
 
+use super::super::follow::Follow;
 use super::{Session, host_event, summarize};
 use crate::args::RunArgs;
 use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::What;
 use crate::line::Line;
-use crate::notify;
 use crate::report::Report;
-use crate::stop::asked_to_stop;
+use crate::service::Service;
 
 /// How long frames may take to come to rest at the end.
 const REST: Duration = Duration::from_secs(2);
@@ -36,11 +36,12 @@ pub(super) fn run(
     path: &Path,
     tap: &TapName,
     capture: Option<&Capture>,
-    stop: &UnixStream,
+    service: &mut Service,
 ) -> Result<ExitCode, Error> {
     let near = Line::open(tap)?;
     let mut run = Run {
         session: Session::new(path, args.mtu),
+        follow: Follow::new(near.tap()).ok(),
         near,
         ready: false,
         capture,
@@ -53,9 +54,9 @@ pub(super) fn run(
     run.session.connect(capture)?;
     let mut report = Report::choose(args.json);
     run.session.tell(host_event(args));
-    notify::ready();
-    let served = run.serve(stop, &mut report);
-    notify::stopping();
+    service.ready();
+    let served = run.serve(service, &mut report);
+    service.stopping();
     served?;
     let concluded = run.session.conclude();
     run.session.report(&mut report)?;
@@ -71,6 +72,8 @@ pub(super) fn run(
 struct Run<'a> {
     session: Session,
     near: Line,
+    /// What somebody does to the interface.
+    follow: Option<Follow>,
     /// The first NIC can carry frames. Before that, the kernel keeps what it has: this is a cable that is not plugged in.
     ready: bool,
     capture: Option<&'a Capture>,
@@ -83,7 +86,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn serve(&mut self, stop: &UnixStream, report: &mut Report) -> Result<(), Error> {
+    fn serve(&mut self, service: &mut Service, report: &mut Report) -> Result<(), Error> {
         let end = self.args.duration.map(|span| Instant::ZERO + span.0);
         let every = self.args.stats_interval.0;
         self.next_statistics = (!every.is_zero()).then(|| self.session.now() + every);
@@ -97,15 +100,18 @@ impl Run<'_> {
                 report.nics(&self.session.views());
                 last_view = Clock::now();
             }
-            if end.is_some_and(|end| now >= end) || asked_to_stop(stop) {
+            if end.is_some_and(|end| now >= end) || service.asked_to_stop(now) {
                 break;
             }
             if !moved {
-                let at = [end, self.try_at, self.next_statistics].into_iter().fold(None, earliest);
-                let others = [
-                    (stop.as_fd(), PollFlags::IN),
+                let at = [end, self.try_at, self.next_statistics, service.deadline()]
+                    .into_iter()
+                    .fold(None, earliest);
+                let mut others = vec![
+                    (service.as_fd(), PollFlags::IN),
                     (self.near.as_fd(), self.near.wanted(self.ready)),
                 ];
+                others.extend(self.follow.iter().map(|follow| (follow.as_fd(), PollFlags::IN)));
                 self.session.wait(now, at, &others)?;
             }
         }
@@ -148,23 +154,17 @@ impl Run<'_> {
             }
         };
         moved |= self.near.drain()?;
-        for event in &self.session.events {
-            if let What::NicReady { nic: 0, mac, mtu, .. } = &event.what
-                && !self.ready
-            {
-                self.ready = true;
-                let tap = self.near.tap();
-                if tap.mac()? != *mac {
-                    // Some kernels change it only while the interface is down.
-                    tap.set_mac(*mac)?;
+        for at in 0..self.session.events.len() {
+            match self.session.events.get(at).map(|event| &event.what) {
+                Some(&What::NicReady { nic: 0, mac, mtu, .. }) => self.begin(mac, mtu)?,
+                Some(&What::Address { nic: 0, mac, taken: false }) => {
+                    self.near.tap().set_mac(mac)?;
+                    self.note();
                 }
-                // One that was moved into another namespace is its owner's to set.
-                if tap.mtu().is_ok_and(|current| current != *mtu) {
-                    tap.set_mtu(*mtu)?;
-                }
-                let _ = tap.set_up(true);
+                _ => {}
             }
         }
+        moved |= self.follow(now)?;
         let Some(remote) = &mut self.session.remote else { return Ok(moved) };
         if open && self.ready {
             let guest = &mut remote.guest;
@@ -177,6 +177,55 @@ impl Run<'_> {
             }
         }
         Ok(moved)
+    }
+
+    /// The first NIC carries frames: its interface is to look like it.
+    fn begin(&mut self, permanent: MacAddress, mtu: u32) -> Result<(), Error> {
+        let first = !self.ready;
+        self.ready = true;
+        let mac = self.session.remote.as_ref().and_then(|remote| remote.guest.address(0));
+        let (tap, mac) = (self.near.tap(), mac.unwrap_or(permanent));
+        if tap.mac()? != mac {
+            // Some kernels change it only while the interface is down.
+            tap.set_mac(mac)?;
+        }
+        // One that was moved into another namespace is its owner's to set.
+        if tap.mtu().is_ok_and(|current| current != mtu) {
+            tap.set_mtu(mtu)?;
+        }
+        if first {
+            let _ = tap.set_up(true);
+        }
+        self.session.mtu = mtu;
+        self.note();
+        Ok(())
+    }
+
+    /// The interface is as this program has set it.
+    fn note(&mut self) {
+        if let Some(follow) = &mut self.follow {
+            follow.note(self.near.tap());
+        }
+    }
+
+    /// Somebody may have changed the interface: the NIC follows.
+    fn follow(&mut self, now: Instant) -> Result<bool, Error> {
+        let Some(follow) = &mut self.follow else { return Ok(false) };
+        let Some(found) = follow.poll(self.near.tap())? else { return Ok(false) };
+        let Some(remote) = self.session.remote.as_mut().filter(|_| self.ready) else {
+            return Ok(false);
+        };
+        let guest = &mut remote.guest;
+        if let Some(mac) = found.mac.filter(|mac| guest.address(0) != Some(*mac)) {
+            guest.ask_address(0, mac, now);
+        }
+        if let Some(up) = found.up {
+            guest.listen(0, up, now);
+        }
+        if let Some(mtu) = found.mtu.filter(|mtu| *mtu != self.session.mtu) {
+            guest.change_mtu(0, mtu, now);
+        }
+        Ok(true)
     }
 
     /// Looks for another host if it is time to.

@@ -1,7 +1,6 @@
 //! Without a TAP: one transfer over every NIC, to or from the stack behind it in the host's process.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
@@ -19,7 +18,7 @@ use crate::error::Error;
 use crate::event::What;
 use crate::guest::Sending;
 use crate::report::Report;
-use crate::stop::asked_to_stop;
+use crate::service::Service;
 use crate::transfer::{Endpoint, Source};
 
 /// How long frames may take to come to rest at the end.
@@ -39,7 +38,7 @@ pub(super) fn run(
     args: &RunArgs,
     path: &Path,
     capture: Option<&Capture>,
-    stop: &UnixStream,
+    service: &mut Service,
 ) -> Result<ExitCode, Error> {
     // Whatever is wrong with the input is found before anything is printed.
     if let Some(path) = &args.transfer {
@@ -49,7 +48,7 @@ pub(super) fn run(
     run.session.connect(capture)?;
     let mut report = Report::choose(args.json);
     run.session.tell(host_event(args));
-    run.serve(stop, &mut report)?;
+    run.serve(service, &mut report)?;
     run.finish(&mut report)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -62,7 +61,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn serve(&mut self, stop: &UnixStream, report: &mut Report) -> Result<(), Error> {
+    fn serve(&mut self, service: &mut Service, report: &mut Report) -> Result<(), Error> {
         let mut last_view = Clock::now();
         let mut rest_by = None;
         loop {
@@ -79,15 +78,15 @@ impl Run<'_> {
                     return Ok(());
                 }
             }
-            if asked_to_stop(stop) {
+            if service.asked_to_stop(now) {
                 return Err(Error::Run(
                     "it was asked to stop before the transfers were over".into(),
                 ));
             }
             if !moved {
                 let at = self.lanes.iter_mut().flatten().map(|lane| lane.stack.deadline(now));
-                let at = at.fold(rest_by, earliest);
-                self.session.wait(now, at, &[(stop.as_fd(), PollFlags::IN)])?;
+                let at = at.fold(earliest(rest_by, service.deadline()), earliest);
+                self.session.wait(now, at, &[(service.as_fd(), PollFlags::IN)])?;
             }
         }
     }

@@ -91,10 +91,9 @@ impl Card {
         let channel = device.channel()?;
         // From here on masks are the NIC's, in the header of the ring.
         device.unmask().map_err(|source| Error::System { doing: "unmask a NIC", source })?;
-        let mtu = config.mtu;
         let nic = Nic::new(channel, receive, Some(send), config, now);
         let nic = nic.map_err(|error| Error::Run(format!("{guid}: {error}")))?;
-        let adapter = Adapter::new(nic, adapter_config(mtu));
+        let adapter = Adapter::new(nic, adapter_config());
         Ok(Self { adapter, queues: Vec::new(), search: None, key, device })
     }
 

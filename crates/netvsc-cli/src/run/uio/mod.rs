@@ -10,7 +10,6 @@ mod nic;
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant as Clock;
@@ -31,9 +30,8 @@ use crate::error::Error;
 use crate::event::{Event, What};
 use crate::inspect::print;
 use crate::line::Line;
-use crate::notify;
 use crate::report::Report;
-use crate::stop::{asked_to_stop, stop_signal};
+use crate::service::Service;
 
 /// Runs until a signal, the end of `--duration`, or the end of the last NIC.
 ///
@@ -47,7 +45,7 @@ pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode,
         return Ok(ExitCode::SUCCESS);
     }
     let names = tap_names(args, chosen.len())?;
-    let stop = stop_signal()?;
+    let mut service = Service::start(&args.log)?;
     // Whatever can be refused without touching a NIC comes first.
     let lines = names.iter().map(Line::open).collect::<Result<Vec<_>, _>>()?;
     let mut run = Run {
@@ -76,9 +74,9 @@ pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode,
         };
         run.nics.push(UioNic::new(setup, binding, line, Instant::ZERO)?);
     }
-    notify::ready();
-    let served = run.serve(&stop, &mut report);
-    notify::stopping();
+    service.ready();
+    let served = run.serve(&mut service, &mut report);
+    service.stopping();
     // Also after an error, so that every NIC goes back in order.
     let rested = run.come_to_rest();
     run.statistics();
@@ -130,7 +128,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn serve(&mut self, stop: &UnixStream, report: &mut Report) -> Result<(), Error> {
+    fn serve(&mut self, service: &mut Service, report: &mut Report) -> Result<(), Error> {
         let end = self.args.duration.map(|span| Instant::ZERO + span.0);
         let every = self.args.stats_interval.0;
         self.next_statistics = (!every.is_zero()).then(|| self.now() + every);
@@ -143,11 +141,13 @@ impl Run<'_> {
             }
             self.report(report)?;
             let over = self.nics.iter().all(UioNic::is_ended);
-            if over || end.is_some_and(|end| now >= end) || asked_to_stop(stop) {
+            let asked = service.asked_to_stop(now);
+            if over || asked || end.is_some_and(|end| now >= end) {
                 return Ok(());
             }
-            let at = if moved { Some(now) } else { earliest(end, self.next_statistics) };
-            self.wait(at, Some(stop))?;
+            let at = [self.next_statistics, service.deadline(), moved.then_some(now)];
+            let at = at.into_iter().fold(end, earliest);
+            self.wait(at, Some(service))?;
         }
     }
 
@@ -179,7 +179,7 @@ impl Run<'_> {
     }
 
     /// Sleeps until somebody wants attention, and takes it up.
-    fn wait(&mut self, at: Option<Instant>, stop: Option<&UnixStream>) -> Result<(), Error> {
+    fn wait(&mut self, at: Option<Instant>, service: Option<&Service>) -> Result<(), Error> {
         let now = self.now();
         let at = self.nics.iter().map(|nic| nic.deadline(now)).fold(at, earliest);
         let timeout = at.map(|at| at.since(now)).and_then(|span| Timespec::try_from(span).ok());
@@ -192,8 +192,8 @@ impl Run<'_> {
                 }
             }
         }
-        if let Some(stop) = stop {
-            fds.push(PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN));
+        if let Some(service) = service {
+            fds.push(PollFd::from_borrowed_fd(service.as_fd(), PollFlags::IN));
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
