@@ -76,7 +76,7 @@ impl Account {
     }
 
     /// What the guest counted.
-    fn of_guest<M: Machine>(guest: &Guest<M>) -> Self {
+    pub(super) fn of_guest<M: Machine>(guest: &Guest<M>) -> Self {
         let mut account = Self { blackouts: guest.blackouts().clone(), ..Self::default() };
         for number in 0..guest.nics() {
             let counters = guest.counters(number);
@@ -89,6 +89,18 @@ impl Account {
             account.switches_to_synthetic += counters.switches_to_synthetic;
         }
         account
+    }
+
+    /// Adds what another guest counted that had the machine before.
+    pub(super) fn add_guest(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.passed_up += other.passed_up;
+        self.frames_vf += other.frames_vf;
+        self.frames_synthetic += other.frames_synthetic;
+        self.frames_resent += other.frames_resent;
+        self.switches_to_vf += other.switches_to_vf;
+        self.switches_to_synthetic += other.switches_to_synthetic;
+        self.blackouts.merge(&other.blackouts);
     }
 
     /// Frames that are missing at the other end, except those that the host gave to a VF and then tore away with it. What

@@ -24,6 +24,8 @@ pub(crate) struct Stage {
     scripts: Vec<Script>,
     ejects: u64,
     surprises: u64,
+    /// What guests counted that had the machine before the one that has it now.
+    former: Account,
 }
 
 impl Stage {
@@ -40,7 +42,15 @@ impl Stage {
         }
         let scripts = (0..plan.nics.len()).map(|nic| script(nic, &mut plan)).collect();
         let events = VecDeque::new();
-        let mut stage = Self { world, events, plan, scripts, ejects: 0, surprises: 0 };
+        let mut stage = Self {
+            world,
+            events,
+            plan,
+            scripts,
+            ejects: 0,
+            surprises: 0,
+            former: Account::default(),
+        };
         let vfs = if stage.plan.shared { 1 } else { stage.nics() };
         for nic in 0..vfs.min(stage.nics()) {
             stage.add_vf(nic, stage.plan.nics[nic].vf, None, now)?;
@@ -64,6 +74,7 @@ impl Stage {
     pub(crate) fn restart_guest(&mut self, farewell: bool, now: Instant) -> Result<(), Error> {
         let guest_now = self.world.guest_time(now);
         let mut old = self.world.restart_guest();
+        self.former.add_guest(&Account::of_guest(&old));
         // One that has no connection has nothing to say.
         if farewell && old.unload(guest_now).is_ok() {
             while let Some(post) = old.poll_outgoing() {
@@ -239,6 +250,8 @@ impl Stage {
             end,
             ..Facts::default()
         };
-        (Account::take(&self.world.host, &self.world.guest), facts)
+        let mut account = Account::take(&self.world.host, &self.world.guest);
+        account.add_guest(&self.former);
+        (account, facts)
     }
 }

@@ -197,6 +197,7 @@ impl FromStr for Shard {
 /// Options of `netvsc sim`.
 #[derive(Clone, Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
+#[command(group = clap::ArgGroup::new("one_system").args(["replay", "scenario"]))]
 pub struct SimArgs {
     /// What else to do with seeds.
     #[command(subcommand)]
@@ -249,7 +250,7 @@ pub struct SimArgs {
     pub hunt: bool,
 
     /// Draw what happened into this file, as SVG for a browser
-    #[arg(long, value_name = "FILE", requires = "replay")]
+    #[arg(long, value_name = "FILE", requires = "one_system")]
     pub timeline: Option<PathBuf>,
 
     /// Write what all seeds came to into this file, for `netvsc sim merge`

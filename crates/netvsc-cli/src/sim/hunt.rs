@@ -119,7 +119,7 @@ impl Place {
         let run = || match self {
             Self::Named { scenario } => {
                 let scenario = scenario::all().find(|known| known.name == scenario)?;
-                scenario.play(&mut |_| {}).failure
+                scenario.play(None, &mut |_| {}).failure
             }
             Self::Seed { profile, seed } => {
                 let profile = Profile::from_str(profile, false).ok()?;

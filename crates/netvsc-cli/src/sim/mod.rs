@@ -57,7 +57,7 @@ pub fn run(args: &SimArgs) -> Result<ExitCode, Error> {
         return scenario::list(args.json);
     }
     if let Some(name) = &args.scenario {
-        return scenario::run(name, args.json);
+        return scenario::run(name, args);
     }
     match args.replay {
         Some(seed) => replay(args, seed),
@@ -114,7 +114,12 @@ fn line(text: &str) -> Result<(), Error> {
 fn heading(outcome: &Outcome, profile: Profile) -> Heading {
     let Outcome { seed, figures, failure } = outcome;
     let title = format!("netvsc sim --profile {} --replay {seed}", profile.word());
-    let verdict = failure.as_ref().map_or(Ok(()), |failure| Err(failure.what.clone()));
+    headed(title, figures, failure.as_ref().map(|failure| failure.what.as_str()))
+}
+
+/// The same for any system.
+fn headed(title: String, figures: &outcome::Figures, failure: Option<&str>) -> Heading {
+    let verdict = failure.map_or(Ok(()), |what| Err(what.into()));
     let frames = format!(
         "{} NICs, {} acts of the host, {} switches; frames: {} of the guest, {} for it, {} sent again, {} arrived twice",
         figures.nics,

@@ -206,6 +206,14 @@ fn the_picture_of_a_seed_has_a_lane_per_nic_and_every_blackout_and_is_the_same_e
 }
 
 #[test]
+fn what_guests_before_the_last_one_counted_is_in_the_figures() {
+    let restarted = |deed| acted(vec![act(900, deed), act(900, Deed::Rest)]).figures();
+    let (once, twice) = (restarted(Deed::Rest), restarted(Deed::Restart { farewell: true }));
+    assert_eq!((once.switches, once.blackouts.line().switches), (1, 1));
+    assert_eq!((twice.switches, twice.blackouts.line().switches), (2, 2));
+}
+
+#[test]
 fn what_a_stranger_has_shared_is_not_expected_back_in_the_end() {
     // Every NIC is on its VF for the first time while a function that is no VF is on its way out.
     let outcome = one(500_061, Profile::Hotplug, usize::MAX, &mut |_| {});

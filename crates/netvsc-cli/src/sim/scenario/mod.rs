@@ -15,14 +15,16 @@ use std::time::Duration;
 use serde::Serialize;
 use vmbus::Instant;
 
+use super::args::SimArgs;
 use super::deed::{Act, Deed};
-use super::line;
 use super::outcome::Figures;
 use super::script::Script;
 use super::system::System;
+use super::{headed, line};
 use crate::error::Error;
 use crate::event::Event;
 use crate::report::json;
+use crate::timeline::{Recorder, Target};
 pub(super) use catalogue::all;
 use expect::Expect;
 use setup::Set;
@@ -87,9 +89,13 @@ impl Scenario {
         Script { plan: setup::plan(self.setup), acts, rings: None, final_as_is: self.final_as_is }
     }
 
-    /// Plays it; `tell` hears of every event.
-    pub(super) fn play(&self, tell: &mut dyn FnMut(&Event)) -> Played {
-        let (played, told) = play(self.script(), tell);
+    /// Plays it; `tell` hears of every event. What happens is recorded if there is a place for it.
+    pub(super) fn play(
+        &self,
+        recorder: Option<&mut Option<Recorder>>,
+        tell: &mut dyn FnMut(&Event),
+    ) -> Played {
+        let (played, told) = play(self.script(), recorder, tell);
         let missed = || self.expect.iter().find_map(|expect| expect.missed(&told));
         let failure = played.failure.or_else(missed);
         Played { failure, ..played }
@@ -97,14 +103,24 @@ impl Scenario {
 }
 
 /// Plays a script; the events as they were told, too.
-fn play(script: Script, tell: &mut dyn FnMut(&Event)) -> (Played, Vec<(Instant, String)>) {
+fn play(
+    script: Script,
+    recorder: Option<&mut Option<Recorder>>,
+    tell: &mut dyn FnMut(&Event),
+) -> (Played, Vec<(Instant, String)>) {
     let mut told = Vec::new();
     let played = match System::new(script, usize::MAX) {
         Ok(mut system) => {
+            if recorder.is_some() {
+                system.record();
+            }
             let run = system.run(&mut |event| {
                 told.push((event.at, event.what.to_string()));
                 tell(event);
             });
+            if let Some(recorder) = recorder {
+                *recorder = system.recorded();
+            }
             Played { figures: system.figures(), failure: run.err() }
         }
         Err(what) => Played { figures: Figures::default(), failure: Some(what) },
@@ -125,18 +141,26 @@ pub(super) fn list(as_json: bool) -> Result<ExitCode, Error> {
 }
 
 /// Carries out `netvsc sim --scenario NAME`.
-pub(super) fn run(name: &str, as_json: bool) -> Result<ExitCode, Error> {
+pub(super) fn run(name: &str, args: &SimArgs) -> Result<ExitCode, Error> {
+    let as_json = args.json;
     let scenario = all().find(|scenario| scenario.name == name);
     let unknown = || Error::Run(format!("no scenario is called {name}; `--list` names them"));
     let scenario = scenario.ok_or_else(unknown)?;
     let mut written = Ok(());
-    let played = scenario.play(&mut |event| {
+    let picture = args.timeline.as_deref().map(Target::create).transpose()?;
+    let mut recorder = None;
+    let wanted = picture.is_some().then_some(&mut recorder);
+    let played = scenario.play(wanted, &mut |event| {
         if written.is_ok() {
             written = if as_json { json(event) } else { Ok(event.to_string()) }
                 .and_then(|text| line(&text));
         }
     });
     written?;
+    if let (Some(target), Some(recorder)) = (picture, recorder) {
+        let title = format!("netvsc sim --scenario {name}");
+        target.write(&recorder, &headed(title, &played.figures, played.failure.as_deref()))?;
+    }
     let Figures { frames_out, frames_in, switches, .. } = played.figures;
     let virtual_seconds = played.figures.virtual_micros as f64 / 1e6;
     if as_json {

@@ -6,7 +6,7 @@ use super::*;
 #[test]
 fn every_scenario_ends_as_it_should() {
     let failed: Vec<_> = all()
-        .filter_map(|scenario| Some((scenario.name, scenario.play(&mut |_| {}).failure?)))
+        .filter_map(|scenario| Some((scenario.name, scenario.play(None, &mut |_| {}).failure?)))
         .collect();
     assert!(failed.is_empty(), "{failed:#?}");
 }
@@ -15,7 +15,7 @@ fn every_scenario_ends_as_it_should() {
 fn no_expectation_is_met_where_nothing_happens() {
     let quiet =
         Script { plan: setup::plan(&[]), acts: Vec::new(), rings: None, final_as_is: false };
-    let (played, told) = play(quiet, &mut |_| {});
+    let (played, told) = play(quiet, None, &mut |_| {});
     assert_eq!(played.failure, None);
     let met =
         |scenario: &&Scenario| scenario.expect.iter().all(|expect| expect.missed(&told).is_none());
@@ -31,7 +31,7 @@ fn a_state_that_is_not_so_is_noticed() {
             let mut script = scenario.script();
             let wrong = if *state == "accelerated" { "waiting" } else { "accelerated" };
             script.acts[place].deed = Deed::See(wrong);
-            let failure = play(script, &mut |_| {}).0.failure.unwrap_or_default();
+            let failure = play(script, None, &mut |_| {}).0.failure.unwrap_or_default();
             assert!(failure.contains(wrong), "{}: {failure}", scenario.name);
         }
     }
@@ -62,4 +62,17 @@ fn the_document_lists_the_scenarios() {
     let listed = text.lines().skip_while(|line| !line.starts_with("| scenario |"));
     let listed = listed.skip(2).take_while(|line| line.starts_with('|')).count();
     assert_eq!(listed, all().count());
+}
+
+#[test]
+fn a_scenario_can_be_drawn() {
+    let scenario = all().find(|scenario| scenario.name == "torn-away-under-load").expect("it");
+    let mut recorder = None;
+    let played = scenario.play(Some(&mut recorder), &mut |_| {});
+    let heading = headed("one".into(), &played.figures, None);
+    let text = recorder.expect("a recording").picture(&heading);
+    let tree = roxmltree::Document::parse(&text).expect("well-formed");
+    let lanes = tree.descendants().filter(|node| node.attribute("class") == Some("lane")).count();
+    assert_eq!(lanes, played.figures.nics);
+    assert!(text.contains("the VF vanished"));
 }
