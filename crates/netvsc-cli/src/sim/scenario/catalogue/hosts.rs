@@ -146,7 +146,6 @@ pub(super) const ALL: &[Scenario] = &[
             (1000, 0, Deed::Lose(Path)),
             (1010, 0, TearAway(After(millis(50)))),
             (1200, 0, Give(Serial(1))),
-            (2000, 0, See("accelerated")),
         ],
         expect: &[
             Told(&["names serial 1", ON_VF, OFF_VF, BY_BOTH, ON_VF, "names serial 1"]),
