@@ -342,6 +342,16 @@ pub struct RunArgs {
     )]
     pub peer_tap: Option<TapName>,
 
+    /// The interface of the kernel's that is the first NIC's VF (needs root or CAP_NET_RAW)
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "tap",
+        help_heading = "Kernel traffic",
+        long_help = "The interface of the kernel's that is the first NIC's VF, where the host carries its frames over one (netvsc host --vf-peer): the other end of a veth pair. It gets the MAC that the host gave the VF, and is set up; its IPv6 is turned off. It may go down, go away and come back, under this name. Only with --host unix:PATH. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN"
+    )]
+    pub vf_link: Option<String>,
+
     /// How often VFs leave or return; 0 = never
     #[arg(
         long,

@@ -15,7 +15,8 @@
 //! - [`arena`]: that memory, dealt out in pieces;
 //! - [`socket`]: how such a guest and such a host find each other;
 //! - [`uio`]: devices of a real VMBus, driven from user space;
-//! - [`vf`]: interfaces of the kernel as ports of virtual functions.
+//! - [`vf`]: interfaces of the kernel as ports of virtual functions;
+//! - [`xdp`]: the same past the kernel's stack.
 
 pub mod arena;
 pub mod check;
@@ -32,6 +33,7 @@ pub mod udev;
 pub mod uio;
 pub mod vf;
 pub mod watch;
+pub mod xdp;
 
 pub use memfd::{MemfdError, SharedFile};
 pub use tap::{Offloaded, Tap, TapError, TapName, TapNameError};

@@ -10,7 +10,7 @@ use netvsc::nic::TxWork;
 use netvsc::rndis::PacketFilter;
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
 use netvsc::{MacAddress, PortError, PortLink, PortSettings, VfPort};
-use netvsc_linux::vf::{LinkState, PacketConfig, PacketPort, VfError};
+use netvsc_linux::vf::{LinkState, PacketConfig, PacketPort, Reception, VfError};
 
 use namespace::{Neighbour, exists, in_namespace, ip};
 
@@ -30,10 +30,15 @@ fn open(name: &str) -> PacketPort {
     PacketPort::open(name, PacketConfig::default()).expect("a port")
 }
 
-/// Both ends as ports, with carrier.
+/// Both ends as ports, with carrier. The second receives out of its socket's queue.
 fn ports() -> (PacketPort, PacketPort) {
+    ports_with(Reception::Queue)
+}
+
+fn ports_with(reception: Reception) -> (PacketPort, PacketPort) {
     pair();
-    let (mut a, mut b) = (open("va"), open("vb"));
+    let config = PacketConfig { reception, ..PacketConfig::default() };
+    let (mut a, mut b) = (open("va"), PacketPort::open("vb", config).expect("a port"));
     for port in [&mut a, &mut b] {
         until("it is up", || port.link() == PortLink::Up);
         port.configure(settings(1500)).expect("it takes that");
@@ -76,43 +81,55 @@ fn take(port: &mut PacketPort, count: usize) -> Vec<Vec<u8>> {
 #[test]
 fn frames_arrive_once_in_order_and_are_confirmed() {
     in_namespace("frames_arrive_once_in_order_and_are_confirmed", || {
-        let (mut a, mut b) = ports();
-        assert_eq!((a.permanent_mac(), b.permanent_mac()), (Some(A), Some(B)));
-        let (mut sent, mut got) = (0_u32, Vec::new());
-        while sent < 5_000 {
-            for _ in 0..50 {
-                let frame = frame(sent, 60 + sent as usize % 1455);
-                a.transmit(&frame).expect("room");
-                sent += 1;
-            }
-            a.flush();
-            assert_eq!(a.confirmed(), u64::from(sent), "the kernel has taken them");
-            b.receive(&mut |frame| got.push(frame.to_vec()));
+        for reception in [Reception::Queue, PacketConfig::default().reception] {
+            numbered(reception);
+            ip("link del va");
         }
-        until("all have arrived", || {
-            b.receive(&mut |frame| got.push(frame.to_vec()));
-            got.len() >= 5_000
-        });
-        for (number, got) in (0..).zip(&got) {
-            assert_eq!(*got, frame(number, 60 + number as usize % 1455));
-        }
-        // Neither sees what it sent itself.
-        assert_eq!(a.receive(&mut |_| {}), 0);
-        let counters = b.counters();
-        assert_eq!((counters.received, counters.unusable, counters.dropped), (5_000, 0, 0));
-        assert_eq!((a.counters().sent, a.counters().refused), (5_000, 0));
     });
+}
+
+fn numbered(reception: Reception) {
+    let (mut a, mut b) = ports_with(reception);
+    assert_eq!((a.permanent_mac(), b.permanent_mac()), (Some(A), Some(B)));
+    let (mut sent, mut got) = (0_u32, Vec::new());
+    while sent < 5_000 {
+        for _ in 0..50 {
+            let frame = frame(sent, 60 + sent as usize % 1455);
+            a.transmit(&frame).expect("room");
+            sent += 1;
+        }
+        a.flush();
+        assert_eq!(a.confirmed(), u64::from(sent), "the kernel has taken them");
+        b.receive(&mut |frame| got.push(frame.to_vec()));
+    }
+    until("all have arrived", || {
+        b.receive(&mut |frame| got.push(frame.to_vec()));
+        got.len() >= 5_000
+    });
+    for (number, got) in (0..).zip(&got) {
+        assert_eq!(*got, frame(number, 60 + number as usize % 1455));
+    }
+    // Neither sees what it sent itself.
+    assert_eq!(a.receive(&mut |_| {}), 0);
+    let counters = b.counters();
+    assert_eq!((counters.received, counters.unusable, counters.dropped), (5_000, 0, 0));
+    assert_eq!((a.counters().sent, a.counters().refused), (5_000, 0));
 }
 
 #[test]
 fn a_tag_that_the_kernel_took_out_is_put_back() {
     in_namespace("a_tag_that_the_kernel_took_out_is_put_back", || {
+        // One receives by a ring, the other out of a queue.
         let (mut a, mut b) = ports();
         let mut tagged = frame(7, 100);
         tagged.splice(12..12, [0x81, 0x00, 0x60, 0x05]);
-        a.transmit(&tagged).expect("room");
-        a.flush();
-        assert_eq!(take(&mut b, 1), [tagged]);
+        for (from, to) in [(true, false), (false, true)] {
+            let from = if from { &mut a } else { &mut b };
+            from.transmit(&tagged).expect("room");
+            from.flush();
+            let to = if to { &mut a } else { &mut b };
+            assert_eq!(take(to, 1), [tagged.clone()]);
+        }
     });
 }
 
@@ -294,10 +311,11 @@ fn one_that_is_deleted_or_moved_away_is_gone_for_good() {
 #[test]
 fn one_that_waits_is_woken_by_frames_and_changes_and_by_nothing_else() {
     in_namespace("one_that_waits_is_woken_by_frames_and_changes_and_by_nothing_else", || {
-        use rustix::event::{PollFd, Timespec, poll};
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let (mut a, mut b) = ports();
         let wait = |port: &PacketPort, millis: i64| {
-            let mut fds = port.descriptors().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
+            let ears = port.ears().descriptors();
+            let mut fds: Vec<_> = ears.iter().map(|fd| PollFd::new(&**fd, PollFlags::IN)).collect();
             let limit = Timespec { tv_sec: 0, tv_nsec: millis * 1_000_000 };
             poll(&mut fds, Some(&limit)).expect("polling works") > 0
         };
@@ -320,6 +338,9 @@ fn one_that_waits_is_woken_by_frames_and_changes_and_by_nothing_else() {
         assert!(wait(&b, 900), "the end");
         rest(&mut b);
         assert_eq!(b.link(), PortLink::Gone);
+        let ears = b.ears();
+        drop(b);
+        assert!(ears.descriptors().is_empty() && !ears.is_stuck());
     });
 }
 
@@ -331,7 +352,8 @@ fn what_cannot_be_a_port_is_refused() {
         assert!(matches!(refused("nowhere", default), VfError::Missing { .. }));
         assert!(matches!(refused("lo", default), VfError::NotEthernet { kind: 772, .. }));
         for (block_size, blocks) in [(4096, 8), (200_000, 8), (8 << 20, 8), (128 << 10, 1)] {
-            let config = PacketConfig { block_size, blocks, ..default };
+            let reception = Reception::Ring { block_size, blocks };
+            let config = PacketConfig { reception, ..default };
             assert!(matches!(refused("lo", config), VfError::Ring { .. }));
         }
         pair();

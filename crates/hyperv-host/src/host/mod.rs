@@ -181,6 +181,8 @@ pub struct Host {
     events: VecDeque<HostEvent>,
     pci_policy: PciPolicy,
     vf_features: VfFeatures,
+    /// The NIC whose VFs' frames go over an interface.
+    elsewhere_of: Option<usize>,
     /// Where the registers of VFs are, if the guest has to find them in other memory than this process's own.
     registers: Option<RegisterPool>,
 }
@@ -204,7 +206,8 @@ impl Host {
             owners: BTreeMap::new(),
             events: VecDeque::new(),
             pci_policy: pci,
-            vf_features: VfFeatures::all(),
+            vf_features: VfFeatures::WORK,
+            elsewhere_of: None,
             registers: None,
         }
     }
@@ -213,6 +216,12 @@ impl Host {
     /// number; the registers of a port that is gone are used again as late as can be.
     pub fn put_registers_into(&mut self, pages: SharedPages) {
         self.registers = Some(RegisterPool::new(pages));
+    }
+
+    /// Has the frames of VFs that this NIC gets from now on go over an interface ([`Host::vf_transmit`], [`Host::vf_receive`]), as
+    /// they do where a kernel drives the function.
+    pub fn carry_vf_elsewhere(&mut self, nic: usize) {
+        self.elsewhere_of = Some(nic);
     }
 
     /// Chooses what VFs that come from now on do to frames: everything, unless it is said.

@@ -10,7 +10,8 @@ use vpci::slot::DevFn;
 use super::device::{HostPci, HostPort};
 use super::{ActError, Host};
 use crate::pci::{FunctionSpec, MOST_PORTS, PciService};
-use crate::vf::{self, VfConfig, VfCounters, VfDevice, VfPace};
+use crate::switch::{Offered, Path, SwitchPort};
+use crate::vf::{self, VfConfig, VfCounters, VfDevice, VfFeatures, VfPace};
 
 /// A VF to be given to a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +140,11 @@ impl Host {
             if entry.vf.is_some() || ports.iter().any(|port| port.nic == *nic) {
                 return Err(ActError::VfPresent(*nic));
             }
-            let (mac, features) = (mac.unwrap_or(entry.service.mac()), self.vf_features);
+            let mac = mac.unwrap_or(entry.service.mac());
+            let features = match self.elsewhere_of == Some(*nic) {
+                true => VfFeatures::ELSEWHERE,
+                false => self.vf_features,
+            };
             let config = VfConfig { mac, link: true, features };
             let device = match &mut self.registers {
                 None => VfDevice::new(config, self.memory.clone()),
@@ -213,6 +218,36 @@ impl Host {
     ) -> Result<(), ActError> {
         let at = self.vf_at(nic)?;
         self.tear_away(at, then, now).ok_or(ActError::NoVf(nic))
+    }
+
+    /// A frame that the guest sent over the interface that carries its VF's frames
+    /// ([`VfFeatures::ELSEWHERE`](crate::vf::VfFeatures::ELSEWHERE)). One whose VF is gone meanwhile goes on like any other of the NIC's:
+    /// for how long, is the caller's to say.
+    pub fn vf_transmit(&mut self, nic: usize, frame: &[u8], now: Instant) -> Offered {
+        if let Some(port) = self.elsewhere(nic) {
+            return port.accept_from_guest(Path::Vf, frame, now);
+        }
+        let port = self.nics.get(nic).and_then(|nic| self.switch.port_mut(nic.port));
+        port.map_or(Offered::Busy, |port| port.accept_from_guest(Path::Synthetic, frame, now))
+    }
+
+    /// The next frame for the guest on such a VF. Give the buffer back with [`Host::recycle`].
+    pub fn vf_receive(&mut self, nic: usize, now: Instant) -> Option<Vec<u8>> {
+        self.elsewhere(nic)?.next_for_guest(Path::Vf, now)
+    }
+
+    /// Whether a NIC has such a VF, offered or on its way out.
+    #[must_use]
+    pub fn has_vf_elsewhere(&mut self, nic: usize) -> bool {
+        self.elsewhere(nic).is_some()
+    }
+
+    fn elsewhere(&mut self, nic: usize) -> Option<&mut SwitchPort> {
+        let at = self.vf_at(nic).ok()?;
+        let device = self.devices.get(at)?.port_of(nic)?;
+        let there = device.is_elsewhere() && !device.is_gone();
+        let port = self.nics.get(nic).filter(|_| there)?.port;
+        self.switch.port_mut(port)
     }
 
     /// Sets the link of a NIC's VF.

@@ -235,6 +235,10 @@ impl VfDevice {
             segment: Vec::with_capacity(LONGEST_FRAME),
         };
         device.show_status();
+        if device.is_elsewhere() {
+            // No driver will ring.
+            device.window.doorbell.ring();
+        }
         device
     }
 
@@ -281,6 +285,12 @@ impl VfDevice {
     #[must_use]
     pub fn link(&self) -> bool {
         self.link
+    }
+
+    /// Whether frames go over an interface instead.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.config.features.contains(VfFeatures::ELSEWHERE)
     }
 
     /// Whether the guest's doorbell rang since the last call.
@@ -334,11 +344,18 @@ impl VfDevice {
         if control != self.control {
             self.control = control;
             self.stop(port, State::Off);
-            if control & CONTROL_ON != 0 {
+            if control & CONTROL_ON != 0 && !self.config.features.contains(VfFeatures::ELSEWHERE) {
                 self.start(port);
             }
         } else if port.side_state(Path::Vf) == SideState::Absent {
             port.set_side(Path::Vf, SideState::Down);
+        }
+        if self.config.features.contains(VfFeatures::ELSEWHERE) {
+            let side = if self.link { SideState::Up } else { SideState::Down };
+            if port.side_state(Path::Vf) != side {
+                port.set_side(Path::Vf, side);
+            }
+            return;
         }
         let State::Running(queues) = &mut self.state else { return };
         let mut queues = AtWork {

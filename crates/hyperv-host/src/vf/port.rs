@@ -30,12 +30,26 @@ const BUFFERS_PER_PAGE: usize = PAGE_SIZE / LONGEST_FRAME;
 /// Where all counts start: shortly before they wrap, so that wrapping is nothing special.
 const FIRST: u32 = u32::MAX - 99;
 
+impl VfWindow {
+    /// The permanent MAC of the device with these registers, and its features.
+    #[must_use]
+    pub fn describe(&self) -> (MacAddress, VfFeatures) {
+        let [a, b, c, d] = load(&self.registers, MAC_LOW).to_le_bytes();
+        let [e, f, ..] = load(&self.registers, MAC_HIGH).to_le_bytes();
+        let features = VfFeatures::from_bits_truncate(load(&self.registers, FEATURES));
+        (MacAddress([a, b, c, d, e, f]), features)
+    }
+}
+
 /// A driver that could not take the device into use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// The registers do not belong to such a device, or it is gone.
     #[error("device id {0:#010x}: expected {DEVICE_ID:#010x}")]
     NotThere(u32),
+    /// Its frames go over an interface.
+    #[error("the device has no rings: its frames go over an interface of the kernel's")]
+    Elsewhere,
     /// The wished number of descriptors per ring.
     #[error("{0} descriptors per ring: expected a power of two from 2 to {MOST_DESCRIPTORS}")]
     Depth(u32),
@@ -88,11 +102,13 @@ impl SimulatedPort {
         if !(2..=MOST_DESCRIPTORS).contains(&depth) || !depth.is_power_of_two() {
             return Err(OpenError::Depth(depth));
         }
-        let [a, b, c, d] = load(&window.registers, MAC_LOW).to_le_bytes();
-        let [e, f, ..] = load(&window.registers, MAC_HIGH).to_le_bytes();
+        let (mac, features) = window.describe();
+        if features.contains(VfFeatures::ELSEWHERE) {
+            return Err(OpenError::Elsewhere);
+        }
         let buffer_pages = (depth as usize).div_ceil(BUFFERS_PER_PAGE);
         let mut port = Self {
-            mac: MacAddress([a, b, c, d, e, f]),
+            mac,
             depth,
             tx_ring: platform.allocate(1)?,
             rx_ring: platform.allocate(1)?,
@@ -104,7 +120,7 @@ impl SimulatedPort {
             tx_done: FIRST,
             confirmed: 0,
             ends: VecDeque::with_capacity(depth as usize),
-            features: VfFeatures::from_bits_truncate(load(&window.registers, FEATURES)),
+            features,
             rx_read: FIRST,
             frame: vec![0; LONGEST_FRAME].into(),
             cut_off: false,

@@ -60,7 +60,7 @@ fn wire(config: WireConfig, vf_transmit: VfTransmit) -> SwitchPort {
 impl World {
     fn new(to_peer: WireConfig) -> Self {
         let ram = GuestRam::new(5, 64);
-        let config = VfConfig { mac: MAC, link: true, features: VfFeatures::all() };
+        let config = VfConfig { mac: MAC, link: true, features: VfFeatures::WORK };
         let device = VfDevice::new(config, Arc::new(ram.clone()));
         let port = SimulatedPort::open(device.window(), &ram, DEPTH_USED).unwrap();
         let mut world = Self {
@@ -145,7 +145,7 @@ fn a_driver_takes_the_device_into_use() {
 fn the_link_is_down_until_the_device_has_taken_the_rings() {
     let ram = GuestRam::new(1, 64);
     let mut device = VfDevice::new(
-        VfConfig { mac: MAC, link: true, features: VfFeatures::all() },
+        VfConfig { mac: MAC, link: true, features: VfFeatures::WORK },
         Arc::new(ram.clone()),
     );
     let mut wire = wire(instant(), VfTransmit::Always);
@@ -433,7 +433,7 @@ fn a_dropped_driver_turns_the_device_off_and_the_next_one_starts_afresh() {
 fn a_driver_that_cannot_start_says_why() {
     let ram = GuestRam::new(1, 8);
     let device = VfDevice::new(
-        VfConfig { mac: MAC, link: true, features: VfFeatures::all() },
+        VfConfig { mac: MAC, link: true, features: VfFeatures::WORK },
         Arc::new(ram.clone()),
     );
     for depth in [0, 1, 3, 512] {
@@ -448,7 +448,7 @@ fn a_driver_that_cannot_start_says_why() {
 fn registers_and_window_are_what_the_layout_says() {
     let ram = GuestRam::new(1, 8);
     let device = VfDevice::new(
-        VfConfig { mac: MAC, link: false, features: VfFeatures::all() },
+        VfConfig { mac: MAC, link: false, features: VfFeatures::WORK },
         Arc::new(ram),
     );
     let mut bytes = [0; 0x18];
@@ -512,4 +512,24 @@ proptest! {
         }
         prop_assert_eq!(counters.rx_handed + left, u64::from(from_peer));
     }
+}
+
+#[test]
+fn a_device_whose_frames_go_elsewhere_has_a_mac_and_no_rings() {
+    let ram = GuestRam::new(5, 64);
+    let config = VfConfig { mac: MAC, link: true, features: VfFeatures::ELSEWHERE };
+    let mut device = VfDevice::new(config, Arc::new(ram.clone()));
+    let mut wire = wire(WireConfig::instant(), VfTransmit::Always);
+    assert!(device.is_elsewhere() && device.take_doorbell(), "nobody else rings");
+    device.poll(NOW, &mut wire);
+    assert_eq!(wire.side_state(Path::Vf), SideState::Up);
+    assert_eq!(device.window().describe(), (MAC, VfFeatures::ELSEWHERE));
+    let refused = SimulatedPort::open(device.window(), &ram, DEPTH_USED).unwrap_err();
+    assert_eq!(refused, OpenError::Elsewhere);
+    // What waits for the guest stays where whoever carries it finds it.
+    assert_eq!(wire.peer_transmit(&frame(7), NOW), Offered::Accepted);
+    device.poll(NOW, &mut wire);
+    assert_eq!(wire.next_for_guest(Path::Vf, NOW).map(|frame| number(&frame)), Some(7));
+    device.tear_away(&mut wire);
+    assert_eq!(wire.side_state(Path::Vf), SideState::Absent);
 }

@@ -16,7 +16,7 @@ use crate::switch::{Offered, Path, SwitchPort};
 const ADDRESSES: usize = 12;
 
 bitflags::bitflags! {
-    /// What a device does to frames on their way out.
+    /// What a device does to frames on their way out, and whether it carries them at all.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct VfFeatures: u32 {
         /// It computes checksums: the IPv4 header's, TCP's and UDP's.
@@ -25,6 +25,10 @@ bitflags::bitflags! {
         const LARGE_SEND = 2;
         /// It puts 802.1Q tags in.
         const TAG = 4;
+        /// It has no rings: frames go over an interface that guest and host both have, and which is theirs to find.
+        const ELSEWHERE = 8;
+        /// All that it can do to frames.
+        const WORK = Self::CHECKSUM.bits() | Self::LARGE_SEND.bits() | Self::TAG.bits();
     }
 }
 

@@ -66,6 +66,9 @@ impl RunArgs {
             }
             _ => {}
         }
+        if self.host == HostChoice::Uio && self.vf_link.is_some() {
+            return Err(conflict("--vf-link goes with --host unix:PATH".into()));
+        }
         if self.host == HostChoice::Uio {
             return match of_transfer {
                 Some(option) => Err(conflict(format!(
@@ -84,6 +87,9 @@ impl RunArgs {
         if let Some(option) = of_tap.filter(|_| self.tap.is_none()) {
             let message = format!("{option} goes with --tap NAME or --host uio");
             return Err((ErrorKind::MissingRequiredArgument, message));
+        }
+        if self.vf_link.is_some() && !matches!(self.host, HostChoice::Unix(_)) {
+            return Err(conflict("--vf-link goes with --host unix:PATH".into()));
         }
         match of_process {
             Some(option) if !matches!(self.host, HostChoice::Unix(_)) => {

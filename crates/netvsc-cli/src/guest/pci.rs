@@ -48,6 +48,7 @@ enum Rest {
 struct Present<P> {
     /// Its name in pairing.
     id: PairingFunction,
+    function: Function,
     /// Its ports, if there is a driver for it.
     ports: Vec<PresentPort<P>>,
     /// Whether the host waits for it.
@@ -268,7 +269,7 @@ impl<M: Machine> Guest<M> {
             },
             now,
         );
-        let mut present = Present { id, ports: Vec::new(), ejecting: false };
+        let mut present = Present { id, function: *function, ports: Vec::new(), ejecting: false };
         // Disks and the like have drivers of their own; they are known here so that their serials are.
         if description.class == NETWORK {
             present.ports = self.open_ports(bus, function, id, now);
@@ -304,6 +305,46 @@ impl<M: Machine> Guest<M> {
             }
         }
         ports
+    }
+
+    /// The driver of a bus's functions has lost their device to something else than the host: its ports are gone.
+    pub fn driver_stopped(&mut self, bus: Guid, now: Instant) {
+        for nic in &mut self.nics {
+            if nic.bound.is_some_and(|bound| bound.bus == bus)
+                && let Some(adapter) = nic.adapter_mut()
+            {
+                adapter.port_gone(now);
+                nic.rung = true;
+            }
+        }
+        let Some(device) = self.buses.get_mut(&bus) else { return };
+        let functions = device.functions.values_mut();
+        let ports: Vec<_> =
+            functions.flat_map(|present| std::mem::take(&mut present.ports)).collect();
+        for PresentPort { id, .. } in ports {
+            let stale = self.pairing.port_left(id, now).err();
+            self.note_stale(stale);
+        }
+    }
+
+    /// The driver of a bus's functions can start: those without ports are handed to it. True if it took any.
+    pub fn driver_started(&mut self, bus: Guid, now: Instant) -> bool {
+        let Some(device) = self.buses.get(&bus) else { return false };
+        let idle = |present: &&Present<_>| {
+            let network = present.function.description.class == NETWORK;
+            network && present.ports.is_empty() && !present.ejecting
+        };
+        let idle = device.functions.values().filter(idle);
+        let idle: Vec<_> = idle.map(|present| (present.id, present.function)).collect();
+        let mut any = false;
+        for (id, function) in idle {
+            let ports = self.open_ports(bus, &function, id, now);
+            any |= !ports.is_empty();
+            if let Some(device) = self.buses.get_mut(&bus) {
+                device.set_ports(function.id, ports);
+            }
+        }
+        any
     }
 
     fn function_left(&mut self, bus: Guid, function: &Function, why: &str, now: Instant) {

@@ -19,7 +19,7 @@ use vmbus::time::earliest;
 
 use crate::error::Error;
 use crate::event::{Event, What};
-use crate::remote::{Attention, RemoteHost};
+use crate::remote::{Attention, RemoteHost, VfLink};
 use crate::report::Report;
 use crate::run::Plan;
 use crate::scenario::{Order, Removal, Script};
@@ -51,6 +51,8 @@ struct Server<'a> {
     plan: Plan,
     scripts: Vec<Script>,
     peers: Peers,
+    /// The interface that carries the frames of the first NIC's VF.
+    link: Option<VfLink>,
     guest: Option<RemoteHost>,
     events: VecDeque<Event>,
     started: Clock,
@@ -62,6 +64,7 @@ impl<'a> Server<'a> {
         // Everything that can be refused comes first, so that a refused start leaves nothing behind.
         let listener = Listener::bind(&args.listen)?;
         let peers = Peers::open(args.peer_tap.as_ref(), args.nics.into())?;
+        let link = args.vf_peer.as_deref().map(VfLink::open).transpose()?;
         let plan = Plan::new(args.seed, args.nics.into(), true);
         Ok(Self {
             args,
@@ -69,6 +72,7 @@ impl<'a> Server<'a> {
             plan,
             scripts: Vec::new(),
             peers,
+            link,
             guest: None,
             events: VecDeque::new(),
             started: Clock::now(),
@@ -143,7 +147,12 @@ impl<'a> Server<'a> {
             }
         }
         let Some(guest) = &mut self.guest else { return Ok(false) };
-        let mut moved = guest.settle(now);
+        let mut moved = false;
+        // What came over an interface was sent before what the guest says now.
+        if let (Some(link), Some(host)) = (&mut self.link, guest.host()) {
+            moved |= link.carry(host, now);
+        }
+        moved |= guest.settle(now);
         // What the guest had sent when it asked has arrived now.
         if asked && let Some(host) = guest.host() {
             let account = account(host, self.plan.nics.len());
@@ -151,6 +160,9 @@ impl<'a> Server<'a> {
         }
         if let Some(host) = guest.host() {
             moved |= self.peers.carry(host, now)?;
+            if let Some(link) = &mut self.link {
+                moved |= link.carry(host, now);
+            }
         }
         moved |= self.handle_events(now);
         moved |= self.follow_scripts(now)?;
@@ -173,6 +185,9 @@ impl<'a> Server<'a> {
         for (number, planned) in self.plan.nics.iter().enumerate() {
             let Some(host) = guest.host() else { return Ok(()) };
             host.add_nic(planned.nic.clone(), now);
+            if number == 0 && self.link.is_some() {
+                host.carry_vf_elsewhere(number);
+            }
             if !self.args.without_vfs {
                 let added = host.add_vf(number, planned.vf, now);
                 added.map_err(|error| Error::Run(error.to_string()))?;
@@ -276,11 +291,13 @@ impl<'a> Server<'a> {
         let mut at = end;
         if let Some(guest) = &self.guest {
             let scripts = crate::scenario::deadline(&self.scripts, now);
-            at = [guest.deadline(), scripts, self.peers.deadline(now), self.next_statistics]
+            let link = self.link.as_ref().and_then(|link| link.deadline(now));
+            at = [guest.deadline(), scripts, self.peers.deadline(now), self.next_statistics, link]
                 .into_iter()
                 .fold(at, earliest);
         }
         let timeout = at.map(|at| at.since(now)).and_then(|span| Timespec::try_from(span).ok());
+        let ears = self.link.as_ref().map(VfLink::ears).unwrap_or_default();
         let mut fds = vec![
             PollFd::from_borrowed_fd(service.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
@@ -290,6 +307,7 @@ impl<'a> Server<'a> {
             fds.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
             let line = self.peers.line();
             fds.extend(line.map(|(line, flags)| PollFd::from_borrowed_fd(line.as_fd(), flags)));
+            fds.extend(ears.iter().map(|ear| PollFd::new(&**ear, PollFlags::IN)));
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),

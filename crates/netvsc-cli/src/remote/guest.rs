@@ -8,7 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant as Clock;
 
-use hyperv_host::vf::{SimulatedPort, VfWindow};
+use hyperv_host::vf::{SimulatedPort, VfFeatures, VfWindow};
 use netvsc_linux::SharedFile;
 use netvsc_linux::arena::Arena;
 use netvsc_linux::socket::{
@@ -22,6 +22,7 @@ use vmbus::synic::{EventFlags, SynicError};
 use vmbus::{ChannelId, ConnectionId, Doorbell, Guid, Instant, SignalFlag};
 use vpci::bus::Function;
 
+use super::port::{Change, KernelLink, RemotePort};
 use super::{FIRST_FRAME, PATIENCE};
 use crate::error::Error;
 use crate::guest::{Guest, Machine, Sink};
@@ -55,6 +56,9 @@ pub enum Gone {
     /// Its memory cannot be used, or no memory can be had.
     #[error(transparent)]
     Memory(#[from] netvsc_linux::MemfdError),
+    /// Interfaces cannot be followed.
+    #[error(transparent)]
+    Netlink(#[from] netvsc_linux::netlink::NetlinkError),
     /// The system says no.
     #[error(transparent)]
     System(#[from] io::Error),
@@ -101,6 +105,8 @@ struct Wiring {
     windows: BTreeMap<Guid, (u32, u32)>,
     /// Ports that are open.
     open: Vec<Window>,
+    /// The interface for a VF whose frames go over one.
+    link: Option<KernelLink>,
 }
 
 /// The guest's machine on a host in another process.
@@ -120,7 +126,7 @@ impl Platform for RemoteMachine {
 
 impl Machine for RemoteMachine {
     type Doorbell = RemoteDoorbell;
-    type Port = SimulatedPort;
+    type Port = RemotePort;
 
     fn doorbell(&mut self, connection: ConnectionId) -> RemoteDoorbell {
         let flag = Talk::flag_of(connection.0);
@@ -129,9 +135,9 @@ impl Machine for RemoteMachine {
 
     fn forget_doorbell(&mut self, _: ConnectionId) {}
 
-    fn open_ports(&mut self, bus: Guid, _: &Function) -> Result<Vec<SimulatedPort>, String> {
+    fn open_ports(&mut self, bus: Guid, _: &Function) -> Result<Vec<RemotePort>, String> {
         let mut wiring = self.wiring.borrow_mut();
-        let Wiring { registers, windows, open } = &mut *wiring;
+        let Wiring { registers, windows, open, link } = &mut *wiring;
         let missing = "its registers cannot be mapped";
         let (first, ports) = *windows.get(&bus).ok_or(missing)?;
         let file = registers.as_ref().ok_or(missing)?;
@@ -143,8 +149,14 @@ impl Machine for RemoteMachine {
             let (doorbell, interrupt) = (SignalFlag::new(), SignalFlag::new());
             let window =
                 VfWindow { registers, doorbell: doorbell.clone(), interrupt: interrupt.clone() };
+            let (mac, features) = window.describe();
+            if features.contains(VfFeatures::ELSEWHERE) {
+                let name = "its frames go over an interface of the kernel's: say which (--vf-link)";
+                opened.push(link.as_mut().ok_or(name)?.open(bus, mac)?);
+                continue;
+            }
             let port = SimulatedPort::open(window, &*self.arena, VF_DEPTH);
-            opened.push(port.map_err(|error| error.to_string())?);
+            opened.push(RemotePort::Simulated(Box::new(port.map_err(|error| error.to_string())?)));
             open.push(Window { bus, page: at, doorbell, interrupt });
         }
         Ok(opened)
@@ -168,14 +180,15 @@ pub struct RemoteGuest {
 
 impl RemoteGuest {
     /// Connects to the host that listens at `path` and shares `pages` pages of memory with it. Contact over the bus has not been
-    /// made yet.
-    pub fn connect(path: &Path, pages: usize) -> Result<Self, Gone> {
+    /// made yet. `vf` is the interface for a VF whose frames go over one.
+    pub fn connect(path: &Path, pages: usize, vf: Option<&str>) -> Result<Self, Gone> {
         let link = Link::new(connect(path)?)?;
         let file = SharedFile::create("netvsc guest", pages)?;
         let arena = Rc::new(Arena::new(file, FIRST_FRAME, TALK_PAGES));
         let talk = Talk::new(&arena.reserved()?).ok_or(netvsc_linux::MemfdError::Pages(pages))?;
         let (to_host, to_guest) = (Rc::new(Bell::new()?), Bell::new()?);
-        let wiring = Rc::new(RefCell::new(Wiring::default()));
+        let interface = vf.map(KernelLink::new).transpose()?;
+        let wiring = Rc::new(RefCell::new(Wiring { link: interface, ..Wiring::default() }));
         let machine = RemoteMachine {
             arena: arena.clone(),
             signals: talk.signals.clone(),
@@ -258,6 +271,9 @@ impl RemoteGuest {
                     let mut wiring = self.wiring.borrow_mut();
                     wiring.windows.remove(&instance);
                     wiring.open.retain(|window| window.bus != instance);
+                    if let Some(link) = &mut wiring.link {
+                        link.forget(instance);
+                    }
                 }
                 GuestEvent::Account(account) => self.account = Some(account),
                 GuestEvent::Refused { why, detail } => return Err(Gone::Refused { why, detail }),
@@ -274,7 +290,7 @@ impl RemoteGuest {
     pub fn settle(&mut self, now: Instant, sink: &mut Sink<'_>) -> Result<bool, Gone> {
         self.hear()?;
         let _ = self.to_guest.take();
-        let mut any = false;
+        let mut any = self.follow_link(now);
         loop {
             let mut moved = self.take_in(now);
             moved |= self.guest.poll(now, sink);
@@ -285,6 +301,41 @@ impl RemoteGuest {
             }
             any = true;
         }
+    }
+
+    /// Does what an interface of the kernel's asks for. True if there was anything.
+    fn follow_link(&mut self, now: Instant) -> bool {
+        let (changes, bus) = match &mut self.wiring.borrow_mut().link {
+            Some(link) => (link.look(now), link.bus),
+            None => return false,
+        };
+        let Some(bus) = bus else { return !changes.is_empty() };
+        for change in &changes {
+            match change {
+                Change::Work => self.guest.port_interrupt(bus),
+                Change::Gone => self.guest.driver_stopped(bus, now),
+                Change::There => {
+                    self.guest.driver_started(bus, now);
+                }
+            }
+        }
+        !changes.is_empty()
+    }
+
+    /// How often an interface of the kernel's went, or lost its carrier, by itself.
+    pub fn link_losses(&self) -> u64 {
+        self.wiring.borrow().link.as_ref().map_or(0, |link| link.losses)
+    }
+
+    /// What to wait for on behalf of such an interface.
+    pub fn ears(&self) -> Vec<std::sync::Arc<OwnedFd>> {
+        self.wiring.borrow().link.as_ref().map(KernelLink::ears).unwrap_or_default()
+    }
+
+    /// When to do something although nothing came.
+    pub fn deadline(&self) -> Option<Instant> {
+        let link = self.wiring.borrow().link.as_ref().and_then(KernelLink::deadline);
+        vmbus::time::earliest(self.guest.deadline(), link)
     }
 
     fn take_in(&mut self, now: Instant) -> bool {

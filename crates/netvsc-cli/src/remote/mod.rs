@@ -2,9 +2,12 @@
 
 mod guest;
 mod host;
+mod link;
+mod port;
 
 pub(crate) use guest::{Gone, RemoteGuest};
 pub(crate) use host::{Attention, RemoteHost};
+pub(crate) use link::VfLink;
 
 use std::time::Duration;
 

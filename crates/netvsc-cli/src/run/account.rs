@@ -24,6 +24,8 @@ pub struct Account {
     pub dropped: u64,
     /// Frames that went down with VFs.
     pub perished: Perished,
+    /// Frames that an interface of the kernel's had taken when it went, or that it had not given yet.
+    pub swallowed: u64,
     /// Frames that the guest sent on VFs.
     pub frames_vf: u64,
     /// Frames that the guest sent on synthetic paths.
@@ -109,7 +111,12 @@ impl Account {
     pub fn lost(&self) -> u64 {
         let sent = self.accepted.saturating_sub(self.arrived);
         let received = self.given.saturating_sub(self.passed_up + self.perished.received_surprise);
-        sent + received + self.dropped
+        (sent + received + self.dropped).saturating_sub(self.swallowed)
+    }
+
+    /// An interface of the kernel's went without a word, and nobody can tell what it took with it: what is missing was in it.
+    pub fn swallow(&mut self) {
+        self.swallowed = self.lost();
     }
 
     /// Frames that arrived more often than they were sent.
@@ -131,7 +138,9 @@ impl Account {
             frames_vf: self.frames_vf,
             frames_synthetic: self.frames_synthetic,
             frames_lost_orderly: self.lost(),
-            frames_perished_surprise: self.perished.sent_surprise + self.perished.received_surprise,
+            frames_perished_surprise: self.perished.sent_surprise
+                + self.perished.received_surprise
+                + self.swallowed,
             frames_resent: self.frames_resent,
             frames_duplicated: self.duplicated(),
             blackouts: self.blackouts.line(),

@@ -4,7 +4,7 @@ mod kernel;
 mod transfer;
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
@@ -55,13 +55,15 @@ struct Session {
     surprises: u64,
     started: Clock,
     mtu: u32,
+    /// The interface for a VF whose frames go over one.
+    vf: Option<String>,
 }
 
 impl Session {
-    fn new(path: &Path, mtu: u32) -> Self {
+    fn new(path: &Path, mtu: u32, vf: Option<String>) -> Self {
         let (path, events) = (path.to_owned(), VecDeque::new());
         let (ejects, surprises) = (0, 0);
-        Self { path, remote: None, events, ejects, surprises, started: Clock::now(), mtu }
+        Self { path, remote: None, events, ejects, surprises, started: Clock::now(), mtu, vf }
     }
 
     fn now(&self) -> Instant {
@@ -75,7 +77,7 @@ impl Session {
 
     /// Connects, and makes contact over the bus.
     fn connect(&mut self, capture: Option<&Capture>) -> Result<(), Gone> {
-        let mut remote = RemoteGuest::connect(&self.path, PAGES)?;
+        let mut remote = RemoteGuest::connect(&self.path, PAGES, self.vf.as_deref())?;
         if let Some(capture) = capture {
             remote.guest.capture_into(capture.clone());
         }
@@ -134,7 +136,7 @@ impl Session {
 
     /// When something happens next although nobody does anything.
     fn deadline(&self) -> Option<Instant> {
-        self.remote.as_ref().and_then(|remote| remote.guest.deadline())
+        self.remote.as_ref().and_then(RemoteGuest::deadline)
     }
 
     /// Sleeps until the host, one of `others`, or the moment `at` wants attention.
@@ -146,7 +148,9 @@ impl Session {
     ) -> Result<(), Error> {
         let at = vmbus::time::earliest(at, self.deadline());
         let timeout = at.map(|at| at.since(now)).and_then(|span| Timespec::try_from(span).ok());
-        let own = self.remote.iter().flat_map(RemoteGuest::descriptors);
+        let ears: Vec<_> = self.remote.iter().flat_map(RemoteGuest::ears).collect();
+        let ears = ears.iter().map(|ear| (ear.as_fd(), PollFlags::IN));
+        let own = self.remote.iter().flat_map(RemoteGuest::descriptors).chain(ears);
         let all = others.iter().copied().chain(own);
         let mut fds: Vec<_> = all.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
         match poll(&mut fds, timeout.as_ref()) {
@@ -179,7 +183,10 @@ impl Session {
             end,
             ..Facts::default()
         };
-        let account = Account::remote(answer?, &remote.guest);
+        let mut account = Account::remote(answer?, &remote.guest);
+        if self.vf.is_some() && (facts.surprises > 0 || remote.link_losses() > 0) {
+            account.swallow();
+        }
         remote.leave(end);
         Some((account, facts))
     }

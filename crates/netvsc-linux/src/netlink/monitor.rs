@@ -1,6 +1,7 @@
 //! Links, addresses, routes and neighbours as they come and go.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -52,7 +53,7 @@ pub enum Event {
 /// An ear for events. It is ready when its descriptor is readable.
 #[derive(Debug)]
 pub struct Monitor {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     buffer: Vec<u8>,
 }
 
@@ -63,6 +64,17 @@ impl AsFd for Monitor {
 }
 
 impl Monitor {
+    /// Its descriptor, for those who wait and do not have it.
+    pub(crate) fn ear(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    /// Another handle of its descriptor, for those who wait.
+    #[must_use]
+    pub fn handle(&self) -> Arc<OwnedFd> {
+        self.fd.clone()
+    }
+
     /// Listens in the network namespace of this thread. No privilege is needed. To miss nothing, listen first and ask for
     /// what is there afterwards.
     ///
@@ -70,7 +82,7 @@ impl Monitor {
     /// [`NetlinkError::Open`] if there is no netlink here.
     pub fn open(topics: Topics) -> Result<Self, NetlinkError> {
         let fd = open(topics.bits()).map_err(|error| NetlinkError::Open(error.into()))?;
-        Ok(Self { fd, buffer: vec![0; DATAGRAM] })
+        Ok(Self { fd: Arc::new(fd), buffer: vec![0; DATAGRAM] })
     }
 
     /// Everything that has happened since the last call; does not wait. What cannot be read is left out.

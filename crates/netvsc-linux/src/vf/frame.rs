@@ -3,8 +3,21 @@
 use netvsc::nic::{Cut, fill_checksums};
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
 
+use super::request::Along;
+
 /// Bytes of `struct virtio_net_hdr`.
 pub(super) const HEADER: usize = 10;
+
+/// Bytes of both addresses, behind which a tag goes.
+pub(super) const ADDRESSES: usize = 12;
+/// Bytes of a tag.
+pub(super) const TAG: usize = 4;
+
+/// A frame's status says that there is a tag, and that its kind is told.
+const TAG_VALID: u32 = 0x10;
+const TAG_KIND_VALID: u32 = 0x40;
+/// 802.1Q.
+const TAG_KIND: u16 = 0x8100;
 
 const NEEDS_CHECKSUM: u8 = 1;
 /// The kind of a segment that is to be cut; the highest bit says that it has signs of congestion.
@@ -26,11 +39,24 @@ pub(super) struct Tag {
 }
 
 impl Tag {
+    /// The tag of a frame with this status.
+    pub(super) fn of(status: u32, kind: u16, control: u16) -> Option<Self> {
+        let kind = if status & TAG_KIND_VALID == 0 { TAG_KIND } else { kind };
+        (status & TAG_VALID != 0).then_some(Self { kind, control })
+    }
+
     /// The four bytes of it.
     pub(super) fn bytes(self) -> [u8; 4] {
         let [a, b] = self.kind.to_be_bytes();
         let [c, d] = self.control.to_be_bytes();
         [a, b, c, d]
+    }
+}
+
+impl Along {
+    /// The tag that was taken out of the frame.
+    pub(super) fn tag(&self) -> Option<Tag> {
+        Tag::of(self.status, self.tag_kind, self.tag)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod batch;
 mod frame;
+mod membership;
 mod packet;
 #[expect(
     unsafe_code,
@@ -20,8 +21,10 @@ use rustix::io::Errno;
 
 use crate::netlink::NetlinkError;
 
-pub use packet::{PacketConfig, PacketCounters, PacketPort};
+pub(crate) use membership::Memberships;
+pub use packet::{PacketConfig, PacketCounters, PacketPort, PortEars, Reception};
 pub use watch::LinkState;
+pub(crate) use watch::Watch;
 
 /// Why an interface cannot be used as a port.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,9 @@ pub enum VfError {
         /// Number of blocks.
         blocks: usize,
     },
+    /// A number of frames that makes no ring.
+    #[error("rings of {0} frames: expected a power of two from 64 to 4096")]
+    Depth(u32),
     /// The caller may not do this.
     #[error(
         "not allowed to {doing} ({cause}): run as root or with the capabilities CAP_NET_RAW and CAP_NET_ADMIN"
@@ -73,10 +79,16 @@ pub enum VfError {
     Netlink(#[from] NetlinkError),
 }
 
-/// The error for what the kernel said to an attempt.
-fn failure(doing: &'static str) -> impl Fn(Errno) -> VfError {
-    move |cause| match cause {
-        Errno::PERM | Errno::ACCESS => VfError::NotPermitted { doing, cause },
-        cause => VfError::Kernel { doing, cause },
+impl VfError {
+    /// The error for what the kernel said to an attempt.
+    pub(crate) fn from_attempt(doing: &'static str, cause: Errno) -> Self {
+        match cause {
+            Errno::PERM | Errno::ACCESS => Self::NotPermitted { doing, cause },
+            cause => Self::Kernel { doing, cause },
+        }
     }
+}
+
+fn failure(doing: &'static str) -> impl Fn(Errno) -> VfError {
+    move |cause| VfError::from_attempt(doing, cause)
 }

@@ -1,26 +1,27 @@
 //! A port by packet sockets (AF_PACKET).
 //!
-//! Frames come out of a ring that the kernel fills (TPACKET_V3). They go to the kernel in batches, past its queues
+//! Frames come out of a ring that the kernel fills (TPACKET_V3), or of the socket's queue: see [`Reception`]. They go to the kernel in batches, past its queues
 //! (PACKET_QDISC_BYPASS), by `sendmmsg` and not by a ring: a device on which a frame changes hands, as on a veth, calls a slot of the
 //! ring free while the frame is still read, so that it would be overwritten. What the kernel has taken is copied, and that is
 //! what is confirmed.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use netvsc::MacAddress;
 use netvsc::nic::TxWork;
 use netvsc::port::{PathOffloads, PortError, PortLink, PortSettings, VfPort};
-use netvsc::rndis::PacketFilter;
 use netvsc::rndis::offload::{ChecksumSet, IpOffloads};
-use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use vmbus::memory::SharedMemory;
 
 use super::batch::{Batch, Sent};
-use super::frame::{HEADER, finish};
-use super::request::{self, Membership, RingRequest, Setting};
-use super::ring::{Entry, Next, Ring};
+use super::frame::{ADDRESSES, HEADER, TAG, Unfinished, finish};
+use super::membership::Memberships;
+use super::request::{self, RingRequest, Setting, Slot};
+use super::ring::{Next, Ring};
 use super::watch::{LinkState, Watch};
 use super::{VfError, failure};
 use crate::mapping::map_file;
@@ -36,10 +37,26 @@ const ETHERNET_AND_TAG: usize = 18;
 /// Milliseconds after which frames are shown though their block is not full. Less there is not.
 const PATIENCE: u32 = 1;
 /// Frames that are handed on before whoever receives them gets to do something else.
-const BURST: usize = 1024;
-/// PACKET_MR_PROMISC and PACKET_MR_ALLMULTI.
-const PROMISCUOUS: u16 = 1;
-const ALL_MULTICAST: u16 = 2;
+const BURST: usize = 4096;
+
+/// Frames taken out of a socket's queue at once.
+const SLOTS: usize = 32;
+/// Bytes that may wait in a socket's queue, of which the kernel counts about half for itself.
+const QUEUE: usize = 8 << 20;
+
+/// How frames come from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reception {
+    /// In blocks of a ring that both map. A block that is not full is shown a millisecond after its first frame.
+    Ring {
+        /// Bytes of each block: a power of two from 128 KiB to 4 MiB.
+        block_size: usize,
+        /// Number of blocks: 2 to 1024.
+        blocks: usize,
+    },
+    /// Out of the socket's queue, at once: where what comes by another way must not overtake them.
+    Queue,
+}
 
 /// How a port is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +64,8 @@ pub struct PacketConfig {
     /// The MAC that the function has from its host; the interface gets it if it has another. Without it the port has the
     /// interface's permanent one, or the present one if the driver tells none.
     pub mac: Option<MacAddress>,
-    /// Bytes of each block of the receive ring: a power of two from 128 KiB to 4 MiB.
-    pub block_size: usize,
-    /// Blocks of the receive ring: 2 to 1024.
-    pub blocks: usize,
+    /// How frames come.
+    pub reception: Reception,
     /// Whether the port asks for large sends and receives all there is (MTU-sized frames only, if not).
     pub large_sends: bool,
 }
@@ -58,7 +73,8 @@ pub struct PacketConfig {
 impl Default for PacketConfig {
     /// A ring of 4 MiB.
     fn default() -> Self {
-        Self { mac: None, block_size: 128 << 10, blocks: 32, large_sends: true }
+        let reception = Reception::Ring { block_size: 128 << 10, blocks: 32 };
+        Self { mac: None, reception, large_sends: true }
     }
 }
 
@@ -84,15 +100,16 @@ pub struct PacketCounters {
 pub struct PacketPort {
     watch: Watch,
     mac: Option<MacAddress>,
-    receiver: OwnedFd,
-    ring: Ring,
-    sender: OwnedFd,
+    receiver: Arc<OwnedFd>,
+    source: Source,
+    sender: Arc<OwnedFd>,
     batch: Batch,
+    /// Frames wait in it that the kernel did not take.
+    stuck: Arc<AtomicBool>,
     large_sends: bool,
     /// MTU that the NIC has.
     mtu: u32,
-    /// Memberships that are held, by their kinds.
-    held: [(u16, bool); 2],
+    memberships: Memberships,
     confirmed: u64,
     /// Frames that were not sent when the link went down. They are sent elsewhere; they count as confirmed when it is up again.
     cut_off: u64,
@@ -107,34 +124,15 @@ impl PacketPort {
     /// # Errors
     /// [`VfError`].
     pub fn open(name: &str, config: PacketConfig) -> Result<Self, VfError> {
-        let PacketConfig { mac, block_size, blocks, large_sends } = config;
-        let sizes = (128 << 10)..=(4 << 20);
-        if !sizes.contains(&block_size)
-            || !block_size.is_power_of_two()
-            || !(2..=1024).contains(&blocks)
-        {
-            return Err(VfError::Ring { block_size, blocks });
-        }
+        let PacketConfig { mac, reception, large_sends } = config;
+        reception.check()?;
         let mut watch = Watch::open(name)?;
         watch.prepare(mac)?;
         let index = watch.link().index as i32;
         let (receiver, sender) = (packet_socket()?, packet_socket()?);
-        set(&receiver, Setting::Version, VERSION, "choose the layout of the ring")?;
         set(&receiver, Setting::Header, 1, "ask for offloads")?;
         set(&receiver, Setting::IgnoreOutgoing, 1, "ignore frames of its own")?;
-        let request = RingRequest {
-            block_size: block_size as u32,
-            blocks: blocks as u32,
-            frame_size: 2048,
-            frames: (block_size / 2048 * blocks) as u32,
-            patience: PATIENCE,
-            private_size: 0,
-            features: 0,
-        };
-        request::set(&receiver, Setting::ReceiveRing, &request)
-            .map_err(failure("make a receive ring"))?;
-        let pages = block_size * blocks / vmbus::memory::PAGE_SIZE;
-        let memory = map_file(&receiver, 0, pages, &[]).map_err(failure("map the receive ring"))?;
+        let source = Source::make(&receiver, reception)?;
         request::bind(&receiver, index, EVERYTHING).map_err(failure("bind to the interface"))?;
         set(&sender, Setting::Header, 1, "ask for offloads")?;
         set(&sender, Setting::Bypass, 1, "go past the queues")?;
@@ -143,13 +141,14 @@ impl PacketPort {
         Ok(Self {
             watch,
             mac,
-            receiver,
-            ring: Ring::new(memory, block_size),
-            sender,
+            receiver: Arc::new(receiver),
+            source,
+            sender: Arc::new(sender),
             batch: Batch::new(),
+            stuck: Arc::default(),
             large_sends,
             mtu: 1500,
-            held: [(PROMISCUOUS, false), (ALL_MULTICAST, false)],
+            memberships: Memberships::new()?,
             confirmed: 0,
             cut_off: 0,
             counters: PacketCounters::default(),
@@ -179,28 +178,22 @@ impl PacketPort {
     /// What has happened so far.
     #[must_use]
     pub fn counters(&mut self) -> PacketCounters {
-        if let Ok(more) = request::statistics(&self.receiver) {
+        if let Ok(more) = request::statistics(&*self.receiver) {
             self.counters.dropped += u64::from(more.dropped);
         }
         self.counters
     }
 
-    /// Frames that wait until the kernel takes more: try again a little later, by [`VfPort::flush`].
+    /// What to wait for on its behalf.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.batch.len()
-    }
-
-    /// What to wait for: frames, and changes of the interface.
-    #[must_use]
-    pub fn descriptors(&self) -> [(BorrowedFd<'_>, PollFlags); 2] {
-        [(self.receiver.as_fd(), PollFlags::IN), (self.watch.as_fd(), PollFlags::IN)]
+    pub fn ears(&self) -> PortEars {
+        PortEars::of([&self.receiver, self.watch.ear()], &self.stuck)
     }
 
     /// Takes note of how the interface stands now.
     fn stand(&mut self) {
         // What a socket remembers of the last change would wake up whoever waits for it, again and again.
-        let _ = rustix::net::sockopt::socket_error(&self.receiver);
+        let _ = rustix::net::sockopt::socket_error(&*self.receiver);
         if self.watch.state() == LinkState::Up {
             self.confirmed += std::mem::take(&mut self.cut_off);
         } else {
@@ -209,6 +202,7 @@ impl PacketPort {
                 self.cut_off += self.batch.len() as u64;
             }
             self.batch.clear();
+            self.stuck.store(false, Ordering::Relaxed);
         }
     }
 
@@ -238,9 +232,14 @@ impl PacketPort {
     }
 
     fn hand_over(&mut self) {
+        self.try_hand_over();
+        self.stuck.store(self.batch.len() > 0, Ordering::Relaxed);
+    }
+
+    fn try_hand_over(&mut self) {
         loop {
             let Self { batch, sender, confirmed, counters, .. } = self;
-            let sent = batch.send(&*sender, |count| {
+            let sent = batch.send(&**sender, |count| {
                 *confirmed += count as u64;
                 counters.sent += count as u64;
             });
@@ -267,44 +266,73 @@ impl PacketPort {
         }
     }
 
-    /// Copies a frame out of the ring, and hands it on with everything done that was left to be done to it.
-    fn hand_on(&mut self, entry: Entry, sink: &mut dyn FnMut(&[u8])) {
-        let Self { ring, frame, piece, counters, mtu, .. } = self;
-        let mut header = [0; HEADER];
-        let memory = ring.memory();
-        frame.clear();
-        frame.resize(entry.len, 0);
-        let copied =
-            memory.read(entry.at - HEADER, &mut header).and_then(|()| memory.read(entry.at, frame));
-        if copied.is_err() || entry.whole != entry.len || frame.len() < 14 {
-            counters.unusable += 1;
+    /// Hands on what is in the ring.
+    fn receive_ring(&mut self, sink: &mut dyn FnMut(&[u8])) {
+        let Self { source: Source::Ring(ring), frame, piece, counters, mtu, .. } = self else {
             return;
-        }
-        let tag = entry.tag.map(super::frame::Tag::bytes);
-        if let Some(tag) = tag {
-            frame.splice(12..12, tag);
-        }
-        let most = *mtu as usize + ETHERNET_AND_TAG;
-        match finish(header, frame, tag.map_or(0, |tag| tag.len()), most, piece, sink) {
-            Ok(count) => counters.received += count as u64,
-            Err(super::frame::Unfinished) => counters.unusable += 1,
+        };
+        for _ in 0..BURST {
+            let entry = match ring.next() {
+                Next::Frame(entry) => entry,
+                Next::Nonsense => {
+                    counters.unusable += 1;
+                    continue;
+                }
+                Next::Empty => return,
+            };
+            let mut header = [0; HEADER];
+            let memory = ring.memory();
+            frame.clear();
+            frame.resize(entry.len, 0);
+            let at = entry.at;
+            let copied =
+                memory.read(at - HEADER, &mut header).and_then(|()| memory.read(at, frame));
+            if copied.is_err() || entry.whole != entry.len {
+                counters.unusable += 1;
+                continue;
+            }
+            let tag = entry.tag.map_or(0, |_| TAG);
+            if let Some(tag) = entry.tag.filter(|_| frame.len() >= ADDRESSES) {
+                frame.splice(ADDRESSES..ADDRESSES, tag.bytes());
+            }
+            counters.hand_on(header, frame, tag, *mtu, piece, sink);
         }
     }
 
-    /// Joins or leaves what the filter asks for.
-    fn listen(&mut self, filter: PacketFilter) {
-        let wanted = [PacketFilter::PROMISCUOUS, PacketFilter::ALL_MULTICAST];
-        for ((kind, held), wanted) in self.held.iter_mut().zip(wanted) {
-            let wanted = filter.contains(wanted);
-            if wanted == *held {
-                continue;
+    /// Hands on what is in the socket's queue.
+    fn receive_queue(&mut self, sink: &mut dyn FnMut(&[u8])) {
+        let Self { source: Source::Queue(slots), receiver, piece, counters, mtu, .. } = self else {
+            return;
+        };
+        for _ in 0..BURST / SLOTS {
+            let count = match request::receive_many(&**receiver, slots) {
+                Ok(count) => count,
+                Err(error) => {
+                    // An interface that went down: how it stands is followed elsewhere.
+                    tracing::debug!(%error, "a socket has no frames");
+                    return;
+                }
+            };
+            for slot in slots.iter_mut().take(count) {
+                let len = slot.len.saturating_sub(HEADER);
+                let tag = slot.along.tag();
+                let room = slot.bytes.len();
+                let with_tag = len + tag.map_or(0, |_| TAG);
+                if len < ADDRESSES || with_tag > room {
+                    counters.unusable += 1;
+                    continue;
+                }
+                if let Some(tag) = tag {
+                    slot.bytes.copy_within(ADDRESSES..len, ADDRESSES + TAG);
+                    if let Some(place) = slot.bytes.get_mut(ADDRESSES..ADDRESSES + TAG) {
+                        place.copy_from_slice(&tag.bytes());
+                    }
+                }
+                let frame = slot.bytes.get_mut(..with_tag).unwrap_or_default();
+                counters.hand_on(slot.header, frame, with_tag - len, *mtu, piece, sink);
             }
-            let index = self.watch.link().index as i32;
-            let membership = Membership { index, kind: *kind, address_length: 0, address: [0; 8] };
-            let setting = if wanted { Setting::Join } else { Setting::Leave };
-            match request::set(&self.receiver, setting, &membership) {
-                Ok(()) => *held = wanted,
-                Err(error) => tracing::debug!(%error, kind, "a filter that is not set"),
+            if count < slots.len() {
+                return;
             }
         }
     }
@@ -335,7 +363,7 @@ impl VfPort for PacketPort {
             return Err(PortError::Mtu { mtu: settings.mtu, most: has });
         }
         self.mtu = settings.mtu;
-        self.listen(settings.filter);
+        self.memberships.follow(self.watch.link().index, settings.filter);
         Ok(())
     }
 
@@ -361,13 +389,8 @@ impl VfPort for PacketPort {
 
     fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> usize {
         let before = self.counters.received;
-        for _ in 0..BURST {
-            match self.ring.next() {
-                Next::Frame(entry) => self.hand_on(entry, sink),
-                Next::Nonsense => self.counters.unusable += 1,
-                Next::Empty => break,
-            }
-        }
+        self.receive_ring(sink);
+        self.receive_queue(sink);
         usize::try_from(self.counters.received - before).unwrap_or(usize::MAX)
     }
 
@@ -376,8 +399,105 @@ impl VfPort for PacketPort {
     }
 }
 
+impl Reception {
+    fn check(self) -> Result<(), VfError> {
+        let Self::Ring { block_size, blocks } = self else { return Ok(()) };
+        let sizes = (128 << 10)..=(4 << 20);
+        let fits = sizes.contains(&block_size) && block_size.is_power_of_two();
+        match fits && (2..=1024).contains(&blocks) {
+            true => Ok(()),
+            false => Err(VfError::Ring { block_size, blocks }),
+        }
+    }
+}
+
+/// Where frames come from.
+#[derive(Debug)]
+enum Source {
+    Ring(Ring),
+    Queue(Box<[Slot]>),
+}
+
+impl Source {
+    /// Prepares a socket that is not bound yet.
+    fn make(receiver: &OwnedFd, reception: Reception) -> Result<Self, VfError> {
+        let Reception::Ring { block_size, blocks } = reception else {
+            set(receiver, Setting::Along, 1, "ask for tags")?;
+            // Beyond what any process may have, if this one may; as far as it may, otherwise.
+            if rustix::net::sockopt::set_socket_recv_buffer_size_force(receiver, QUEUE).is_err() {
+                rustix::net::sockopt::set_socket_recv_buffer_size(receiver, QUEUE)
+                    .map_err(failure("make a receive queue"))?;
+            }
+            return Ok(Self::Queue((0..SLOTS).map(|_| Slot::new(LONGEST + TAG)).collect()));
+        };
+        set(receiver, Setting::Version, VERSION, "choose the layout of the ring")?;
+        let request = RingRequest {
+            block_size: block_size as u32,
+            blocks: blocks as u32,
+            frame_size: 2048,
+            frames: (block_size / 2048 * blocks) as u32,
+            patience: PATIENCE,
+            private_size: 0,
+            features: 0,
+        };
+        request::set(receiver, Setting::ReceiveRing, &request)
+            .map_err(failure("make a receive ring"))?;
+        let pages = block_size * blocks / vmbus::memory::PAGE_SIZE;
+        let memory = map_file(receiver, 0, pages, &[]).map_err(failure("map the receive ring"))?;
+        Ok(Self::Ring(Ring::new(memory, block_size)))
+    }
+}
+
+impl PacketCounters {
+    /// Hands on a frame with everything done that was left to be done to it.
+    fn hand_on(
+        &mut self,
+        header: [u8; HEADER],
+        frame: &mut [u8],
+        tag: usize,
+        mtu: u32,
+        piece: &mut Vec<u8>,
+        sink: &mut dyn FnMut(&[u8]),
+    ) {
+        let most = mtu as usize + ETHERNET_AND_TAG;
+        match finish(header, frame, tag, most, piece, sink) {
+            Ok(count) => self.received += count as u64,
+            Err(Unfinished) => self.unusable += 1,
+        }
+    }
+}
+
+/// What to wait for on a port's behalf, wherever the port is. It does not keep the port.
+#[derive(Clone, Debug)]
+pub struct PortEars {
+    parts: Vec<Weak<OwnedFd>>,
+    stuck: Arc<AtomicBool>,
+}
+
+impl PortEars {
+    pub(crate) fn of<'a>(
+        parts: impl IntoIterator<Item = &'a Arc<OwnedFd>>,
+        stuck: &Arc<AtomicBool>,
+    ) -> Self {
+        let parts = parts.into_iter().map(Arc::downgrade).collect();
+        Self { parts, stuck: stuck.clone() }
+    }
+
+    /// Descriptors that are readable when there are frames, or the interface has changed; none once the port is gone.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<Arc<OwnedFd>> {
+        self.parts.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether frames wait that the kernel has not taken: try again a little later, by [`VfPort::flush`].
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
+    }
+}
+
 /// A packet socket that receives nothing yet.
-fn packet_socket() -> Result<OwnedFd, VfError> {
+pub(super) fn packet_socket() -> Result<OwnedFd, VfError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)
         .map_err(failure("open a packet socket"))

@@ -19,6 +19,8 @@ pub(super) enum Setting {
     Join,
     /// `PACKET_DROP_MEMBERSHIP`: likewise.
     Leave,
+    /// `PACKET_AUXDATA`: an [`Along`] comes with each frame, as `c_int`.
+    Along,
     /// `PACKET_RX_RING`: a [`RingRequest`].
     ReceiveRing,
     /// `PACKET_VERSION`: of the ring's layout, as `c_int`.
@@ -37,6 +39,7 @@ impl Setting {
             Self::Join => 1,
             Self::Leave => 2,
             Self::ReceiveRing => 5,
+            Self::Along => 8,
             Self::Version => 10,
             Self::Header => 15,
             Self::Bypass => 20,
@@ -168,6 +171,113 @@ pub(super) fn send_many<'a>(
         Ok(sent) => Ok(sent),
         Err(_) => result(sent).map(|()| 0),
     }
+}
+
+/// Bytes for the data that come along with a frame: one `struct cmsghdr` with one [`Along`], and some to spare.
+const CONTROL: usize = 64;
+/// `PACKET_AUXDATA` as the kind of such data.
+const ALONG: c_int = 8;
+
+/// `struct tpacket_auxdata`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout,
+)]
+pub(super) struct Along {
+    pub(super) status: u32,
+    pub(super) whole: u32,
+    pub(super) kept: u32,
+    pub(super) mac: u16,
+    pub(super) network: u16,
+    pub(super) tag: u16,
+    pub(super) tag_kind: u16,
+}
+
+const _: () = assert!(size_of::<Along>() == 20);
+
+/// Room for one frame of a packet socket.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// What is before the frame.
+    pub(super) header: [u8; 10],
+    /// The frame.
+    pub(super) bytes: Box<[u8]>,
+    control: Control,
+    /// Bytes of header and frame that came.
+    pub(super) len: usize,
+    /// What came along with them.
+    pub(super) along: Along,
+}
+
+/// Aligned as what comes along with frames.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+struct Control([u8; CONTROL]);
+
+impl Slot {
+    pub(super) fn new(room: usize) -> Self {
+        let (control, along) = (Control([0; CONTROL]), Along::default());
+        Self { header: [0; 10], bytes: vec![0; room].into(), control, len: 0, along }
+    }
+}
+
+/// Takes frames from a packet socket, as many as there are and as have room; how many. None is no error.
+pub(super) fn receive_many(socket: impl AsFd, slots: &mut [Slot]) -> Result<usize, Errno> {
+    let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    let mut pieces = [[nothing; 2]; MOST_SENT];
+    let mut messages = [const { MaybeUninit::<libc::mmsghdr>::zeroed() }; MOST_SENT];
+    let mut count = 0;
+    for ((slot, pieces), message) in slots.iter_mut().zip(&mut pieces).zip(&mut messages) {
+        slot.control = Control([0; CONTROL]);
+        *pieces = [&mut slot.header[..], &mut slot.bytes[..]].map(|piece| libc::iovec {
+            iov_base: piece.as_mut_ptr().cast::<c_void>(),
+            iov_len: piece.len(),
+        });
+        // SAFETY: a structure of numbers and pointers, for all of which zero is a value: no address.
+        let message = unsafe { message.assume_init_mut() };
+        message.msg_hdr.msg_iov = pieces.as_mut_ptr();
+        message.msg_hdr.msg_iovlen = pieces.len() as _;
+        message.msg_hdr.msg_control = slot.control.0.as_mut_ptr().cast::<c_void>();
+        message.msg_hdr.msg_controllen = CONTROL as _;
+        count += 1;
+    }
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: `count` messages are there; what they point at is borrowed exclusively, as long as said, and any bytes are good
+    // in it. The kernel keeps no pointer.
+    let received = unsafe {
+        let messages = messages.as_mut_ptr().cast::<libc::mmsghdr>();
+        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        libc::recvmmsg(socket, messages, count as _, flags as _, std::ptr::null_mut())
+    };
+    let Ok(received) = usize::try_from(received) else {
+        return match result(received) {
+            Err(Errno::AGAIN) => Ok(0),
+            other => other.map(|()| 0),
+        };
+    };
+    for (slot, message) in slots.iter_mut().zip(&messages).take(received) {
+        // SAFETY: initialised above.
+        let message = unsafe { message.assume_init_ref() };
+        slot.len = message.msg_len as usize;
+        slot.along = along(&slot.control);
+    }
+    Ok(received)
+}
+
+/// What came along with a frame: the first of its control data, if it is that.
+fn along(control: &Control) -> Along {
+    const HEAD: usize = size_of::<libc::cmsghdr>();
+    let bytes = &control.0;
+    let number = |at: usize| {
+        let bytes = bytes.get(at..).and_then(<[u8]>::first_chunk);
+        bytes.map(|bytes| c_int::from_ne_bytes(*bytes))
+    };
+    let (level, kind) = (HEAD - 2 * size_of::<c_int>(), HEAD - size_of::<c_int>());
+    if (number(level), number(kind)) != (Some(PACKET), Some(ALONG)) {
+        return Along::default();
+    }
+    let data = bytes.get(HEAD..).unwrap_or_default();
+    Along::read_from_prefix(data).map_or_else(|_| Along::default(), |(along, _)| along)
 }
 
 fn result(returned: c_int) -> Result<(), Errno> {

@@ -15,11 +15,6 @@ const BLOCK_FRAMES: usize = 12;
 const BLOCK_FIRST: usize = 16;
 /// Bytes of a frame's head, as far as it is read.
 const HEAD: usize = 38;
-/// Flags of a frame: there are tag and kind of tag; it was cut off.
-const TAG_VALID: u32 = 0x10;
-const TAG_KIND_VALID: u32 = 0x40;
-/// 802.1Q.
-const TAG_KIND: u16 = 0x8100;
 
 /// A frame in a block: where it lies, and what the kernel says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,10 +112,7 @@ impl Ring {
         if !inside || !step.is_multiple_of(4) {
             return None;
         }
-        let tag = (status & TAG_VALID != 0).then(|| Tag {
-            kind: if status & TAG_KIND_VALID == 0 { TAG_KIND } else { half(36) },
-            control: word(32) as u16,
-        });
+        let tag = Tag::of(status, half(36), word(32) as u16);
         let entry = Entry { at: base + start, len: len as usize, whole: whole as usize, tag };
         Some((entry, step))
     }
@@ -161,7 +153,7 @@ mod tests {
         head[12..16].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
         head[16..20].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
         if let Some((kind, control)) = tag {
-            head[20..24].copy_from_slice(&(TAG_VALID | TAG_KIND_VALID).to_ne_bytes());
+            head[20..24].copy_from_slice(&0x50_u32.to_ne_bytes());
             head[32..36].copy_from_slice(&u32::from(control).to_ne_bytes());
             head[36..38].copy_from_slice(&kind.to_ne_bytes());
         }
@@ -191,7 +183,7 @@ mod tests {
         put(&ring, 48, b"first frame", 128, None);
         put(&ring, 176, b"second", 0, Some((0x88a8, 0x6005)));
         hand_over(&ring, 0, 2, 48);
-        put(&ring, BLOCK + 48, b"third", 0, Some((TAG_KIND, 7)));
+        put(&ring, BLOCK + 48, b"third", 0, Some((0x8100, 7)));
         hand_over(&ring, 1, 1, 48);
         let entry = taken(&mut ring);
         assert_eq!((entry.at, entry.len, entry.whole, entry.tag), (112, 11, 11, None));
@@ -199,7 +191,7 @@ mod tests {
         assert_eq!((entry.at, entry.tag), (240, Some(Tag { kind: 0x88a8, control: 0x6005 })));
         assert_eq!(ring.word(BLOCK_STATUS), READY, "not given back before all are read");
         let entry = taken(&mut ring);
-        assert_eq!((entry.at, entry.tag), (BLOCK + 112, Some(Tag { kind: TAG_KIND, control: 7 })));
+        assert_eq!((entry.at, entry.tag), (BLOCK + 112, Some(Tag { kind: 0x8100, control: 7 })));
         assert_eq!(ring.word(BLOCK_STATUS), 0);
         assert_eq!(ring.next(), Next::Empty);
         assert_eq!(ring.word(BLOCK + BLOCK_STATUS), 0);

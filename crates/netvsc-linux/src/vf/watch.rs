@@ -1,6 +1,7 @@
 //! How an interface stands, followed by rtnetlink: by its number, so that a new name is nothing new.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use netvsc::MacAddress;
 use netvsc::port::PortLink;
@@ -61,7 +62,7 @@ impl std::fmt::Display for LinkState {
 
 /// An ear for one interface.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     monitor: Monitor,
     connection: Connection,
     link: Link,
@@ -70,7 +71,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// The interface of this name, here and now.
-    pub(super) fn open(name: &str) -> Result<Self, VfError> {
+    pub(crate) fn open(name: &str) -> Result<Self, VfError> {
         // First the ear, so that nothing happens unheard.
         let monitor = Monitor::open(Topics::LINKS)?;
         let mut connection = Connection::open()?;
@@ -85,7 +86,7 @@ impl Watch {
     }
 
     /// Looks at what happened since the last call. True if it concerned this interface.
-    pub(super) fn follow(&mut self) -> bool {
+    pub(crate) fn follow(&mut self) -> bool {
         let events = match self.monitor.poll() {
             Ok(events) => events,
             Err(error) => {
@@ -115,7 +116,7 @@ impl Watch {
     }
 
     /// Asks the kernel how the interface stands.
-    pub(super) fn look(&mut self) {
+    pub(crate) fn look(&mut self) {
         match self.connection.link(self.link.index) {
             Ok(Some(link)) => self.take(link),
             Ok(None) => self.state = LinkState::Gone,
@@ -131,16 +132,21 @@ impl Watch {
         }
     }
 
-    pub(super) fn state(&self) -> LinkState {
+    /// What is readable when something has happened.
+    pub(crate) fn ear(&self) -> &Arc<OwnedFd> {
+        self.monitor.ear()
+    }
+
+    pub(crate) fn state(&self) -> LinkState {
         self.state
     }
 
-    pub(super) fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &Link {
         &self.link
     }
 
     /// Sets it up and gives it a MAC, if it has another.
-    pub(super) fn prepare(&mut self, mac: Option<MacAddress>) -> Result<(), VfError> {
+    pub(crate) fn prepare(&mut self, mac: Option<MacAddress>) -> Result<(), VfError> {
         if let Some(mac) = mac.filter(|mac| self.link.mac != Some(*mac)) {
             self.connection.set_mac(self.link.index, mac)?;
         }
@@ -152,7 +158,7 @@ impl Watch {
     }
 
     /// Gives it this MTU, if it has another.
-    pub(super) fn set_mtu(&mut self, mtu: u32) -> bool {
+    pub(crate) fn set_mtu(&mut self, mtu: u32) -> bool {
         if self.link.mtu == Some(mtu) {
             return true;
         }
@@ -162,12 +168,6 @@ impl Watch {
         }
         self.look();
         set.is_ok()
-    }
-}
-
-impl AsFd for Watch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.monitor.as_fd()
     }
 }
 

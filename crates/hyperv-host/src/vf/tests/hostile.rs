@@ -17,7 +17,7 @@ impl Raw {
     fn new() -> Self {
         let ram = GuestRam::new(9, 16);
         let device = VfDevice::new(
-            VfConfig { mac: MAC, link: true, features: VfFeatures::all() },
+            VfConfig { mac: MAC, link: true, features: VfFeatures::WORK },
             Arc::new(ram.clone()),
         );
         let registers = device.window().registers;

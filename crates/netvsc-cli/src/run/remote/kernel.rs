@@ -40,7 +40,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, Error> {
     let near = Line::open(tap)?;
     let mut run = Run {
-        session: Session::new(path, args.mtu),
+        session: Session::new(path, args.mtu, args.vf_link.clone()),
         follow: Follow::new(near.tap()).ok(),
         near,
         ready: false,

@@ -1,0 +1,195 @@
+//! The port of a VF in a guest whose host is another process: registers in shared memory, or an interface of the kernel's.
+
+use std::time::Duration;
+
+use hyperv_host::vf::SimulatedPort;
+use netvsc::nic::TxWork;
+use netvsc::{MacAddress, PathOffloads, PortError, PortLink, PortSettings, VfPort};
+use netvsc_linux::netlink::{Event, Monitor, NetlinkError, Topics};
+use netvsc_linux::vf::{PacketConfig, PacketPort, PortEars, Reception};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmbus::{Guid, Instant};
+
+/// How soon frames are tried again that the kernel did not take.
+const AGAIN: Duration = Duration::from_micros(500);
+
+/// A port of either kind.
+#[derive(Debug)]
+pub enum RemotePort {
+    /// Of the simulated device.
+    Simulated(Box<SimulatedPort>),
+    /// An interface.
+    Kernel(Box<PacketPort>),
+}
+
+impl RemotePort {
+    fn port(&mut self) -> &mut dyn VfPort {
+        match self {
+            Self::Simulated(port) => &mut **port,
+            Self::Kernel(port) => &mut **port,
+        }
+    }
+}
+
+impl VfPort for RemotePort {
+    fn permanent_mac(&self) -> Option<MacAddress> {
+        match self {
+            Self::Simulated(port) => port.permanent_mac(),
+            Self::Kernel(port) => port.permanent_mac(),
+        }
+    }
+
+    fn link(&mut self) -> PortLink {
+        self.port().link()
+    }
+
+    fn configure(&mut self, settings: PortSettings) -> Result<(), PortError> {
+        self.port().configure(settings)
+    }
+
+    fn offloads(&self) -> PathOffloads {
+        match self {
+            Self::Simulated(port) => port.offloads(),
+            Self::Kernel(port) => port.offloads(),
+        }
+    }
+
+    fn transmit_with(&mut self, frame: &[u8], work: &TxWork) -> Result<(), PortError> {
+        self.port().transmit_with(frame, work)
+    }
+
+    fn transmit(&mut self, frame: &[u8]) -> Result<(), PortError> {
+        match self {
+            Self::Simulated(port) => port.transmit(frame),
+            Self::Kernel(port) => port.transmit(frame),
+        }
+    }
+
+    fn flush(&mut self) {
+        self.port().flush();
+    }
+
+    fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> usize {
+        self.port().receive(sink)
+    }
+
+    fn confirmed(&mut self) -> u64 {
+        self.port().confirmed()
+    }
+}
+
+/// What happened to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The port over it has something to do.
+    Work,
+    /// It is gone.
+    Gone,
+    /// It is there, and no port is over it.
+    There,
+}
+
+/// The interface over which the frames of a VF go, whether or not it is there.
+#[derive(Debug)]
+pub struct KernelLink {
+    name: String,
+    monitor: Monitor,
+    /// The bus of the function that it belongs to, once one is there that needs it.
+    pub(super) bus: Option<Guid>,
+    /// The port over it: number of the interface, and what to wait for.
+    open: Option<(u32, PortEars)>,
+    /// When frames are tried again.
+    again: Option<Instant>,
+    /// How often it went, or lost its carrier, by itself.
+    pub(super) losses: u64,
+    up: bool,
+}
+
+impl KernelLink {
+    pub(super) fn new(name: &str) -> Result<Self, NetlinkError> {
+        let monitor = Monitor::open(Topics::LINKS)?;
+        let (bus, open, again) = (None, None, None);
+        Ok(Self { name: name.into(), monitor, bus, open, again, losses: 0, up: true })
+    }
+
+    /// Takes the interface as the port of a function whose host gave it this MAC.
+    pub(super) fn open(&mut self, bus: Guid, mac: MacAddress) -> Result<RemotePort, String> {
+        self.bus = Some(bus);
+        // Frames out of a ring would come later than what the host says meanwhile on the synthetic path.
+        let config =
+            PacketConfig { mac: Some(mac), reception: Reception::Queue, ..PacketConfig::default() };
+        let port = PacketPort::open(&self.name, config).map_err(|error| error.to_string())?;
+        // The kernel's own IP has no business there.
+        let switch = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", port.name());
+        if let Err(error) = std::fs::write(switch, "1") {
+            tracing::debug!(%error, "IPv6 may greet its neighbours on the VF's interface");
+        }
+        self.open = Some((port.index(), port.ears()));
+        Ok(RemotePort::Kernel(Box::new(port)))
+    }
+
+    /// Its function is gone.
+    pub(super) fn forget(&mut self, bus: Guid) {
+        if self.bus == Some(bus) {
+            (self.bus, self.open) = (None, None);
+        }
+    }
+
+    /// The port over it has gone with its interface.
+    pub(super) fn closed(&mut self) {
+        self.open = None;
+    }
+
+    /// What to wait for.
+    pub(super) fn ears(&self) -> Vec<std::sync::Arc<std::os::fd::OwnedFd>> {
+        let ears = self.open.as_ref().map(|(_, ears)| ears.descriptors());
+        ears.unwrap_or_default().into_iter().chain([self.monitor.handle()]).collect()
+    }
+
+    /// When to try again what the kernel did not take.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.again
+    }
+
+    /// What has happened since the last call.
+    pub(super) fn look(&mut self, now: Instant) -> Vec<Change> {
+        let ears = self.ears();
+        let mut fds: Vec<_> = ears.iter().map(|fd| PollFd::new(&**fd, PollFlags::IN)).collect();
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let ready = poll(&mut fds, Some(&none)).is_ok_and(|ready| ready > 0);
+        let due = self.again.is_some_and(|at| at <= now);
+        let stuck = self.open.as_ref().is_some_and(|(_, ears)| ears.is_stuck());
+        if self.again.is_none() || due {
+            self.again = stuck.then(|| now + AGAIN);
+        }
+        let mut changes = Vec::new();
+        if ready || due {
+            changes.push(Change::Work);
+            self.hear(&mut changes);
+        }
+        changes
+    }
+
+    fn hear(&mut self, changes: &mut Vec<Change>) {
+        let events = self.monitor.poll().unwrap_or_default();
+        for event in events {
+            let own = self.open.as_ref().map(|(index, _)| *index);
+            match event {
+                Event::LinkGone(link) if own == Some(link.index) => {
+                    self.losses += 1;
+                    changes.push(Change::Gone);
+                    self.closed();
+                }
+                Event::Link(link) if own == Some(link.index) => {
+                    let up = link.flags & 0x1_0041 == 0x1_0041;
+                    self.losses += u64::from(self.up && !up);
+                    self.up = up;
+                }
+                Event::Link(link) if own.is_none() && link.name == self.name => {
+                    changes.push(Change::There);
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The first NIC's VF is an interface of the kernel's: one end of a veth pair, whose other end the host joins to its switch. The
+//! kernel's TCP goes over TAPs in two namespaces while the pair is tormented.
+
+#[path = "../../netvsc-linux/tests/namespace/mod.rs"]
+mod namespace;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use namespace::{Neighbour, exists, in_namespace, ip};
+use netvsc::VfPort as _;
+use netvsc_linux::vf::{PacketConfig, PacketPort, Reception};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_netvsc");
+/// What a process of this test is to do; see [`helper`].
+const ROLE: &str = "NETVSC_TEST_ROLE";
+/// After this long without a byte the transfer is dead.
+const SILENCE: Duration = Duration::from_secs(20);
+const PORT: &str = "192.0.2.2:5001";
+
+/// How often the interface is tormented.
+fn torments() -> usize {
+    if std::env::var_os("NETVSC_LONG").is_some() { 100 } else { 10 }
+}
+
+/// Not a test by itself: what processes of these tests run, each in its namespace.
+#[test]
+fn helper() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    match role.split_once(' ') {
+        // Until somebody creates the file.
+        Some(("send", until)) => send(Path::new(until)),
+        _ => receive(),
+    }
+}
+
+fn send(until: &Path) {
+    let address = PORT.parse().expect("an address");
+    let mut stream = TcpStream::connect_timeout(&address, SILENCE).expect("someone answers");
+    stream.set_write_timeout(Some(SILENCE)).expect("a limit");
+    let (mut state, mut digest, mut sent) = (0x5eed_u64, Sha256::new(), 0_usize);
+    let mut buffer = vec![0; 32 << 10];
+    while !until.exists() {
+        for chunk in buffer.chunks_mut(8) {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            chunk.copy_from_slice(&state.to_le_bytes());
+        }
+        digest.update(&buffer);
+        stream.write_all(&buffer).expect("the other side takes it");
+        sent += buffer.len();
+    }
+    stream.shutdown(Shutdown::Write).expect("the connection is alive");
+    let mut end = [0; 1];
+    assert_eq!(stream.read(&mut end).expect("the other side ends"), 0);
+    println!("result: {:x?} {sent} 0", digest.finalize().as_slice());
+}
+
+fn receive() {
+    let listener = TcpListener::bind(PORT).expect("the address is there");
+    println!("listening");
+    let (mut stream, _) = listener.accept().expect("someone calls");
+    stream.set_read_timeout(Some(SILENCE)).expect("a limit");
+    let (mut digest, mut total) = (Sha256::new(), 0);
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let len = stream.read(&mut buffer).expect("data within the time limit");
+        if len == 0 {
+            break;
+        }
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        digest.update(&buffer[..len]);
+        total += len;
+    }
+    println!("result: {:x?} {total} {}", digest.finalize().as_slice(), longest.as_millis());
+}
+
+/// A process that is killed if the test dies before it.
+struct Process {
+    child: Child,
+    said: Arc<Mutex<Vec<String>>>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Process {
+    fn start(command: &mut Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it runs");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let lines = said.clone();
+        let reader = thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                lines.lock().expect("nobody panics").push(line);
+            }
+        });
+        Self { child, said, reader: Some(reader) }
+    }
+
+    fn has_said(&self, what: &str) -> usize {
+        let said = self.said.lock().expect("nobody panics");
+        said.iter().filter(|line| line.contains(what)).count()
+    }
+
+    fn wait_for(&mut self, what: &str, times: usize) {
+        let end = Instant::now() + SILENCE;
+        while self.has_said(what) < times {
+            let ended = self.child.try_wait().expect("a child");
+            let said = self.said.lock().expect("nobody panics").join("\n");
+            assert!(Instant::now() < end && ended.is_none(), "no `{what}`, {ended:?}:\n{said}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Everything that it said, once it has ended well.
+    fn end(mut self) -> Vec<String> {
+        let status = self.child.wait().expect("a child");
+        self.reader.take().expect("once").join().expect("text");
+        let said = std::mem::take(&mut *self.said.lock().expect("nobody panics"));
+        let tail = said.iter().rev().take(5).rev().cloned().collect::<Vec<_>>().join("\n");
+        assert!(status.success(), "{status}:\n{tail}");
+        said
+    }
+
+    fn stop(self) -> Vec<String> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it is running");
+        self.end()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Host and guest with a veth pair between them, and the kernel's TCP over TAPs in two namespaces.
+struct Setup {
+    run: Process,
+    host: Process,
+    guest: Neighbour,
+    peer: Neighbour,
+    stop: PathBuf,
+}
+
+fn make_pair() {
+    ip("link add vfg type veth peer name vfh");
+    ip("link set vfh up");
+}
+
+fn inside(namespace: &Neighbour, program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/proc/{}/ns/net", namespace.pid())).arg("--").arg(program);
+    command
+}
+
+fn settle(namespace: &Neighbour, name: &str, address: &str) {
+    ip(&format!("link set {name} netns {}", namespace.pid()));
+    let script = format!(
+        "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; ip link set lo up && \
+         ip addr add {address}/24 dev {name} && ip link set {name} up"
+    );
+    assert!(inside(namespace, "sh").args(["-c", &script]).status().expect("sh runs").success());
+}
+
+fn helper_in(namespace: &Neighbour, role: &str) -> Process {
+    let this = std::env::current_exe().expect("a test knows its own program");
+    Process::start(
+        inside(namespace, this.to_str().expect("a plain path"))
+            .args(["--exact", "helper", "--nocapture"])
+            .env(ROLE, role),
+    )
+}
+
+impl Setup {
+    fn new(name: &str, of_host: &[&str]) -> Self {
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
+        make_pair();
+        let base = std::env::temp_dir().join(format!("netvsc-{name}-{}", std::process::id()));
+        let (socket, stop) = (base.with_extension("sock"), base.with_extension("stop"));
+        let _ = std::fs::remove_file(&stop);
+        let socket = socket.to_str().expect("a plain path");
+        let options =
+            ["host", "--json", "--listen", socket, "--peer-tap", "nvt1", "--vf-peer", "vfh"];
+        let mut host = Process::start(Command::new(PROGRAM).args(options).args(of_host));
+        host.wait_for("listening", 1);
+        let at = format!("unix:{socket}");
+        let options = ["run", "--json", "--host", &at, "--tap", "nvt0", "--vf-link", "vfg"];
+        let mut run = Process::start(Command::new(PROGRAM).args(options));
+        run.wait_for(ON_VF, 1);
+        let (guest, peer) = (Neighbour::new(), Neighbour::new());
+        settle(&guest, "nvt0", "192.0.2.1");
+        settle(&peer, "nvt1", "192.0.2.2");
+        Self { run, host, guest, peer, stop }
+    }
+
+    /// Sends while `meanwhile` goes on; the bytes that arrived, whole, and the longest silence.
+    fn transfer(&mut self, meanwhile: impl FnOnce(&mut Self)) -> (u64, Duration) {
+        let _ = std::fs::remove_file(&self.stop);
+        let mut listener = helper_in(&self.peer, "receive");
+        listener.wait_for("listening", 1);
+        let sender = helper_in(&self.guest, &format!("send {}", self.stop.display()));
+        meanwhile(self);
+        std::fs::write(&self.stop, "").expect("a file");
+        let result = |said: Vec<String>| {
+            let line = said.iter().find_map(|line| line.split_once("result: "));
+            line.expect("a result").1.to_owned()
+        };
+        let (sent, received) = (result(sender.end()), result(listener.end()));
+        let _ = std::fs::remove_file(&self.stop);
+        let (sent, _) = sent.rsplit_once(' ').expect("words");
+        let (whole, silence) = received.rsplit_once(' ').expect("words");
+        assert_eq!(sent, whole, "digest and length");
+        let bytes = whole.rsplit_once(' ').expect("words").1.parse().expect("a number");
+        (bytes, Duration::from_millis(silence.parse().expect("a number")))
+    }
+
+    /// Ends both; the guest's summary.
+    fn finish(self) -> Value {
+        let said = self.run.stop();
+        self.host.stop();
+        assert!(!exists("nvt0") && !exists("nvt1"), "left behind");
+        serde_json::from_str(said.last().expect("a line")).expect("JSON")
+    }
+}
+
+/// What the guest says when its first NIC is on the VF.
+const ON_VF: &str = r#""event":"path","nic":0,"path":"vf""#;
+const ON_SYNTHETIC: &str = r#""event":"path","nic":0,"path":"synthetic""#;
+
+/// Bytes of TCP's payload that arrive at an interface while something goes on.
+struct Capture {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<u64>,
+}
+
+impl Capture {
+    fn on(name: &str) -> Self {
+        let config = PacketConfig { reception: Reception::Queue, ..PacketConfig::default() };
+        let mut port = PacketPort::open(name, config).expect("an interface");
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut bytes = 0;
+            loop {
+                let last = asked.load(Ordering::Relaxed);
+                port.receive(&mut |frame| {
+                    if frame.get(23) == Some(&6) && frame.get(36..38) == Some(&[0x13, 0x89]) {
+                        let headers = 34 + usize::from(frame[46] >> 4) * 4;
+                        let len = usize::from(u16::from_be_bytes([frame[16], frame[17]])) + 14;
+                        bytes += (len - headers) as u64;
+                    }
+                });
+                if last {
+                    assert_eq!(port.counters().dropped, 0, "the capture is whole");
+                    return bytes;
+                }
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        Self { stop, thread }
+    }
+
+    fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the capture works")
+    }
+}
+
+#[test]
+fn frames_go_over_the_interface_while_it_is_the_vf_and_only_then() {
+    in_namespace("frames_go_over_the_interface_while_it_is_the_vf_and_only_then", || {
+        let mut setup = Setup::new("vf-capture", &[]);
+        let capture = Capture::on("vfh");
+        let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
+        let seen = capture.end();
+        assert!(bytes > 1 << 20 && seen >= bytes, "{seen} of {bytes} bytes over the VF");
+
+        ip("link set vfg down");
+        setup.run.wait_for(ON_SYNTHETIC, 1);
+        let capture = Capture::on("vfh");
+        let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
+        let seen = capture.end();
+        assert!(bytes > 1 << 20 && seen == 0, "{seen} of {bytes} bytes over the VF");
+
+        ip("link set vfg up");
+        setup.run.wait_for(ON_VF, 2);
+        let capture = Capture::on("vfh");
+        setup.transfer(|_| thread::sleep(Duration::from_millis(100)));
+        assert!(capture.end() > 0);
+        let summary = setup.finish();
+        for path in ["frames_vf", "frames_synthetic"] {
+            assert!(summary[path].as_u64() > Some(0), "{summary}");
+        }
+        assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+    });
+}
+
+#[test]
+fn nothing_is_lost_when_the_host_asks_for_the_vf() {
+    in_namespace("nothing_is_lost_when_the_host_asks_for_the_vf", || {
+        // The first two of three removals are orderly.
+        let mut setup = Setup::new("vf-eject", &["--churn", "400ms"]);
+        setup.transfer(|setup| setup.run.wait_for(ON_VF, 3));
+        let summary = setup.finish();
+        assert!(summary["ejects"].as_u64() >= Some(2), "{summary}");
+        assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+    });
+}
+
+#[test]
+fn tcp_survives_whatever_happens_to_the_interface() {
+    in_namespace("tcp_survives_whatever_happens_to_the_interface", || {
+        let mut setup = Setup::new("vf-torment", &["--churn", "700ms"]);
+        let elsewhere = Neighbour::new();
+        let (bytes, silence) = setup.transfer(|_| {
+            for round in 0..torments() {
+                torment(round, &elsewhere);
+            }
+        });
+        // Whatever has happened, it is used again.
+        let before = setup.run.has_said(ON_VF);
+        setup.run.wait_for(ON_VF, before + 1);
+        let count = setup.run.has_said(ON_SYNTHETIC);
+        let summary = setup.finish();
+        eprintln!("{bytes} bytes, {count} times off the VF, longest silence {silence:?}");
+        assert!(bytes > 1 << 20 && count >= torments() / 2, "{bytes} bytes: {summary}");
+        assert!(silence < Duration::from_secs(10), "silent for {silence:?}");
+        assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+        for path in ["frames_vf", "frames_synthetic"] {
+            assert!(summary[path].as_u64() > Some(0), "{summary}");
+        }
+    });
+}
+
+fn torment(round: usize, elsewhere: &Neighbour) {
+    let rest = || thread::sleep(Duration::from_millis(120));
+    match round % 5 {
+        0 => {
+            ip("link set vfg down");
+            rest();
+            ip("link set vfg up");
+        }
+        1 => {
+            ip("link set vfh down");
+            rest();
+            ip("link set vfh up");
+        }
+        2 => {
+            ip("link set vfg down");
+            ip("link set vfg name enP9s1");
+            ip("link set enP9s1 up");
+            rest();
+            ip("link set enP9s1 down");
+            ip("link set enP9s1 name vfg");
+            ip("link set vfg up");
+        }
+        3 => {
+            ip(&format!("link set vfg netns {}", elsewhere.pid()));
+            rest();
+            let back = format!("link set vfg netns {}", std::process::id());
+            let output = inside(elsewhere, "ip").args(back.split(' ')).output().expect("ip runs");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        _ => {
+            ip("link del vfg");
+            rest();
+            make_pair();
+        }
+    }
+    rest();
+}

@@ -1,0 +1,243 @@
+//! One queue of an interface: memory, four rings, and the socket that joins them.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{
+    set_xdp_rx_ring_size, set_xdp_tx_ring_size, set_xdp_umem_completion_ring_size,
+    set_xdp_umem_fill_ring_size, set_xdp_umem_reg, xdp_mmap_offsets,
+};
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpRingOffset, XdpUmemReg,
+    XdpUmemRegFlags,
+};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, socket_with};
+use vmbus::memory::{PAGE_SIZE, SharedMemory, SharedPages};
+
+use super::ring::{self, Ring};
+use crate::mapping::map_file;
+use crate::memfd::SharedFile;
+
+/// Bytes of the piece of memory that a frame has.
+pub(super) const CHUNK: usize = PAGE_SIZE;
+/// Bytes of an entry that describes a frame: where it is, its length, and nothing.
+const DESCRIPTOR: usize = 16;
+/// And of one that only says where.
+const ADDRESS: usize = 8;
+
+/// One queue.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) socket: Arc<OwnedFd>,
+    memory: SharedPages,
+    fill: Ring,
+    completed: Ring,
+    received: Ring,
+    sent: Ring,
+    /// Pieces for frames that are to be sent.
+    free: Vec<u64>,
+    /// Pieces from here on are for sending.
+    sending: u64,
+    /// Frames are not copied on their way between memory and driver.
+    pub(super) zero_copy: bool,
+}
+
+/// Why a lane could not be made: what was tried, and what the kernel said.
+pub(super) type Obstacle = (&'static str, Errno);
+
+fn at(doing: &'static str) -> impl Fn(Errno) -> Obstacle {
+    move |error| (doing, error)
+}
+
+impl Lane {
+    /// Opens a queue of an interface, with rings of `depth` frames, a power of two. Frames are copied only if there is no other way,
+    /// or if `copy` asks for it.
+    pub(super) fn open(index: u32, queue: u32, depth: u32, copy: bool) -> Result<Self, Obstacle> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)
+            .map_err(at("open an AF_XDP socket"))?;
+        // In a file, so that whoever gets this memory next in this process does not share it with a driver.
+        let chunks = 2 * depth as usize;
+        let file = SharedFile::create("netvsc frames", chunks * CHUNK / PAGE_SIZE);
+        let memory = file.and_then(|file| file.map(&[]));
+        let memory = memory.map_err(|_| ("make memory for frames", Errno::NOMEM))?;
+        let base = memory.whole().as_ptr() as usize as u64;
+        let area = XdpUmemReg {
+            addr: base,
+            len: memory.size() as u64,
+            chunk_size: CHUNK as u32,
+            headroom: 0,
+            flags: XdpUmemRegFlags::empty(),
+            tx_metadata_len: 0,
+        };
+        set_xdp_umem_reg(&socket, area).map_err(at("share memory for frames"))?;
+        let ask = "make rings";
+        set_xdp_umem_fill_ring_size(&socket, depth).map_err(at(ask))?;
+        set_xdp_umem_completion_ring_size(&socket, depth).map_err(at(ask))?;
+        set_xdp_rx_ring_size(&socket, depth).map_err(at(ask))?;
+        set_xdp_tx_ring_size(&socket, depth).map_err(at(ask))?;
+        let offsets = xdp_mmap_offsets(&socket).map_err(at(ask))?;
+        let map = |offset: u64, places: &XdpRingOffset, entry: usize| {
+            let pages = ring::bytes(places, depth, entry).div_ceil(PAGE_SIZE);
+            let memory = map_file(&socket, offset, pages, &[]).map_err(at("map rings"))?;
+            Ok(Ring::new(memory, places, depth, entry))
+        };
+        let fill = map(XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, ADDRESS)?;
+        let completed = map(XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, ADDRESS)?;
+        let received = map(XDP_PGOFF_RX_RING, &offsets.rx, DESCRIPTOR)?;
+        let sent = map(XDP_PGOFF_TX_RING, &offsets.tx, DESCRIPTOR)?;
+        let zero_copy = join(&socket, index, queue, copy)?;
+        let sending = u64::from(depth) * CHUNK as u64;
+        let mut lane = Self {
+            socket: Arc::new(socket),
+            memory,
+            fill,
+            completed,
+            received,
+            sent,
+            free: (0..u64::from(depth)).map(|number| sending + number * CHUNK as u64).collect(),
+            sending,
+            zero_copy,
+        };
+        for number in 0..u64::from(depth) {
+            lane.fill.write(&(number * CHUNK as u64).to_ne_bytes());
+        }
+        lane.fill.publish();
+        Ok(lane)
+    }
+
+    /// Puts a frame into the ring. False if there is no room.
+    pub(super) fn push(&mut self, frame: &[u8]) -> bool {
+        if self.sent.room() == 0 {
+            return false;
+        }
+        let Some(address) = self.free.pop() else { return false };
+        if self.memory.write(address as usize, frame).is_err() {
+            self.free.push(address);
+            return false;
+        }
+        let mut entry = [0; DESCRIPTOR];
+        let (first, rest) = entry.split_at_mut(8);
+        first.copy_from_slice(&address.to_ne_bytes());
+        for (place, byte) in rest.iter_mut().zip((frame.len() as u32).to_ne_bytes()) {
+            *place = byte;
+        }
+        self.sent.write(&entry);
+        true
+    }
+
+    /// Shows the kernel what was put into the ring, and has it look, as long as it takes any.
+    pub(super) fn send(&mut self) -> Result<(), Errno> {
+        self.sent.publish();
+        let mut left = self.sent.unconsumed();
+        while left > 0 && self.sent.wants_wakeup() {
+            let woken = rustix::net::send(&*self.socket, &[], SendFlags::DONTWAIT);
+            let now = self.sent.unconsumed();
+            match woken {
+                Ok(_) | Err(Errno::INTR | Errno::AGAIN | Errno::BUSY | Errno::NOBUFS) => {
+                    if now == left {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            left = now;
+        }
+        Ok(())
+    }
+
+    /// Frames that the kernel has not looked at.
+    pub(super) fn unsent(&self) -> u32 {
+        self.sent.unconsumed()
+    }
+
+    /// Takes back pieces whose frames have gone; how many.
+    pub(super) fn reap(&mut self) -> u64 {
+        let ready = self.completed.ready();
+        let mut done = 0;
+        for _ in 0..ready {
+            let mut bytes = [0; ADDRESS];
+            self.completed.read(&mut bytes);
+            let address = u64::from_ne_bytes(bytes) / CHUNK as u64 * CHUNK as u64;
+            if address >= self.sending && address < self.memory.size() as u64 {
+                self.free.push(address);
+                done += 1;
+            }
+        }
+        if ready > 0 {
+            self.completed.release();
+        }
+        done
+    }
+
+    /// Takes back frames that the kernel has not looked at: the interface is down, and nobody does. How many.
+    pub(super) fn take_back(&mut self) -> u64 {
+        let Self { sent, free, .. } = self;
+        let mut count = 0;
+        sent.take_back(|entry| {
+            let address = entry.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+            free.extend(address);
+            count += 1;
+        });
+        count
+    }
+
+    /// Hands on received frames; how many, and how many were none.
+    pub(super) fn receive(
+        &mut self,
+        frame: &mut Vec<u8>,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> (u64, u64) {
+        let ready = self.received.ready();
+        if ready == 0 {
+            return (0, 0);
+        }
+        let (mut good, mut bad) = (0, 0);
+        for _ in 0..ready {
+            let mut entry = [0; DESCRIPTOR];
+            self.received.read(&mut entry);
+            let address = entry.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+            let len = entry.get(8..).and_then(<[u8]>::first_chunk);
+            let len = len.map_or(0, |bytes| u32::from_ne_bytes(*bytes)) as usize;
+            frame.clear();
+            frame.resize(len.min(CHUNK), 0);
+            let place = usize::try_from(address).unwrap_or(usize::MAX);
+            if len <= CHUNK && self.memory.read(place, frame).is_ok() {
+                sink(frame);
+                good += 1;
+            } else {
+                bad += 1;
+            }
+            // There is room: as many pieces as places.
+            let chunk = address / CHUNK as u64 * CHUNK as u64;
+            if chunk < self.sending {
+                self.fill.write(&chunk.to_ne_bytes());
+            }
+        }
+        self.received.release();
+        self.fill.publish();
+        if self.fill.wants_wakeup() {
+            let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+            // Asking is what wakes the driver.
+            let _ = poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&none));
+        }
+        (good, bad)
+    }
+}
+
+/// Binds a socket to a queue; whether frames are not copied.
+fn join(socket: &OwnedFd, index: u32, queue: u32, copy: bool) -> Result<bool, Obstacle> {
+    let wakeup = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+    let address = |flags| SocketAddrXdp::new(flags, index, queue);
+    if !copy {
+        match bind(socket, &address(SocketAddrXdpFlags::XDP_ZEROCOPY | wakeup)) {
+            Ok(()) => return Ok(true),
+            Err(error) => tracing::debug!(%error, queue, "the driver does not reach the memory"),
+        }
+    }
+    bind(socket, &address(SocketAddrXdpFlags::XDP_COPY | wakeup)).map_err(at("bind to a queue"))?;
+    Ok(false)
+}

@@ -1,0 +1,243 @@
+//! Ports of virtual functions past the kernel's stack, over veth pairs, each test in a network namespace of its own.
+//!
+//! See [`namespace`] for how that is done and what happens where it cannot be. Where the kernel has no AF_XDP the tests say so.
+
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod namespace;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use netvsc::rndis::PacketFilter;
+use netvsc::{MacAddress, PortError, PortLink, PortSettings, VfPort};
+use netvsc_linux::vf::{LinkState, PacketConfig, PacketPort, Reception, VfError};
+use netvsc_linux::xdp::{Attachment, XdpConfig, XdpPort};
+use rustix::io::Errno;
+
+use namespace::{in_namespace, ip, skipped};
+
+const A: MacAddress = MacAddress([0x02, 0x15, 0x5d, 0, 0, 1]);
+const B: MacAddress = MacAddress([0x02, 0x15, 0x5d, 0, 0, 2]);
+/// Set in a process that holds a port until it is killed.
+const HOLD: &str = "NETVSC_TEST_HOLD";
+
+fn pair() {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
+    ip(&format!("link add va address {A} type veth peer name vb address {B}"));
+    ip("link set vb up");
+}
+
+/// Runs the body with a port over one end of a pair, and a packet port over the other; unless the kernel has no AF_XDP.
+fn with_ports(test: &str, body: impl FnOnce(XdpPort, PacketPort)) {
+    pair();
+    let mut port = match XdpPort::open("va", XdpConfig::default()) {
+        Ok(port) => port,
+        Err(VfError::Kernel { doing, cause: cause @ (Errno::NOSYS | Errno::AFNOSUPPORT) }) => {
+            return skipped(test, &format!("this kernel does not {doing}: {cause}"));
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let config = PacketConfig { reception: Reception::Queue, ..PacketConfig::default() };
+    let mut far = PacketPort::open("vb", config).expect("a port");
+    until("they are up", || port.link() == PortLink::Up && far.link() == PortLink::Up);
+    port.configure(settings(1500)).expect("it takes that");
+    far.configure(settings(1500)).expect("it takes that");
+    body(port, far);
+}
+
+fn settings(mtu: u32) -> PortSettings {
+    let filter = PacketFilter::DIRECTED | PacketFilter::BROADCAST;
+    PortSettings { mtu, filter }
+}
+
+fn frame(number: u32, len: usize) -> Vec<u8> {
+    let mut frame = [B.0, A.0].concat();
+    frame.extend([0x88, 0xb5]);
+    frame.extend(number.to_le_bytes());
+    frame.resize(len, number as u8);
+    frame
+}
+
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !so() {
+        assert!(Instant::now() < end, "not within 10 s: {what}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn take(port: &mut impl VfPort, count: usize) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    until("all frames are there", || {
+        port.receive(&mut |frame| frames.push(frame.to_vec()));
+        frames.len() >= count
+    });
+    assert_eq!(frames.len(), count);
+    frames
+}
+
+/// Sends numbered frames from one to the other; all arrive once and in order, and all are confirmed.
+fn numbered(from: &mut dyn VfPort, to: &mut dyn VfPort) {
+    const COUNT: u32 = 5_000;
+    let before = from.confirmed();
+    let (mut sent, mut got) = (0, Vec::new());
+    until("all have arrived", || {
+        for _ in 0..50 {
+            if sent == COUNT || from.transmit(&frame(sent, 60 + sent as usize % 1455)).is_err() {
+                break;
+            }
+            sent += 1;
+        }
+        from.flush();
+        to.receive(&mut |frame| got.push(frame.to_vec()));
+        got.len() >= COUNT as usize
+    });
+    for (number, got) in (0..).zip(&got) {
+        assert_eq!(*got, frame(number, 60 + number as usize % 1455));
+    }
+    until("all are confirmed", || {
+        from.flush();
+        from.confirmed() == before + u64::from(COUNT)
+    });
+}
+
+#[test]
+fn frames_go_both_ways_past_the_stack() {
+    const NAME: &str = "frames_go_both_ways_past_the_stack";
+    in_namespace(NAME, || {
+        with_ports(NAME, |mut port, mut far| {
+            assert_eq!((port.permanent_mac(), port.queues()), (Some(A), 1));
+            // A veth has native XDP, and no memory of others.
+            assert_eq!((port.attachment(), port.is_zero_copy()), (Attachment::Native, false));
+            numbered(&mut port, &mut far);
+            numbered(&mut far, &mut port);
+            let counters = port.counters();
+            assert_eq!((counters.sent, counters.received, counters.unusable), (5_000, 5_000, 0));
+        });
+    });
+}
+
+#[test]
+fn what_stands_in_the_way_is_said() {
+    const NAME: &str = "what_stands_in_the_way_is_said";
+    in_namespace(NAME, || {
+        with_ports(NAME, |mut port, _far| {
+            let refused = |name, config| XdpPort::open(name, config).expect_err("no port");
+            let default = XdpConfig::default();
+            assert!(matches!(refused("nowhere", default), VfError::Missing { .. }));
+            for depth in [0, 32, 100, 8192] {
+                let config = XdpConfig { depth, ..default };
+                assert!(matches!(refused("va", config), VfError::Depth(found) if found == depth));
+            }
+            // A program is there already, and it stays.
+            let taken = refused("va", default);
+            assert!(matches!(taken, VfError::Kernel { cause: Errno::BUSY, .. }), "{taken}");
+            assert!(ip("link show va").contains("xdp"));
+            let long = port.configure(settings(9000));
+            assert!(matches!(long, Err(PortError::Mtu { mtu: 9000, most: 1500 })), "{long:?}");
+            assert_eq!(
+                port.transmit(&frame(0, 1600)),
+                Err(PortError::Length { len: 1600, most: 1518 })
+            );
+            drop(port);
+            assert!(!ip("link show va").contains("xdp"), "left behind");
+            let copies = refused("va", XdpConfig { copies: false, ..default });
+            let said = copies.to_string();
+            assert!(said.contains("without copies"), "{said}");
+            assert!(!ip("link show va").contains("xdp"), "left behind");
+        });
+    });
+}
+
+#[test]
+fn an_interface_whose_driver_takes_no_program_has_it_in_the_stack() {
+    const NAME: &str = "an_interface_whose_driver_takes_no_program_has_it_in_the_stack";
+    in_namespace(NAME, || {
+        pair();
+        let made = Command::new("ip")
+            .args(
+                "link add mv link va address 02:15:5d:00:00:01 type macvlan mode passthru"
+                    .split(' '),
+            )
+            .output()
+            .expect("ip runs");
+        if !made.status.success() {
+            return skipped(NAME, "this kernel has no macvlan");
+        }
+        ip("link set va up");
+        match XdpPort::open("mv", XdpConfig::default()) {
+            Ok(port) => assert_eq!(port.attachment(), Attachment::Generic),
+            Err(error) => skipped(NAME, &error.to_string()),
+        }
+    });
+}
+
+#[test]
+fn a_link_that_goes_down_keeps_nothing_for_later() {
+    const NAME: &str = "a_link_that_goes_down_keeps_nothing_for_later";
+    in_namespace(NAME, || {
+        with_ports(NAME, |mut port, mut far| {
+            port.transmit(&frame(0, 60)).expect("room");
+            port.flush();
+            assert_eq!(take(&mut far, 1), [frame(0, 60)]);
+            port.transmit(&frame(1, 60)).expect("room");
+            ip("link set va down");
+            assert_eq!((port.link(), port.state()), (PortLink::Down, LinkState::Down));
+            assert_eq!(port.confirmed(), 1, "the other one has to go elsewhere");
+            assert_eq!(port.transmit(&frame(2, 60)), Err(PortError::Full));
+            port.flush();
+            ip("link set va up");
+            until("it is up", || port.link() == PortLink::Up);
+            assert_eq!(port.confirmed(), 2, "nobody waits for it any more");
+            port.transmit(&frame(3, 60)).expect("room");
+            port.flush();
+            assert_eq!(take(&mut far, 1), [frame(3, 60)]);
+            until("both are up", || far.link() == PortLink::Up && port.link() == PortLink::Up);
+            far.transmit(&frame(4, 60)).expect("room");
+            far.flush();
+            assert_eq!(take(&mut port, 1), [frame(4, 60)]);
+        });
+    });
+}
+
+#[test]
+fn one_that_is_deleted_is_gone_for_good() {
+    const NAME: &str = "one_that_is_deleted_is_gone_for_good";
+    in_namespace(NAME, || {
+        with_ports(NAME, |mut port, _far| {
+            port.transmit(&frame(0, 60)).expect("room");
+            ip("link del va");
+            port.flush();
+            until("it is gone", || port.link() == PortLink::Gone);
+            assert_eq!(port.transmit(&frame(1, 60)), Err(PortError::Gone));
+            assert_eq!(port.configure(settings(1500)), Err(PortError::Gone));
+            assert_eq!((port.receive(&mut |_| {}), port.confirmed()), (0, 0));
+        });
+    });
+}
+
+#[test]
+fn the_program_goes_with_a_process_that_is_killed() {
+    const NAME: &str = "the_program_goes_with_a_process_that_is_killed";
+    if std::env::var_os(HOLD).is_some() {
+        let _port = XdpPort::open("va", XdpConfig::default()).expect("a port");
+        std::thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    in_namespace(NAME, || {
+        with_ports(NAME, |port, _far| {
+            drop(port);
+            let this = std::env::current_exe().expect("a test knows its own program");
+            let mut holder = Command::new(this)
+                .args(["--exact", NAME])
+                .env(HOLD, "1")
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("it runs");
+            until("the program is there", || ip("link show va").contains("xdp"));
+            holder.kill().expect("it runs");
+            holder.wait().expect("a child");
+            until("the program is gone", || !ip("link show va").contains("xdp"));
+        });
+    });
+}
