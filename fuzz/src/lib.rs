@@ -39,7 +39,7 @@ pub const TARGETS: &[Target] = &[
 
 pub use bus::vmbus_guest;
 pub use messages::vmbus_messages;
-pub use nic::nic_guest;
+pub use nic::{NicReach, nic_guest, nic_reach};
 pub use nvsp::nvsp;
 pub use packets::vmbus_packets;
 pub use ring::vmbus_ring;

@@ -4,9 +4,12 @@ use std::fs;
 use std::panic;
 use std::path::{Path, PathBuf};
 
-use netvsc_fuzz::{TARGETS, Target};
+use netvsc_fuzz::{NicReach, TARGETS, Target, nic_reach};
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
+
+/// Something that an input may reach.
+type Mark = fn(&NicReach) -> bool;
 
 /// Random inputs per target.
 const RANDOM: u64 = 400;
@@ -105,4 +108,32 @@ fn each_target_has_its_program() {
         assert!(manifest.contains(&format!("name = \"{}\"", target.name)), "{}", target.name);
     }
     assert_eq!(manifest.matches("[[bin]]").count(), TARGETS.len());
+}
+
+/// A change to the protocol of start-up makes old inputs fall behind without any of them failing: how far they come is counted.
+#[test]
+fn committed_inputs_bring_the_nic_to_where_it_is_deep() {
+    let target = TARGETS.iter().find(|target| target.name == "nic_guest").expect("the target");
+    let reached: Vec<_> = inputs(target).iter().map(|(_, input)| nic_reach(input)).collect();
+    let count = |there: Mark| reached.iter().filter(|reach| there(reach)).count();
+    let deep: [(&str, Mark); 12] = [
+        ("ready", |reach| reach.ready),
+        ("failed", |reach| reach.failed),
+        ("stopped", |reach| reach.stopped),
+        ("received", |reach| reach.received[0] > 0),
+        ("received on sub-channels", |reach| reach.received[1] > 0),
+        ("coalesced", |reach| reach.coalesced > 0),
+        ("tagged", |reach| reach.tagged > 0),
+        ("sent", |reach| reach.sent[0] > 0),
+        ("sent on sub-channels", |reach| reach.sent[1] > 0),
+        ("cut by the host", |reach| reach.large > 0),
+        ("checksums by the host", |reach| reach.checksums > 0),
+        ("from memory by page", |reach| reach.gpa_direct > 0),
+    ];
+    let counts = deep.map(|(what, there)| (what, count(there)));
+    eprintln!("of {} inputs: {counts:?}", reached.len());
+    for (what, count) in counts {
+        assert!(count >= 2, "{what}: {counts:?}");
+    }
+    assert!(counts[0].1 * 3 >= reached.len(), "a third becomes ready: {counts:?}");
 }

@@ -1,63 +1,47 @@
 //! What lies between a NIC and its host: every packet passes through here.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
+use hyperv_host::memory::{GuestMemory, GuestRam};
 use hyperv_host::nic::{GuestView, NicService, NicServiceConfig, NicServiceEvent};
 use hyperv_host::switch::{PortConfig, SwitchPort, WireConfig};
 use netvsc::nic::SharedBuffer;
-use netvsc::{MacAddress, Path, nvsp};
+use netvsc::{MacAddress, Path};
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::memory::{PageList, SharedMemory, SharedPages};
-use vmbus::packet::{Outgoing, PacketKind, TransferRange};
+use vmbus::packet::TransferRange;
 use vmbus::{GpadlId, Instant, Pfn, Serial};
 
+use super::frames::{self, MAC, PEER};
+use super::lane::{Kind, Lane, Parcel, Rings};
 use crate::script::Script;
 
+/// The longest that a NIC of this target puts on the wire.
+const MOST_AT_PEER: usize = 9000 + 14 + 4;
 /// Number of the receive buffer in packets.
 const PAGESET: u16 = 0xcafe;
 
-/// A packet on its way to the guest.
-#[derive(Clone, Debug)]
-struct Parcel {
-    kind: Kind,
-    id: u64,
-    completion: bool,
-    payload: Vec<u8>,
-}
-
-#[derive(Clone, Debug)]
-enum Kind {
-    Message,
-    Completion,
-    Transfer { pageset: u16, ranges: Vec<TransferRange> },
-}
-
 pub(super) struct Between {
+    ram: GuestRam,
     service: NicService,
     port: SwitchPort,
-    /// The end that the service's guest would have.
-    inner: Channel,
-    /// The end that the guest's host would have.
-    outer: Channel,
-    /// The ring in which the guest reads.
-    down: SharedPages,
+    /// The primary channel and, behind it, sub-channels.
+    lanes: Vec<Lane>,
+    /// Which of them is meddled with next.
+    turn: usize,
     receive: SharedBuffer,
     send: SharedBuffer,
+    /// Where the stream that a peer sends has come to.
+    sequence: u32,
     /// Whether anything was not as the service wanted it.
     pub(super) tampered: bool,
-    /// For the guest, not delivered yet.
-    parcels: VecDeque<Parcel>,
-    /// Kept back, to come late.
-    late: Vec<Parcel>,
-    /// Packets delivered that ask for a completion, and completions that came.
-    asked: (u64, u64),
 }
 
 impl Between {
     pub(super) fn new(
-        (up, down): (SharedPages, SharedPages),
-        (outer_tx, outer_rx): (SharedPages, SharedPages),
+        ram: &GuestRam,
+        far: Rings,
+        near: Rings,
         [receive, send]: [SharedBuffer; 2],
     ) -> Self {
         let mut port = SwitchPort::new(PortConfig {
@@ -65,24 +49,30 @@ impl Between {
             from_peer: WireConfig::instant(),
             ..PortConfig::default()
         });
-        let mut service = NicService::new(NicServiceConfig::new(MacAddress([0, 21, 93, 0, 0, 1])));
-        let inner = Channel::from_parts(up.clone(), down.clone(), SignalFlag::new());
-        let list = |pages| PageList::new([pages]);
-        let host = Channel::from_parts(list(down), list(up), SignalFlag::new());
-        service.open(host.expect("empty rings"), &mut port);
+        let mut service = NicService::new(NicServiceConfig::new(MacAddress(MAC)));
+        service.open(host_end(&far), &mut port);
         Self {
+            ram: ram.clone(),
             service,
             port,
-            inner: inner.expect("empty rings"),
-            down: outer_tx.clone(),
-            outer: Channel::from_parts(outer_tx, outer_rx, SignalFlag::new()).expect("empty rings"),
+            lanes: vec![Lane::new(near, far)],
+            turn: 0,
             receive,
             send,
+            sequence: 0,
             tampered: false,
-            parcels: VecDeque::new(),
-            late: Vec::new(),
-            asked: (0, 0),
         }
+    }
+
+    /// A sub-channel is there.
+    pub(super) fn open_queue(&mut self, number: u16, far: Rings, near: Rings) {
+        self.service.open_queue(number, host_end(&far), &mut self.port);
+        self.lanes.push(Lane::new(near, far));
+    }
+
+    /// Packets of the guest that named its memory by page.
+    pub(super) fn gpa_direct(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.gpa_direct).sum()
     }
 
     /// Bytes of the receive buffer.
@@ -90,37 +80,10 @@ impl Between {
         self.receive.pages.size()
     }
 
-    /// Hands on what the guest sent; all of it must be legal. `false` if there was nothing.
+    /// Hands on what the guest sent. `false` if there was nothing.
     pub(super) fn hand_up(&mut self) -> bool {
-        let mut buffer = vec![0; 8192];
-        let mut any = false;
-        // The guest writes what it likes, but a ring that was tampered with may be of no use.
-        while let Ok(Some(packet)) = self.outer.receive(&mut buffer) {
-            any = true;
-            let message = nvsp::GuestMessage::decode(packet.payload);
-            let (transaction_id, payload) = (packet.transaction_id, packet.payload);
-            let outgoing = match packet.kind {
-                PacketKind::InBand => {
-                    message.expect("a message of a guest");
-                    let completion = packet.completion_requested;
-                    Outgoing::InBand { transaction_id, completion, payload }
-                }
-                PacketKind::Completion => {
-                    let complete =
-                        nvsp::GuestMessage::RndisPacketComplete { status: nvsp::Status::SUCCESS };
-                    assert!(payload.is_empty() || message.is_ok(), "{message:?}");
-                    assert!(message.is_err() || self.tampered || message == Ok(complete));
-                    self.asked.1 += 1;
-                    assert!(self.asked.1 <= self.asked.0, "more completions than packets");
-                    Outgoing::Completion { transaction_id, payload }
-                }
-                other => panic!("{other:?}"),
-            };
-            // The service may have given up, and then reads no more.
-            let _ = self.inner.try_send(&outgoing);
-        }
-        let _ = self.outer.commit_read();
-        any
+        let tampered = self.tampered;
+        self.lanes.iter_mut().fold(false, |any, lane| lane.hand_up(tampered) | any)
     }
 
     /// Lets the service work, and takes what it sends.
@@ -130,78 +93,54 @@ impl Between {
             let buffer = [&receive, &send].into_iter().find(|buffer| buffer.gpadl == id)?;
             Some(PageList::new([buffer.pages.clone()]))
         };
-        let view = GuestView { gpadl: &gpadl, pages: &|_: &[Pfn]| None };
+        let pages = |frames: &[Pfn]| self.ram.map(frames).ok();
+        let view = GuestView { gpadl: &gpadl, pages: &pages };
         self.service.poll(now, view, &mut self.port);
         while let Some(event) = self.service.poll_event() {
             let failed = matches!(event, NicServiceEvent::Failed(_));
             assert!(self.tampered || !failed, "{event:?}");
         }
-        while self.port.peer_receive(now).is_some() {}
-        let mut buffer = vec![0; 8192];
-        while let Ok(Some(packet)) = self.inner.receive(&mut buffer) {
-            let kind = match packet.kind {
-                PacketKind::InBand => Kind::Message,
-                PacketKind::Completion => Kind::Completion,
-                PacketKind::TransferPages { pageset, ranges } => {
-                    Kind::Transfer { pageset, ranges: ranges.iter().collect() }
-                }
-                PacketKind::GpaDirect(_) => panic!("hosts send no GPA-direct packets"),
-            };
-            self.parcels.push_back(Parcel {
-                kind,
-                id: packet.transaction_id,
-                completion: packet.completion_requested,
-                payload: packet.payload.to_vec(),
-            });
+        while let Some(frame) = self.port.peer_receive(now) {
+            assert!((14..=MOST_AT_PEER).contains(&frame.len()), "{} bytes", frame.len());
         }
-        let _ = self.inner.arm();
+        self.lanes.iter_mut().for_each(Lane::collect);
     }
 
     /// Delivers everything as it is. `false` if there was nothing.
     pub(super) fn hand_down(&mut self) -> bool {
-        let mut any = false;
-        while let Some(parcel) = self.parcels.pop_front() {
-            if !self.deliver(&parcel) {
-                self.parcels.push_front(parcel);
-                break;
-            }
-            any = true;
-        }
-        any
+        self.lanes.iter_mut().fold(false, |any, lane| lane.hand_down() | any)
     }
 
-    /// `false` if there is no room.
-    fn deliver(&mut self, parcel: &Parcel) -> bool {
-        let (transaction_id, payload) = (parcel.id, &parcel.payload[..]);
-        let asks = match &parcel.kind {
-            Kind::Completion => false,
-            Kind::Message => parcel.completion,
-            Kind::Transfer { .. } => true,
-        };
-        let outgoing = match &parcel.kind {
-            Kind::Message => {
-                Outgoing::InBand { transaction_id, completion: parcel.completion, payload }
+    /// The peer sends one frame or several.
+    fn peer_sends(&mut self, script: &mut Script<'_>, now: Instant) {
+        let (len, fill) = (14 + usize::from(script.byte()) * 6, script.byte());
+        // A busy switch takes no more.
+        match fill {
+            // Segments of one stream, which a host may put together.
+            0xe0..0xf0 => {
+                for _ in 0..=fill & 3 {
+                    let frame = frames::tcp(&PEER, &MAC, u16::from(fill >> 2), self.sequence, len);
+                    self.sequence = self.sequence.wrapping_add((frame.len() - 54) as u32);
+                    let _ = self.port.peer_transmit(&frame, now);
+                }
             }
-            Kind::Completion => Outgoing::Completion { transaction_id, payload },
-            Kind::Transfer { pageset, ranges } => {
-                Outgoing::TransferPages { transaction_id, pageset: *pageset, ranges, payload }
+            0xf0.. => {
+                let mut frame = frames::raw(&PEER, &MAC, len.min(1514), fill);
+                frame.splice(12..12, [0x81, 0, fill & 15, 1]);
+                let _ = self.port.peer_transmit(&frame, now);
             }
-        };
-        let sent = self.outer.try_send(&outgoing).is_ok();
-        self.asked.0 += u64::from(sent && asks);
-        sent
+            _ => {
+                let mut frame = vec![fill; len.min(1514)];
+                frame[..6].copy_from_slice(&MAC);
+                let _ = self.port.peer_transmit(&frame, now);
+            }
+        }
     }
 
     /// Something that an honest host does, or that no host should.
     pub(super) fn step(&mut self, what: u8, script: &mut Script<'_>, now: Instant) {
         match what {
-            9 => {
-                let len = 14 + usize::from(script.byte()) * 6;
-                let mut frame = vec![script.byte(); len.min(1514)];
-                frame[..6].copy_from_slice(&[0, 21, 93, 0, 0, 1]);
-                // A busy switch takes no more.
-                let _ = self.port.peer_transmit(&frame, now);
-            }
+            9 => self.peer_sends(script, now),
             10 => match script.byte() & 7 {
                 0 => self.service.vf_added(Serial(script.byte().into()), now),
                 1 => self.service.vf_lost(),
@@ -226,30 +165,32 @@ impl Between {
     }
 
     fn tamper(&mut self, what: u8, script: &mut Script<'_>) {
+        self.turn = (self.turn + 1) % self.lanes.len();
+        let lane = &mut self.lanes[self.turn];
         match what {
-            15 => drop(self.parcels.pop_front()),
-            16 => self.late.extend(self.parcels.pop_front()),
+            15 => drop(lane.parcels.pop_front()),
+            16 => lane.late.extend(lane.parcels.pop_front()),
             17 => {
-                if let Some(parcel) = self.late.pop() {
-                    self.deliver(&parcel);
+                if let Some(parcel) = lane.late.pop() {
+                    lane.deliver(&parcel);
                 }
             }
             18 => {
-                if let Some(parcel) = self.parcels.pop_front() {
-                    self.deliver(&parcel);
-                    self.deliver(&parcel);
+                if let Some(parcel) = lane.parcels.pop_front() {
+                    lane.deliver(&parcel);
+                    lane.deliver(&parcel);
                 }
             }
-            19..22 => self.with_next(|parcel| {
+            19..22 => lane.with_next(|parcel| {
                 let (at, flip) = (usize::from(script.byte()), script.byte());
                 if let Some(at) = at.checked_rem(parcel.payload.len()) {
                     parcel.payload[at] ^= flip;
                 }
             }),
-            22 => self.with_next(|parcel| {
+            22 => lane.with_next(|parcel| {
                 parcel.payload.resize(script.byte().into(), 0x5a);
             }),
-            23 => self.with_next(|parcel| match script.byte() & 3 {
+            23 => lane.with_next(|parcel| match script.byte() & 3 {
                 0 => parcel.id ^= 1 << (script.byte() & 63),
                 1 => parcel.kind = Kind::Message,
                 2 => parcel.kind = Kind::Completion,
@@ -265,31 +206,24 @@ impl Between {
             }
             28 => self.made_up(script),
             29 => {
-                let at = (usize::from(script.u16()) % self.down.size()) & !3;
-                self.down.store_u32(at, script.u32()).expect("inside");
+                let at = (usize::from(script.u16()) % lane.down.size()) & !3;
+                lane.down.store_u32(at, script.u32()).expect("inside");
             }
             _ => {
                 let id = u64::from(script.byte());
                 let payload = script.counted().to_vec();
                 let completion = id & 1 == 0;
-                self.deliver(&Parcel { kind: Kind::Message, id, completion, payload });
+                lane.deliver(&Parcel { kind: Kind::Message, id, completion, payload });
             }
-        }
-    }
-
-    /// Delivers the next packet with something changed.
-    fn with_next(&mut self, change: impl FnOnce(&mut Parcel)) {
-        if let Some(mut parcel) = self.parcels.pop_front() {
-            change(&mut parcel);
-            self.deliver(&parcel);
         }
     }
 
     /// Ranges that are not what the service meant.
     fn lie(&mut self, script: &mut Script<'_>) {
+        let lane = &mut self.lanes[self.turn];
         let at =
-            self.parcels.iter().position(|parcel| matches!(parcel.kind, Kind::Transfer { .. }));
-        let Some(parcel) = at.and_then(|at| self.parcels.get_mut(at)) else { return };
+            lane.parcels.iter().position(|parcel| matches!(parcel.kind, Kind::Transfer { .. }));
+        let Some(parcel) = at.and_then(|at| lane.parcels.get_mut(at)) else { return };
         let Kind::Transfer { pageset, ranges } = &mut parcel.kind else { return };
         let which = usize::from(script.byte()) % ranges.len();
         match script.below(6) {
@@ -319,6 +253,17 @@ impl Between {
             .collect();
         payload.resize(40, 0);
         let kind = Kind::Transfer { pageset: PAGESET, ranges };
-        self.deliver(&Parcel { kind, id: u64::from(flags), completion: true, payload });
+        self.lanes[self.turn].deliver(&Parcel {
+            kind,
+            id: u64::from(flags),
+            completion: true,
+            payload,
+        });
     }
+}
+
+/// The host's end of a channel whose guest has these rings.
+fn host_end((up, down): &Rings) -> Channel<PageList, SignalFlag> {
+    let list = |pages: &SharedPages| PageList::new([pages.clone()]);
+    Channel::from_parts(list(down), list(up), SignalFlag::new()).expect("empty rings")
 }

@@ -1,30 +1,72 @@
 //! A guest's whole NIC, with the real service of a host behind it, and somebody between them.
 
 mod between;
+mod frames;
+mod lane;
 
 use std::time::Duration;
 
 use hyperv_host::memory::GuestRam;
 use netvsc::Path;
-use netvsc::nic::{Nic, NicConfig, NicEvent, RxFrame, SharedBuffer};
+use netvsc::nic::{
+    Nic, NicConfig, NicEvent, NicOffloads, NicQueue, NicStats, RxFrame, SharedBuffer, TransmitError,
+};
 use netvsc::nvsp::Version;
+use netvsc::rndis::offload::ChecksumSet;
+use netvsc::rndis::scaling::Scaling;
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::{GpadlId, Instant, Platform};
 
 use self::between::Between;
+use self::frames::Wish;
 use crate::script::Script;
 
 /// Steps of one input; more teach nothing new.
 const STEPS: usize = 300;
+/// Sub-channels of a guest that wants any.
+const SUB_CHANNELS: u16 = 3;
 const RECEIVE: GpadlId = GpadlId(0xe1e10);
 const SEND: GpadlId = GpadlId(0xe1e11);
 
+/// How far an input brought the NIC: so that a corpus can be seen to reach what lies deep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NicReach {
+    /// Start-up was finished.
+    pub ready: bool,
+    /// It was shut down to the end.
+    pub stopped: bool,
+    /// It gave its channel up.
+    pub failed: bool,
+    /// Sub-channels in use.
+    pub queues: usize,
+    /// Frames received, and those of them on sub-channels.
+    pub received: [u64; 2],
+    /// Received segments that the host had put together.
+    pub coalesced: u64,
+    /// Received frames with a tag beside them.
+    pub tagged: u64,
+    /// Frames sent, and those of them on sub-channels.
+    pub sent: [u64; 2],
+    /// Segments that the host was asked to cut.
+    pub large: u64,
+    /// Frames whose checksums were left to the host.
+    pub checksums: u64,
+    /// Packets of the guest that named its memory by page.
+    pub gpa_direct: u64,
+}
+
 /// A byte that configures the guest, then what happens, one byte each with what belongs to it. Packets of the host's service
 /// arrive as they are, changed, twice, late or never, with ranges and contents that lie, among others that nobody sent;
-/// the guest sends frames, switches, and goes down.
+/// the guest sends frames, over one channel or several and with work for the host or without, switches, and goes down.
 pub fn nic_guest(input: &[u8]) {
+    nic_reach(input);
+}
+
+/// The same, and says how far it came.
+pub fn nic_reach(input: &[u8]) -> NicReach {
     let mut script = Script::new(input);
-    let ram = GuestRam::new(7, 96);
+    let ram = GuestRam::new(7, 512);
     let mut world = World::new(&mut script, &ram);
     for _ in 0..STEPS {
         if script.is_over() {
@@ -32,57 +74,93 @@ pub fn nic_guest(input: &[u8]) {
         }
         world.step(&mut script);
     }
-    world.finish();
+    let reach = world.finish();
     assert_eq!(ram.allocated(), 0, "pages are lost");
+    reach
+}
+
+/// What a guest is like, by the bits of the first byte.
+#[derive(Clone, Copy, Debug)]
+struct Form(u8);
+
+impl Form {
+    fn has(self, bit: u8) -> bool {
+        self.0 & bit != 0
+    }
+
+    /// Sub-channels are asked for as soon as that is possible.
+    fn many_queues(self) -> bool {
+        self.has(16)
+    }
+
+    /// Work is left to the host, large sends and coalescing included.
+    fn offloads(self) -> bool {
+        self.has(32)
+    }
+
+    fn config(self) -> NicConfig {
+        NicConfig {
+            versions: if self.has(2) {
+                vec![Version::V5]
+            } else {
+                vec![Version::V6_1, Version::V5]
+            },
+            sriov: !self.has(4),
+            isolated: self.0 & 10 == 8,
+            queues: if self.many_queues() { 1 + SUB_CHANNELS } else { 1 },
+            offloads: if self.offloads() { NicOffloads::ALL } else { NicOffloads::default() },
+            // Longer than a section: such frames lie across pages.
+            mtu: if self.has(64) { 9000 } else { 1500 },
+            ..NicConfig::default()
+        }
+    }
+
+    /// Pages of the receive and of the send buffer.
+    fn buffers(self) -> [usize; 2] {
+        if self.0 & 0x70 == 0 { [16, 12] } else { [96, 96] }
+    }
 }
 
 struct World {
+    ram: GuestRam,
+    form: Form,
     nic: Nic,
+    queues: Vec<NicQueue>,
     between: Between,
     now: Instant,
-    /// Told once.
-    failed: bool,
-    stopped: bool,
-    ready: bool,
+    reach: NicReach,
     /// Largest frame with its header.
     most: usize,
-    /// Frames taken for sending.
-    sent: u64,
+    /// Frames taken for sending, by channel.
+    sent: [u64; 1 + SUB_CHANNELS as usize],
     overdue: u64,
 }
 
 impl World {
     fn new(script: &mut Script<'_>, ram: &GuestRam) -> Self {
-        let form = script.byte();
+        let form = Form(script.byte());
         let pages = |count| ram.allocate(count).expect("memory");
         let rings = |count| (pages(count), pages(count));
-        let (up, down) = rings(if form & 1 == 0 { 5 } else { 2 });
-        let guest = Channel::from_parts(up.clone(), down.clone(), SignalFlag::new());
+        let near = rings(if form.has(1) { 2 } else { 5 });
+        let guest = Channel::from_parts(near.0.clone(), near.1.clone(), SignalFlag::new());
         let buffer = |gpadl, count| SharedBuffer { gpadl, pages: pages(count) };
-        let (receive, send) = (buffer(RECEIVE, 16), buffer(SEND, 12));
-        let config = NicConfig {
-            versions: if form & 2 == 0 {
-                vec![Version::V6_1, Version::V5]
-            } else {
-                vec![Version::V5]
-            },
-            sriov: form & 4 == 0,
-            isolated: form & 10 == 8,
-            ..NicConfig::default()
-        };
+        let [receive, send] = form.buffers();
+        let (receive, send) = (buffer(RECEIVE, receive), buffer(SEND, send));
+        let config = form.config();
         let most = config.mtu as usize + 14;
-        let between = Between::new(rings(5), (down, up), [receive.clone(), send.clone()]);
+        let between = Between::new(ram, rings(5), near, [receive.clone(), send.clone()]);
         let guest = guest.expect("empty rings");
         let nic = Nic::new(guest, receive, Some(send), config, Instant::ZERO);
         Self {
+            ram: ram.clone(),
+            form,
             nic: nic.expect("a sound configuration"),
+            queues: Vec::new(),
             between,
             now: Instant::ZERO,
-            failed: false,
-            stopped: false,
-            ready: false,
+            reach: NicReach::default(),
             most,
-            sent: 0,
+            sent: [0; 1 + SUB_CHANNELS as usize],
             overdue: 0,
         }
     }
@@ -97,10 +175,17 @@ impl World {
             5 => {
                 let count = 1 + (script.byte() & 7);
                 for _ in 0..count {
-                    let len = usize::from(script.byte()) * 7;
-                    self.transmit(&vec![0x11; len]);
+                    if self.form.0 & 0x70 == 0 {
+                        let len = usize::from(script.byte()) * 7;
+                        self.transmit(0, Wish(8), len);
+                        continue;
+                    }
+                    let (wish, len) = (Wish(script.byte()), usize::from(script.byte()));
+                    let len = len * if wish.is_large() { 200 } else { self.most / 250 };
+                    self.transmit(usize::from(wish.0 >> 5), wish, len);
                 }
                 self.nic.flush();
+                self.queues.iter_mut().for_each(NicQueue::flush);
             }
             6 => {
                 let path = if script.byte() & 1 == 0 { Path::Synthetic } else { Path::Vf };
@@ -110,7 +195,8 @@ impl World {
                 // Only now and then, since little can follow.
                 if script.byte() == 0x77 {
                     // A dead NIC can be put down, too.
-                    self.failed = false;
+                    self.reach.failed = false;
+                    self.queues.iter_mut().for_each(NicQueue::stop);
                     self.nic.shutdown(self.now);
                 }
             }
@@ -134,33 +220,63 @@ impl World {
         }
     }
 
-    fn transmit(&mut self, frame: &[u8]) {
-        let can = self.nic.can_transmit();
-        match self.nic.transmit(frame) {
+    /// Over the primary channel, or as far as there are any over another.
+    fn transmit(&mut self, which: usize, wish: Wish, len: usize) {
+        let Self { nic, queues, .. } = self;
+        let which = which % (queues.len() + 1);
+        let can = nic.can_transmit();
+        let outcome = wish.with(len, |frame| match which.checked_sub(1) {
+            Some(queue) => queues[queue].transmit_with(frame),
+            None => nic.transmit_with(frame),
+        });
+        match outcome {
             Ok(()) => {
-                assert!(can && self.ready && !self.failed && !self.stopped);
-                assert!((14..=self.most).contains(&frame.len()));
-                self.sent += 1;
+                assert!(self.reach.ready && (which > 0 || can && !self.events_over()));
+                assert!(wish.is_large() || (14..=self.most).contains(&len));
+                self.sent[which] += 1;
+                let Self { nic, reach, .. } = self;
+                let by_host = wish.asks_checksums()
+                    && nic.info().offloads.ipv4.transmit.contains(ChecksumSet::TCP);
+                reach.checksums += u64::from(by_host);
             }
-            Err(error) => assert!(!error.to_string().is_empty()),
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                // What is wrong with a frame is the same whatever the host says.
+                let own = matches!(error, TransmitError::Headers { .. });
+                assert!(!own || wish.0 & 0x2e != 0, "{error}");
+            }
         }
     }
 
     fn poll(&mut self) {
         let most = self.between.receive_bytes();
-        let mut frames = 0_u64;
-        let before = self.nic.stats().rx_frames;
-        let outcome = self.nic.poll(self.now, &mut |frame: RxFrame<'_>| {
-            frames += 1;
+        let before = self.reach.received[0];
+        let Self { nic, queues, reach, .. } = self;
+        let mut sink = |frame: RxFrame<'_>| {
+            reach.received[0] += 1;
+            reach.coalesced += u64::from(frame.parts() > 1);
+            reach.tagged += u64::from(frame.vlan().is_some());
+            // The same bytes may be named as several parts.
+            let most = most * frame.parts() + 4;
             assert!((14..=most).contains(&frame.len()), "{} bytes", frame.len());
             let mut out = vec![0; frame.len() + 1];
             assert_eq!(frame.copy_to(&mut out), frame.len());
             assert_eq!(frame.copy_to(&mut out[..13]), 13);
-        });
-        assert_eq!(self.nic.stats().rx_frames - before, frames);
-        assert!(frames == 0 || self.ready || !self.events_over(), "frames before it is ready");
+        };
+        let counted = nic.stats().rx_frames;
+        let outcome = nic.poll(self.now, &mut sink);
+        let mut broken = false;
+        for queue in queues.iter_mut() {
+            broken |= queue.poll(&mut sink).is_err();
+        }
+        let on_queues = queues.iter().map(|queue| queue.stats().rx_frames).sum();
+        let mine = nic.stats().rx_frames - counted + on_queues - reach.received[1];
+        assert_eq!(self.reach.received[0] - before, mine);
+        self.reach.received[1] = on_queues;
+        assert!(!broken || self.between.tampered, "a queue broke");
+        assert!(mine == 0 || self.reach.ready || !self.events_over(), "frames before it is ready");
         self.events();
-        assert_eq!(outcome.is_err(), self.failed, "{outcome:?}");
+        assert_eq!(outcome.is_err(), self.reach.failed, "{outcome:?}");
         if let Err(error) = outcome {
             assert_eq!(
                 self.nic.poll(self.now, &mut |_| panic!("a frame after {error}")),
@@ -168,14 +284,24 @@ impl World {
             );
             assert!(self.between.tampered, "{error}");
         }
-        let stats = self.nic.stats();
-        assert!(self.between.tampered || stats.bad.total() == 0, "{:?}", stats.bad);
-        assert!(stats.tx_frames == self.sent && stats.tx_completed <= stats.tx_messages);
+        self.check_stats();
+    }
+
+    /// By channel.
+    fn stats(&self) -> impl Iterator<Item = NicStats> {
+        core::iter::once(self.nic.stats()).chain(self.queues.iter().map(NicQueue::stats))
+    }
+
+    fn check_stats(&self) {
+        for (stats, sent) in self.stats().zip(self.sent) {
+            assert!(self.between.tampered || stats.bad.total() == 0, "{:?}", stats.bad);
+            assert!(stats.tx_frames == sent && stats.tx_completed <= stats.tx_messages);
+        }
     }
 
     /// Whether there is nothing more to be told.
     fn events_over(&self) -> bool {
-        self.failed || self.stopped
+        self.reach.failed || self.reach.stopped
     }
 
     fn events(&mut self) {
@@ -183,21 +309,47 @@ impl World {
             assert!(!self.events_over(), "{event:?} after the end");
             match event {
                 NicEvent::Ready { mac, mtu, .. } => {
-                    assert!(!self.ready && !mac.is_multicast() && mtu >= 68);
+                    assert!(!self.reach.ready && !mac.is_multicast() && mtu >= 68);
                     self.most = self.most.min(mtu as usize + 14);
-                    self.ready = true;
+                    self.reach.ready = true;
+                    self.ask_for_queues();
                 }
-                NicEvent::Failed(_) => self.failed = true,
-                NicEvent::Stopped => self.stopped = true,
+                NicEvent::Failed(_) => self.reach.failed = true,
+                NicEvent::Stopped => self.reach.stopped = true,
+                NicEvent::QueuesGranted { count } => self.add_queues(count),
                 NicEvent::Overdue { .. } => self.overdue += 1,
-                NicEvent::Link { .. } => assert!(self.ready),
+                NicEvent::Link { .. } => assert!(self.reach.ready),
                 _ => {}
             }
         }
     }
 
+    fn ask_for_queues(&mut self) {
+        if self.form.many_queues() {
+            // It may have failed since it said that it is ready.
+            let _ = self.nic.request_queues(SUB_CHANNELS, self.now);
+        }
+    }
+
+    /// Sub-channels are opened, and received frames spread over all.
+    fn add_queues(&mut self, count: u16) {
+        assert!(count <= SUB_CHANNELS);
+        let pages = |count| self.ram.allocate(count).expect("memory");
+        for number in 1..=count {
+            let near = (pages(5), pages(5));
+            let guest = Channel::from_parts(near.0.clone(), near.1.clone(), SignalFlag::new());
+            // It may have failed, or be on its way down.
+            if let Ok(queue) = self.nic.add_queue(number, guest.expect("empty rings")) {
+                self.between.open_queue(number, (pages(5), pages(5)), near);
+                self.queues.push(queue);
+            }
+        }
+        let spread = Scaling::even(1 + count, [0x5a; 40]);
+        let _ = self.nic.set_scaling(Some(&spread), self.now);
+    }
+
     /// Nothing is awaited for ever, and nothing is held when the NIC is gone.
-    fn finish(mut self) {
+    fn finish(mut self) -> NicReach {
         self.poll();
         for round in 0.. {
             assert!(round < 10_000, "deadlines without end");
@@ -208,12 +360,19 @@ impl World {
             self.now = self.now.max(due);
             self.poll();
         }
-        let idle = self.ready || self.events_over();
+        let idle = self.reach.ready || self.events_over();
         assert!(idle || self.overdue > 0, "start-up waits for ever");
-        let Self { nic, between, .. } = self;
+        let mut reach = self.reach;
+        reach.queues = self.queues.len();
+        reach.sent = [self.sent.iter().sum(), self.sent[1..].iter().sum()];
+        reach.large = self.stats().map(|stats| stats.tx_large).sum();
+        reach.gpa_direct = self.between.gpa_direct();
+        let Self { nic, between, queues, .. } = self;
+        queues.into_iter().for_each(|queue| drop(queue.into_channel()));
         let (_, receive, send) = nic.into_parts();
         assert!(send.is_some_and(|send| send.gpadl == SEND));
         assert_eq!(receive.gpadl, RECEIVE);
         drop(between);
+        reach
     }
 }

@@ -108,24 +108,23 @@ impl RxFrame<'_> {
     pub fn copy_to(&self, out: &mut [u8]) -> usize {
         let count = out.len().min(self.len());
         let out = out.get_mut(..count).unwrap_or_default();
-        let copied = match (self.said.tag, out.split_at_mut_checked(ADDRESSES + VLAN_TAG)) {
-            (None, _) => self.read(0, out),
-            (Some(tag), Some((head, rest))) => {
-                let (addresses, place) = head.split_at_mut(ADDRESSES);
-                let [kind, value] = [VLAN_TYPE, tag.0.to_be_bytes()];
-                for (byte, tag) in place.iter_mut().zip(kind.into_iter().chain(value)) {
-                    *byte = tag;
-                }
-                self.read(0, addresses).and_then(|()| self.read(ADDRESSES, rest))
-            }
-            // Not even the tag fits.
-            (Some(_), None) => {
-                let count = count.min(ADDRESSES);
-                let copied = self.read(0, out.get_mut(..count).unwrap_or_default());
-                return copied.map_or(0, |()| count);
-            }
+        let copied = match self.said.tag {
+            None => self.read(0, out),
+            Some(tag) => self.copy_tagged(tag, out),
         };
         copied.map_or(0, |()| count)
+    }
+
+    /// Addresses, tag, the rest; any of them may not fit.
+    fn copy_tagged(&self, tag: VlanTag, out: &mut [u8]) -> Result<(), OutOfRange> {
+        let (addresses, behind) = out.split_at_mut(out.len().min(ADDRESSES));
+        let (place, rest) = behind.split_at_mut(behind.len().min(VLAN_TAG));
+        let [kind, value] = [VLAN_TYPE, tag.0.to_be_bytes()];
+        for (byte, tag) in place.iter_mut().zip(kind.into_iter().chain(value)) {
+            *byte = tag;
+        }
+        self.read(0, addresses)?;
+        self.read(ADDRESSES, rest)
     }
 
     /// Copies the bytes from `offset` on, as they lie in the buffer.
