@@ -21,6 +21,7 @@ use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, Show
 use crate::install::{self, InstallArgs, UninstallArgs};
 use crate::log::LogArgs;
 use crate::manual::{self, CompletionsArgs};
+use crate::remote::VfDriver;
 use crate::run::uio::args::UioArgs;
 use crate::sim::args::{self as sim, SimArgs};
 use crate::udev::{self, UdevArgs};
@@ -351,6 +352,17 @@ pub struct RunArgs {
         long_help = "The interface of the kernel's that is the first NIC's VF, where the host carries its frames over one (netvsc host --vf-peer): the other end of a veth pair. It gets the MAC that the host gave the VF, and is set up; its IPv6 is turned off. It may go down, go away and come back, under this name. Only with --host unix:PATH. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN"
     )]
     pub vf_link: Option<String>,
+
+    /// How the frames of that interface are reached
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value_t = VfDriver::Auto,
+        requires = "vf_link",
+        help_heading = "Kernel traffic"
+    )]
+    pub vf_driver: VfDriver,
 
     /// How often VFs leave or return; 0 = never
     #[arg(

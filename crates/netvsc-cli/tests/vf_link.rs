@@ -184,7 +184,7 @@ fn helper_in(namespace: &Neighbour, role: &str) -> Process {
 }
 
 impl Setup {
-    fn new(name: &str, of_host: &[&str]) -> Self {
+    fn new(name: &str, of_host: &[&str], of_run: &[&str]) -> Self {
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
         make_pair();
         let base = std::env::temp_dir().join(format!("netvsc-{name}-{}", std::process::id()));
@@ -197,7 +197,7 @@ impl Setup {
         host.wait_for("listening", 1);
         let at = format!("unix:{socket}");
         let options = ["run", "--json", "--host", &at, "--tap", "nvt0", "--vf-link", "vfg"];
-        let mut run = Process::start(Command::new(PROGRAM).args(options));
+        let mut run = Process::start(Command::new(PROGRAM).args(options).args(of_run));
         run.wait_for(ON_VF, 1);
         let (guest, peer) = (Neighbour::new(), Neighbour::new());
         settle(&guest, "nvt0", "192.0.2.1");
@@ -281,7 +281,7 @@ impl Capture {
 #[test]
 fn frames_go_over_the_interface_while_it_is_the_vf_and_only_then() {
     in_namespace("frames_go_over_the_interface_while_it_is_the_vf_and_only_then", || {
-        let mut setup = Setup::new("vf-capture", &[]);
+        let mut setup = Setup::new("vf-capture", &[], &[]);
         let capture = Capture::on("vfh");
         let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
         let seen = capture.end();
@@ -311,7 +311,7 @@ fn frames_go_over_the_interface_while_it_is_the_vf_and_only_then() {
 fn nothing_is_lost_when_the_host_asks_for_the_vf() {
     in_namespace("nothing_is_lost_when_the_host_asks_for_the_vf", || {
         // The first two of three removals are orderly.
-        let mut setup = Setup::new("vf-eject", &["--churn", "400ms"]);
+        let mut setup = Setup::new("vf-eject", &["--churn", "400ms"], &[]);
         setup.transfer(|setup| setup.run.wait_for(ON_VF, 3));
         let summary = setup.finish();
         assert!(summary["ejects"].as_u64() >= Some(2), "{summary}");
@@ -321,27 +321,57 @@ fn nothing_is_lost_when_the_host_asks_for_the_vf() {
 
 #[test]
 fn tcp_survives_whatever_happens_to_the_interface() {
-    in_namespace("tcp_survives_whatever_happens_to_the_interface", || {
-        let mut setup = Setup::new("vf-torment", &["--churn", "700ms"]);
-        let elsewhere = Neighbour::new();
-        let (bytes, silence) = setup.transfer(|_| {
-            for round in 0..torments() {
-                torment(round, &elsewhere);
-            }
-        });
-        // Whatever has happened, it is used again.
-        let before = setup.run.has_said(ON_VF);
-        setup.run.wait_for(ON_VF, before + 1);
-        let count = setup.run.has_said(ON_SYNTHETIC);
+    in_namespace("tcp_survives_whatever_happens_to_the_interface", || tormented(&[]));
+}
+
+#[test]
+fn tcp_survives_it_past_the_kernels_stack_too() {
+    in_namespace("tcp_survives_it_past_the_kernels_stack_too", || {
+        tormented(&["--vf-driver", "xdp"]);
+    });
+}
+
+#[test]
+fn af_xdp_is_used_where_it_needs_no_copies_or_where_it_is_asked_for() {
+    in_namespace("af_xdp_is_used_where_it_needs_no_copies_or_where_it_is_asked_for", || {
+        // A veth reaches nobody's memory.
+        let mut setup = Setup::new("vf-auto", &[], &[]);
+        assert_eq!(setup.run.has_said("AF_PACKET, no AF_XDP: could not do without copies"), 1);
+        setup.transfer(|_| thread::sleep(Duration::from_millis(50)));
+        setup.finish();
+        ip("link del vfg");
+        let mut setup = Setup::new("vf-xdp", &[], &["--vf-driver", "xdp"]);
+        assert_eq!(setup.run.has_said("AF_XDP, native, copied, 1 queues"), 1);
+        assert!(ip("link show vfg").contains("xdp"));
+        let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
         let summary = setup.finish();
-        eprintln!("{bytes} bytes, {count} times off the VF, longest silence {silence:?}");
-        assert!(bytes > 1 << 20 && count >= torments() / 2, "{bytes} bytes: {summary}");
-        assert!(silence < Duration::from_secs(10), "silent for {silence:?}");
+        assert!(bytes > 1 << 20 && summary["frames_vf"].as_u64() > Some(1000), "{summary}");
         assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
-        for path in ["frames_vf", "frames_synthetic"] {
-            assert!(summary[path].as_u64() > Some(0), "{summary}");
+        assert!(!ip("link show vfg").contains("xdp"), "left behind");
+    });
+}
+
+fn tormented(of_run: &[&str]) {
+    let name = if of_run.is_empty() { "vf-torment" } else { "vf-torment-xdp" };
+    let mut setup = Setup::new(name, &["--churn", "700ms"], of_run);
+    let elsewhere = Neighbour::new();
+    let (bytes, silence) = setup.transfer(|_| {
+        for round in 0..torments() {
+            torment(round, &elsewhere);
         }
     });
+    // Whatever has happened, it is used again.
+    let before = setup.run.has_said(ON_VF);
+    setup.run.wait_for(ON_VF, before + 1);
+    let count = setup.run.has_said(ON_SYNTHETIC);
+    let summary = setup.finish();
+    eprintln!("{bytes} bytes, {count} times off the VF, longest silence {silence:?}");
+    assert!(bytes > 1 << 20 && count >= torments() / 2, "{bytes} bytes: {summary}");
+    assert!(silence < Duration::from_secs(10), "silent for {silence:?}");
+    assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+    for path in ["frames_vf", "frames_synthetic"] {
+        assert!(summary[path].as_u64() > Some(0), "{summary}");
+    }
 }
 
 fn torment(round: usize, elsewhere: &Neighbour) {

@@ -3,6 +3,7 @@
 use clap::error::ErrorKind;
 
 use super::{HostChoice, RunArgs, VfLayout};
+use crate::remote::VfInterface;
 use crate::units::ByteSize;
 
 /// What is wrong with a command line, in words.
@@ -13,6 +14,12 @@ fn conflict(message: String) -> Complaint {
 }
 
 impl RunArgs {
+    /// The interface that is the first NIC's VF.
+    pub(crate) fn vf_interface(&self) -> Option<VfInterface> {
+        let name = self.vf_link.clone()?;
+        Some(VfInterface { name, driver: self.vf_driver })
+    }
+
     /// What options of one kind mean for each other.
     pub(super) fn check(&self) -> Result<(), Complaint> {
         if let (Some(tap), Some(peer)) = (&self.tap, &self.peer_tap)

@@ -22,7 +22,7 @@ use vmbus::synic::{EventFlags, SynicError};
 use vmbus::{ChannelId, ConnectionId, Doorbell, Guid, Instant, SignalFlag};
 use vpci::bus::Function;
 
-use super::port::{Change, KernelLink, RemotePort};
+use super::port::{Change, KernelLink, RemotePort, VfInterface};
 use super::{FIRST_FRAME, PATIENCE};
 use crate::error::Error;
 use crate::guest::{Guest, Machine, Sink};
@@ -181,7 +181,7 @@ pub struct RemoteGuest {
 impl RemoteGuest {
     /// Connects to the host that listens at `path` and shares `pages` pages of memory with it. Contact over the bus has not been
     /// made yet. `vf` is the interface for a VF whose frames go over one.
-    pub fn connect(path: &Path, pages: usize, vf: Option<&str>) -> Result<Self, Gone> {
+    pub fn connect(path: &Path, pages: usize, vf: Option<&VfInterface>) -> Result<Self, Gone> {
         let link = Link::new(connect(path)?)?;
         let file = SharedFile::create("netvsc guest", pages)?;
         let arena = Rc::new(Arena::new(file, FIRST_FRAME, TALK_PAGES));
@@ -325,6 +325,12 @@ impl RemoteGuest {
     /// How often an interface of the kernel's went, or lost its carrier, by itself.
     pub fn link_losses(&self) -> u64 {
         self.wiring.borrow().link.as_ref().map_or(0, |link| link.losses)
+    }
+
+    /// What has become known of such an interface.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        let link = &mut self.wiring.borrow_mut().link;
+        link.as_mut().map(KernelLink::take_notes).unwrap_or_default()
     }
 
     /// What to wait for on behalf of such an interface.

@@ -53,12 +53,8 @@ impl VfLink {
         if let Err(error) = std::fs::write(switch, "1") {
             tracing::debug!(%error, "IPv6 may greet its neighbours on the VF's interface");
         }
-        // Whatever the guest's MTU is: its NIC keeps to it.
-        let filter = PacketFilter::PROMISCUOUS | PacketFilter::ALL_MULTICAST;
-        let mtus = [9000, 1500];
-        let fits =
-            mtus.iter().any(|mtu| port.configure(PortSettings { mtu: *mtu, filter }).is_ok());
-        if fits { Ok(port) } else { Err("it takes no frames of 1500 bytes".into()) }
+        settle(&mut port);
+        Ok(port)
     }
 
     /// Moves frames between the guest's VF and the switch. True if any moved.
@@ -122,6 +118,9 @@ impl VfLink {
         {
             self.port = None;
         }
+        if let Some(port) = self.port.as_mut().filter(|port| port.mtu() != port.settled_mtu()) {
+            settle(port);
+        }
         let events = self.monitor.poll().unwrap_or_default();
         let named = |event: &Event| match event {
             Event::Link(link) => link.name == self.name,
@@ -147,4 +146,11 @@ impl VfLink {
         let stuck = self.port.as_ref().is_some_and(|port| port.ears().is_stuck());
         (stuck || self.held.is_some()).then(|| now + AGAIN)
     }
+}
+
+/// Has the port carry whatever its interface can: the MTU is its owner's to choose.
+fn settle(port: &mut PacketPort) {
+    let filter = PacketFilter::PROMISCUOUS | PacketFilter::ALL_MULTICAST;
+    // The MTU that it has cannot be refused; one that is gone says so by its link.
+    let _ = port.configure(PortSettings { mtu: port.mtu(), filter });
 }

@@ -7,6 +7,7 @@ use netvsc::nic::TxWork;
 use netvsc::{MacAddress, PathOffloads, PortError, PortLink, PortSettings, VfPort};
 use netvsc_linux::netlink::{Event, Monitor, NetlinkError, Topics};
 use netvsc_linux::vf::{PacketConfig, PacketPort, PortEars, Reception};
+use netvsc_linux::xdp::{XdpConfig, XdpPort};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmbus::{Guid, Instant};
 
@@ -18,15 +19,18 @@ const AGAIN: Duration = Duration::from_micros(500);
 pub enum RemotePort {
     /// Of the simulated device.
     Simulated(Box<SimulatedPort>),
-    /// An interface.
-    Kernel(Box<PacketPort>),
+    /// An interface, through the kernel's stack.
+    Packet(Box<PacketPort>),
+    /// An interface, past it.
+    Xdp(Box<XdpPort>),
 }
 
 impl RemotePort {
     fn port(&mut self) -> &mut dyn VfPort {
         match self {
             Self::Simulated(port) => &mut **port,
-            Self::Kernel(port) => &mut **port,
+            Self::Packet(port) => &mut **port,
+            Self::Xdp(port) => &mut **port,
         }
     }
 }
@@ -35,7 +39,8 @@ impl VfPort for RemotePort {
     fn permanent_mac(&self) -> Option<MacAddress> {
         match self {
             Self::Simulated(port) => port.permanent_mac(),
-            Self::Kernel(port) => port.permanent_mac(),
+            Self::Packet(port) => port.permanent_mac(),
+            Self::Xdp(port) => port.permanent_mac(),
         }
     }
 
@@ -50,7 +55,8 @@ impl VfPort for RemotePort {
     fn offloads(&self) -> PathOffloads {
         match self {
             Self::Simulated(port) => port.offloads(),
-            Self::Kernel(port) => port.offloads(),
+            Self::Packet(port) => port.offloads(),
+            Self::Xdp(port) => port.offloads(),
         }
     }
 
@@ -61,7 +67,8 @@ impl VfPort for RemotePort {
     fn transmit(&mut self, frame: &[u8]) -> Result<(), PortError> {
         match self {
             Self::Simulated(port) => port.transmit(frame),
-            Self::Kernel(port) => port.transmit(frame),
+            Self::Packet(port) => port.transmit(frame),
+            Self::Xdp(port) => port.transmit(frame),
         }
     }
 
@@ -78,6 +85,26 @@ impl VfPort for RemotePort {
     }
 }
 
+/// How the frames of an interface are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum VfDriver {
+    /// AF_XDP if the driver needs no copies for it, otherwise AF_PACKET
+    Auto,
+    /// AF_PACKET
+    Packet,
+    /// AF_XDP with copies if need be, or AF_PACKET where there is none
+    Xdp,
+}
+
+/// An interface, and how its frames are reached.
+#[derive(Clone, Debug)]
+pub struct VfInterface {
+    /// Its name.
+    pub name: String,
+    /// How its frames are reached.
+    pub driver: VfDriver,
+}
+
 /// What happened to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -92,7 +119,9 @@ pub(super) enum Change {
 /// The interface over which the frames of a VF go, whether or not it is there.
 #[derive(Debug)]
 pub struct KernelLink {
-    name: String,
+    interface: VfInterface,
+    /// What whoever runs the guest should know.
+    notes: Vec<String>,
     monitor: Monitor,
     /// The bus of the function that it belongs to, once one is there that needs it.
     pub(super) bus: Option<Guid>,
@@ -106,26 +135,54 @@ pub struct KernelLink {
 }
 
 impl KernelLink {
-    pub(super) fn new(name: &str) -> Result<Self, NetlinkError> {
+    pub(super) fn new(interface: &VfInterface) -> Result<Self, NetlinkError> {
         let monitor = Monitor::open(Topics::LINKS)?;
+        let (interface, notes) = (interface.clone(), Vec::new());
         let (bus, open, again) = (None, None, None);
-        Ok(Self { name: name.into(), monitor, bus, open, again, losses: 0, up: true })
+        Ok(Self { interface, notes, monitor, bus, open, again, losses: 0, up: true })
+    }
+
+    /// What has become known since the last call.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     /// Takes the interface as the port of a function whose host gave it this MAC.
     pub(super) fn open(&mut self, bus: Guid, mac: MacAddress) -> Result<RemotePort, String> {
         self.bus = Some(bus);
-        // Frames out of a ring would come later than what the host says meanwhile on the synthetic path.
-        let config =
-            PacketConfig { mac: Some(mac), reception: Reception::Queue, ..PacketConfig::default() };
-        let port = PacketPort::open(&self.name, config).map_err(|error| error.to_string())?;
+        let (port, index, ears) = self.drive(mac)?;
         // The kernel's own IP has no business there.
-        let switch = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", port.name());
+        let switch = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.interface.name);
         if let Err(error) = std::fs::write(switch, "1") {
             tracing::debug!(%error, "IPv6 may greet its neighbours on the VF's interface");
         }
-        self.open = Some((port.index(), port.ears()));
-        Ok(RemotePort::Kernel(Box::new(port)))
+        self.open = Some((index, ears));
+        Ok(port)
+    }
+
+    /// Takes the interface by the best means that there are.
+    fn drive(&mut self, mac: MacAddress) -> Result<(RemotePort, u32, PortEars), String> {
+        let VfInterface { name, driver } = &self.interface;
+        if *driver != VfDriver::Packet {
+            let copies = *driver == VfDriver::Xdp;
+            match XdpPort::open(name, XdpConfig { mac: Some(mac), copies, ..XdpConfig::default() })
+            {
+                Ok(port) => {
+                    let copied = if port.is_zero_copy() { "zero-copy" } else { "copied" };
+                    let (place, queues) = (port.attachment(), port.queues());
+                    self.notes.push(format!("{name}: AF_XDP, {place}, {copied}, {queues} queues"));
+                    let (index, ears) = (port.index(), port.ears());
+                    return Ok((RemotePort::Xdp(Box::new(port)), index, ears));
+                }
+                Err(why) => self.notes.push(format!("{name}: AF_PACKET, no AF_XDP: {why}")),
+            }
+        }
+        // Frames out of a ring would come later than what the host says meanwhile on the synthetic path.
+        let config =
+            PacketConfig { mac: Some(mac), reception: Reception::Queue, ..PacketConfig::default() };
+        let port = PacketPort::open(name, config).map_err(|error| error.to_string())?;
+        let (index, ears) = (port.index(), port.ears());
+        Ok((RemotePort::Packet(Box::new(port)), index, ears))
     }
 
     /// Its function is gone.
@@ -185,7 +242,7 @@ impl KernelLink {
                     self.losses += u64::from(self.up && !up);
                     self.up = up;
                 }
-                Event::Link(link) if own.is_none() && link.name == self.name => {
+                Event::Link(link) if own.is_none() && link.name == self.interface.name => {
                     changes.push(Change::There);
                 }
                 _ => {}

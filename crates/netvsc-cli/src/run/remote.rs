@@ -20,7 +20,7 @@ use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::{Event, What};
 use crate::guest::Sink;
-use crate::remote::{Gone, RemoteGuest};
+use crate::remote::{Gone, RemoteGuest, VfInterface};
 use crate::report::{NicView, Report};
 use crate::service::Service;
 
@@ -56,11 +56,11 @@ struct Session {
     started: Clock,
     mtu: u32,
     /// The interface for a VF whose frames go over one.
-    vf: Option<String>,
+    vf: Option<VfInterface>,
 }
 
 impl Session {
-    fn new(path: &Path, mtu: u32, vf: Option<String>) -> Self {
+    fn new(path: &Path, mtu: u32, vf: Option<VfInterface>) -> Self {
         let (path, events) = (path.to_owned(), VecDeque::new());
         let (ejects, surprises) = (0, 0);
         Self { path, remote: None, events, ejects, surprises, started: Clock::now(), mtu, vf }
@@ -77,7 +77,7 @@ impl Session {
 
     /// Connects, and makes contact over the bus.
     fn connect(&mut self, capture: Option<&Capture>) -> Result<(), Gone> {
-        let mut remote = RemoteGuest::connect(&self.path, PAGES, self.vf.as_deref())?;
+        let mut remote = RemoteGuest::connect(&self.path, PAGES, self.vf.as_ref())?;
         if let Some(capture) = capture {
             remote.guest.capture_into(capture.clone());
         }
@@ -97,6 +97,9 @@ impl Session {
     fn settle(&mut self, now: Instant, sink: &mut Sink<'_>) -> Result<bool, Gone> {
         let Some(remote) = &mut self.remote else { return Ok(false) };
         let mut moved = remote.settle(now, sink)?;
+        for why in remote.take_notes() {
+            self.events.push_back(Event { at: now, what: What::Pairing { nic: Some(0), why } });
+        }
         while let Some(what) = remote.guest.poll_event() {
             match &what {
                 What::EjectAnswered { .. } => self.ejects += 1,

@@ -169,6 +169,18 @@ impl PacketPort {
         &self.watch.link().name
     }
 
+    /// The interface's MTU now, in bytes; 0 if it tells none.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.watch.link().mtu.unwrap_or(0)
+    }
+
+    /// The MTU that the port was set up with last, in bytes: 1500 at first.
+    #[must_use]
+    pub fn settled_mtu(&self) -> u32 {
+        self.mtu
+    }
+
     /// How the interface stood when it was last looked at, by [`VfPort::link`].
     #[must_use]
     pub fn state(&self) -> LinkState {

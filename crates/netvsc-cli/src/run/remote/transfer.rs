@@ -44,11 +44,8 @@ pub(super) fn run(
     if let Some(path) = &args.transfer {
         Source::file(path)?;
     }
-    let mut run = Run {
-        session: Session::new(path, args.mtu, args.vf_link.clone()),
-        lanes: Vec::new(),
-        args,
-    };
+    let mut run =
+        Run { session: Session::new(path, args.mtu, args.vf_interface()), lanes: Vec::new(), args };
     run.session.connect(capture)?;
     let mut report = Report::choose(args.json);
     run.session.tell(host_event(args));
