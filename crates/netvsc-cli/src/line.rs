@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use hyperv_host::nic::coalesce::Segment;
 use hyperv_host::nic::offload::{ChecksumRequest, LargeSend, Segments, fill_checksums};
+use hyperv_host::switch::Uncut;
 use netvsc_linux::{Offloaded, Tap, TapError, TapName};
 use rustix::event::PollFlags;
 
@@ -29,12 +30,14 @@ struct Waiting {
     segment: Option<(Segment, usize)>,
     /// No more may be joined to it.
     closed: bool,
+    /// What was left to the kernel by whoever gave it.
+    left: Offloaded,
 }
 
 impl Waiting {
     /// What is left to the kernel; the headers are made to say how long the frame is.
     fn finish(&mut self) -> Offloaded {
-        let Some((segment, size)) = self.segment.take() else { return Offloaded::Done };
+        let Some((segment, size)) = self.segment.take() else { return self.left };
         if !segment.is_joined() {
             return Offloaded::Done;
         }
@@ -110,7 +113,27 @@ impl Line {
             return;
         }
         let segment = segment.map(|segment| (segment, payload));
-        self.waiting.push_back(Waiting { frame, segment, closed: false });
+        let left = Offloaded::Done;
+        self.waiting.push_back(Waiting { frame, segment, closed: false, left });
+    }
+
+    /// A segment for the kernel that is longer than a frame.
+    pub(crate) fn push_uncut(&mut self, segment: &[u8], uncut: Uncut) {
+        if self.waiting.len() >= BACKLOG {
+            self.refused += 1;
+            return;
+        }
+        let mut frame = self.spare.pop().unwrap_or_default();
+        frame.clear();
+        frame.extend_from_slice(segment);
+        let number = |value| u16::try_from(value).unwrap_or(u16::MAX);
+        let left = Offloaded::Segments {
+            layer4: number(uncut.layer4),
+            headers: number(uncut.headers),
+            size: number(uncut.segment),
+            ipv6: uncut.ipv6,
+        };
+        self.waiting.push_back(Waiting { frame, segment: None, closed: true, left });
     }
 
     /// Hands the kernel what waits for it.

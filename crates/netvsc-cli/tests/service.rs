@@ -240,6 +240,12 @@ fn the_nic_of_another_process_follows_ip_link_too() {
         }
         ip("addr add 192.0.2.1/24 dev nvt0");
         assert!(is_connected());
+        // No segment is longer than what the host cuts.
+        assert!(
+            ip("-d link show nvt0").contains("gso_max_size 62780 "),
+            "{}",
+            ip("-d link show nvt0")
+        );
         ip("link set nvt0 mtu 4000");
         let ready = running.wait_for_event("nic_ready");
         assert_eq!(ready["mtu"], 4000);

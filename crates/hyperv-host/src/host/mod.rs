@@ -24,7 +24,7 @@ use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, HostChannel, OfferSpe
 use crate::memory::GuestMemory;
 use crate::nic::{GuestView, NicPolicy, NicService, NicServiceConfig, NicServiceEvent};
 use crate::pci::{MOST_PORTS, PciPolicy, PciService, SlotTaken};
-use crate::switch::{Offered, PortConfig, PortCounters, PortId, Switch};
+use crate::switch::{Offered, PortConfig, PortCounters, PortId, Switch, Uncut};
 use crate::vf::{VfCounters, VfFeatures, VfWindow};
 use device::HostPci;
 use registers::RegisterPool;
@@ -458,6 +458,23 @@ impl Host {
     /// The next frame that has reached the peer behind a NIC's port. Give the buffer back with [`Host::recycle`].
     pub fn peer_receive(&mut self, nic: usize, now: Instant) -> Option<Vec<u8>> {
         self.switch.peer_receive(self.nics.get(nic)?.port, now)
+    }
+
+    /// Whether the peer behind a NIC's port takes TCP segments that are longer than frames: see
+    /// [`Host::peer_receive_uncut`].
+    pub fn set_peer_cuts(&mut self, nic: usize, cuts: bool) {
+        if let Some(port) = self.nics.get(nic).and_then(|nic| self.switch.port_mut(nic.port)) {
+            port.set_peer_cuts(cuts);
+        }
+    }
+
+    /// [`Host::peer_receive`] for a peer that cuts for itself: what is left to it goes with the frame.
+    pub fn peer_receive_uncut(
+        &mut self,
+        nic: usize,
+        now: Instant,
+    ) -> Option<(Vec<u8>, Option<Uncut>)> {
+        self.switch.peer_receive_uncut(self.nics.get(nic)?.port, now)
     }
 
     /// Takes back the buffer of a frame that was received.

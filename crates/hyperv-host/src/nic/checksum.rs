@@ -11,16 +11,18 @@ const TCP_CHECKSUM: usize = 16;
 
 /// Adds the 16-bit words of `bytes` to a sum.
 pub(super) fn sum(bytes: &[u8], start: u32) -> u32 {
-    let mut words = bytes.chunks_exact(2);
-    // Four gigabytes of 0xffff would overflow; frames are 64 KiB at most, so a wide sum folded once is enough.
-    let mut total = u64::from(start);
-    for word in &mut words {
-        total += u64::from(u16::from_be_bytes([word[0], word[1]]));
+    // As they lie, two words at a time: the carry goes around the end, so that the order of bytes is set right afterwards. Sixteen
+    // gigabytes of 0xff would overflow.
+    let (pairs, rest) = bytes.as_chunks::<4>();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    let native: u64 = pairs.iter().map(|pair| u64::from(u32::from_ne_bytes(*pair))).sum();
+    let mut native = native + u64::from(u32::from_ne_bytes(last));
+    while native > 0xffff {
+        native = (native & 0xffff) + (native >> 16);
     }
-    if let [last] = words.remainder() {
-        total += u64::from(*last) << 8;
-    }
-    (total % 0xffff_ffff) as u32
+    let total = u64::from(start) + u64::from(u16::from_be(native as u16));
+    ((total & 0xffff_ffff) + (total >> 32)) as u32
 }
 
 /// The checksum of a sum.

@@ -3,9 +3,10 @@
 use thiserror::Error;
 
 use super::checksum::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, ethertype, fill_ipv4, fill_tcp, fold, ip_offset,
-    put, sum, word,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, ethertype, fill_ipv4, fill_pseudo, fill_tcp,
+    fold, ip_offset, put, sum, word,
 };
+use crate::switch::Uncut;
 
 const TCP_FIN_PSH: u8 = 0x09;
 const TCP_CWR: u8 = 0x80;
@@ -180,6 +181,20 @@ impl Segments {
         self.payload + self.segment
     }
 
+    /// Leaves `frame` uncut to somebody else: its headers say how long it is, and the field of its TCP checksum holds the sum of
+    /// the pseudo-header. Doing it twice changes nothing.
+    pub fn leave(&self, frame: &mut [u8]) -> Uncut {
+        let Self { ip, tcp, payload, segment, ipv6 } = *self;
+        let base = if ipv6 { ip + 40 } else { ip };
+        let length = u16::try_from(frame.len().saturating_sub(base)).unwrap_or(u16::MAX);
+        put(frame, if ipv6 { ip + 4 } else { ip + 2 }, length);
+        if !ipv6 {
+            fill_ipv4(frame, ip, tcp);
+        }
+        fill_pseudo(frame, ip, tcp, ipv6);
+        Uncut { segment, headers: payload, layer4: tcp, ipv6 }
+    }
+
     /// Writes segment number `index` into `out`, with lengths, sequence number, flags and checksums as they belong.
     pub fn write(&self, frame: &[u8], index: usize, out: &mut Vec<u8>) {
         let start = (self.payload + index * self.segment).min(frame.len());
@@ -231,6 +246,41 @@ mod tests {
         frame.extend([0x50, 0x98 | TCP_FIN_PSH, 0x20, 0, 0, 0, 0, 0]);
         frame.extend((0..payload).map(|byte| byte as u8));
         frame
+    }
+
+    #[test]
+    fn what_is_left_uncut_says_how_long_it_is_and_is_cut_to_the_same_pieces() {
+        for (tag, payload) in [(false, 5000), (true, 5000), (false, 10), (false, 0)] {
+            let tcp = if tag { 38 } else { 34 };
+            let request = LargeSend { segment: 1460, tcp_offset: tcp, ipv6: false };
+            let mut frame = tcp4(payload, tag);
+            let pieces = |frame: &[u8]| {
+                let segments = Segments::new(frame, request).unwrap();
+                let piece = |index| {
+                    let mut out = Vec::new();
+                    segments.write(frame, index, &mut out);
+                    out
+                };
+                (0..segments.count(frame)).map(piece).collect::<Vec<_>>()
+            };
+            let expected = pieces(&frame);
+            // As guests give it: without length and checksums.
+            frame[tcp - 18..tcp - 16].fill(0);
+            frame[tcp - 10..tcp - 8].fill(0);
+            let segments = Segments::new(&frame, request).unwrap();
+            let left = segments.leave(&mut frame);
+            let headers = tcp + 20;
+            assert_eq!(left, Uncut { segment: 1460, headers, layer4: tcp, ipv6: false });
+            assert_eq!(word(&frame, tcp - 18), Some((40 + payload) as u16));
+            assert_eq!(pieces(&frame), expected);
+            let once = frame.clone();
+            segments.leave(&mut frame);
+            assert_eq!(frame, once);
+            // Whoever computes the checksum over the sum that is there gets the right one.
+            let whole = ChecksumRequest { tcp: true, layer4_offset: tcp, ..Default::default() };
+            fill_checksums(&mut frame, whole).unwrap();
+            assert!(is_valid(&frame));
+        }
     }
 
     #[test]

@@ -36,6 +36,20 @@ use vmbus::time::earliest;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortId(usize);
 
+/// A TCP segment that is longer than a frame of the link, and that whoever gets it cuts, or takes as it is. Its headers say how
+/// long it is; the field of its TCP checksum holds the sum of the pseudo-header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uncut {
+    /// Bytes of payload in each piece.
+    pub segment: usize,
+    /// Bytes of all headers.
+    pub headers: usize,
+    /// Where the TCP header starts.
+    pub layer4: usize,
+    /// Over IPv6, otherwise over IPv4.
+    pub ipv6: bool,
+}
+
 /// Frames of one port that the bridge takes at a time.
 const FRAMES_PER_TURN: usize = 256;
 
@@ -198,6 +212,16 @@ impl Switch {
     #[must_use]
     pub fn peer_receive(&mut self, id: PortId, now: Instant) -> Option<Vec<u8>> {
         self.port_mut(id)?.peer_receive(now)
+    }
+
+    /// The same behind a port whose peer cuts for itself ([`SwitchPort::set_peer_cuts`]).
+    #[must_use]
+    pub fn peer_receive_uncut(
+        &mut self,
+        id: PortId,
+        now: Instant,
+    ) -> Option<(Vec<u8>, Option<Uncut>)> {
+        self.port_mut(id)?.peer_receive_uncut(now)
     }
 
     /// Moves what has arrived to the sides of every port, through the bridge where there is one.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::Path;
+use super::{Path, Uncut};
 use vmbus::Instant;
 use vmbus::time::earliest;
 
@@ -185,6 +185,8 @@ pub struct SwitchPort {
     receive_limit: usize,
     /// How frames are spread over the queues of the synthetic side.
     spread: Option<Spread>,
+    /// The peer takes segments that are longer than frames.
+    peer_cuts: bool,
     spare: Vec<Vec<u8>>,
     counters: PortCounters,
     /// Latest moment at which somebody looked.
@@ -214,6 +216,7 @@ impl SwitchPort {
             filter: 0,
             receive_limit: config.max_frame,
             spread: None,
+            peer_cuts: false,
             spare: Vec::new(),
             counters: PortCounters::default(),
             seen: Instant::ZERO,
@@ -226,10 +229,39 @@ impl SwitchPort {
         self.to_peer.has_room(len)
     }
 
+    /// Whether the peer takes TCP segments that are longer than frames, and does with them what it likes. A port that is
+    /// connected to others has no such peer.
+    pub fn set_peer_cuts(&mut self, cuts: bool) {
+        self.peer_cuts = cuts;
+    }
+
+    /// Whether [`Self::accept_uncut`] may be used.
+    #[must_use]
+    pub const fn peer_cuts(&self) -> bool {
+        self.peer_cuts
+    }
+
     /// A frame sent by the guest on `path`.
     pub fn accept_from_guest(&mut self, path: Path, frame: &[u8], now: Instant) -> Offered {
+        self.accept(path, frame, None, now)
+    }
+
+    /// A TCP segment sent by the guest on `path` for a peer that cuts for itself. It counts as one frame.
+    pub fn accept_uncut(
+        &mut self,
+        path: Path,
+        frame: &[u8],
+        uncut: Uncut,
+        now: Instant,
+    ) -> Offered {
+        self.accept(path, frame, Some(uncut), now)
+    }
+
+    fn accept(&mut self, path: Path, frame: &[u8], uncut: Option<Uncut>, now: Instant) -> Offered {
         self.seen = self.seen.max(now);
-        let cause = self.refusal(path, frame);
+        // Its pieces are what has to fit.
+        let longest = uncut.map_or(frame.len(), |uncut| uncut.headers + uncut.segment);
+        let cause = self.refusal(path, longest.min(frame.len()));
         let room = self.to_peer.has_room(frame.len());
         let side = self.side_mut(path);
         if cause.is_none() && !room {
@@ -244,11 +276,11 @@ impl SwitchPort {
             return Offered::Dropped(cause);
         }
         let copy = self.copy(frame);
-        self.to_peer.push(copy, now);
+        self.to_peer.push(copy, uncut, now);
         Offered::Accepted
     }
 
-    fn refusal(&self, path: Path, frame: &[u8]) -> Option<DropCause> {
+    fn refusal(&self, path: Path, len: usize) -> Option<DropCause> {
         let forwards = path == Path::Synthetic
             || match self.config.vf_transmit {
                 VfTransmit::Always => true,
@@ -258,11 +290,11 @@ impl SwitchPort {
         if !forwards {
             return Some(DropCause::NotSwitched);
         }
-        self.wrong_size(frame)
+        self.wrong_size(len)
     }
 
-    fn wrong_size(&self, frame: &[u8]) -> Option<DropCause> {
-        match frame.len() {
+    fn wrong_size(&self, len: usize) -> Option<DropCause> {
+        match len {
             0..ETHERNET_HEADER => Some(DropCause::Runt),
             len if len > self.config.max_frame => Some(DropCause::Oversize),
             _ => None,
@@ -460,7 +492,7 @@ impl SwitchPort {
             if up && full {
                 return;
             }
-            let Some(frame) = self.from_peer.take(now) else {
+            let Some((frame, _)) = self.from_peer.take(now) else {
                 return;
             };
             match cause {
@@ -494,7 +526,7 @@ impl SwitchPort {
     /// A frame sent by the peer.
     pub fn peer_transmit(&mut self, frame: &[u8], now: Instant) -> Offered {
         self.poll(now);
-        let cause = self.wrong_size(frame);
+        let cause = self.wrong_size(frame.len());
         if cause.is_none() && !self.from_peer.has_room(frame.len()) {
             self.counters.peer_busy += 1;
             return Offered::Busy;
@@ -506,7 +538,7 @@ impl SwitchPort {
             return Offered::Dropped(cause);
         }
         let copy = self.copy(frame);
-        self.from_peer.push(copy, now);
+        self.from_peer.push(copy, None, now);
         self.poll(now);
         Offered::Accepted
     }
@@ -520,14 +552,20 @@ impl SwitchPort {
     /// Takes the next frame that has reached the peer.
     #[must_use]
     pub fn peer_receive(&mut self, now: Instant) -> Option<Vec<u8>> {
+        self.peer_receive_uncut(now).map(|(frame, _)| frame)
+    }
+
+    /// The same for a peer that cuts for itself ([`Self::set_peer_cuts`]): with what is left to it, if anything is.
+    #[must_use]
+    pub fn peer_receive_uncut(&mut self, now: Instant) -> Option<(Vec<u8>, Option<Uncut>)> {
         self.seen = self.seen.max(now);
-        let frame = self.to_peer.take(now)?;
+        let (frame, uncut) = self.to_peer.take(now)?;
         self.counters.to_peer += 1;
         self.counters.to_peer_bytes += frame.len() as u64;
         for side in [&mut self.synthetic, &mut self.vf] {
             side.wake |= std::mem::take(&mut side.turned_away);
         }
-        Some(frame)
+        Some((frame, uncut))
     }
 
     /// When the next frame arrives at either end; `None` while nothing is on its way. A frame that already waits to

@@ -423,3 +423,31 @@ proptest! {
         prop_assert_eq!(port.counters().unaccounted(), (0, 0));
     }
 }
+
+#[test]
+fn a_segment_for_a_peer_that_cuts_is_one_frame_with_what_is_left_to_it() {
+    let config = PortConfig {
+        to_peer: WireConfig::instant(),
+        from_peer: WireConfig::instant(),
+        max_frame: 1518,
+        ..PortConfig::default()
+    };
+    let mut port = SwitchPort::new(config);
+    assert!(!port.peer_cuts());
+    port.set_peer_cuts(true);
+    port.set_side(Path::Synthetic, SideState::Up);
+    let uncut = Uncut { segment: 1460, headers: 54, layer4: 34, ipv6: false };
+    let long = vec![2; 60_000];
+    let offered = port.accept_uncut(Path::Synthetic, &long, uncut, Instant::ZERO);
+    assert_eq!(offered, Offered::Accepted);
+    // Its pieces have to fit the link, as all frames do.
+    let wide = Uncut { segment: config.max_frame, ..uncut };
+    let offered = port.accept_uncut(Path::Synthetic, &long, wide, Instant::ZERO);
+    assert_eq!(offered, Offered::Dropped(DropCause::Oversize));
+    assert_eq!(port.accept_from_guest(Path::Synthetic, &[2; 60], Instant::ZERO), Offered::Accepted);
+    assert_eq!(port.peer_receive_uncut(Instant::ZERO), Some((long, Some(uncut))));
+    assert_eq!(port.peer_receive_uncut(Instant::ZERO), Some((vec![2; 60], None)));
+    let counters = port.counters();
+    assert_eq!((counters.synthetic.from_guest, counters.to_peer), (3, 2));
+    assert_eq!(counters.unaccounted(), (0, 0));
+}

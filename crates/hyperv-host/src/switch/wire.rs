@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use vmbus::Instant;
 
+use super::Uncut;
+
 /// How one direction of a link behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireConfig {
@@ -43,6 +45,7 @@ impl WireConfig {
 struct Travelling {
     arrival: Instant,
     frame: Vec<u8>,
+    uncut: Option<Uncut>,
 }
 
 /// Frames on their way, in order.
@@ -66,7 +69,7 @@ impl Wire {
     }
 
     /// Sends `frame`. The caller has asked [`Self::has_room`].
-    pub(super) fn push(&mut self, frame: Vec<u8>, now: Instant) {
+    pub(super) fn push(&mut self, frame: Vec<u8>, uncut: Option<Uncut>, now: Instant) {
         let start = self.busy_until.max(now);
         self.busy_until = start + self.sending_time(frame.len());
         let mut arrival = round_up(self.busy_until + self.config.latency, self.config.tick);
@@ -75,7 +78,7 @@ impl Wire {
             arrival = arrival.max(last.arrival);
         }
         self.bytes += frame.len();
-        self.queue.push_back(Travelling { arrival, frame });
+        self.queue.push_back(Travelling { arrival, frame, uncut });
     }
 
     fn sending_time(&self, bytes: usize) -> Duration {
@@ -93,13 +96,13 @@ impl Wire {
     }
 
     /// Takes the frame at the end of the wire, if one has arrived.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Vec<u8>> {
+    pub(super) fn take(&mut self, now: Instant) -> Option<(Vec<u8>, Option<Uncut>)> {
         if self.queue.front()?.arrival > now {
             return None;
         }
-        let frame = self.queue.pop_front()?.frame;
+        let Travelling { frame, uncut, .. } = self.queue.pop_front()?;
         self.bytes -= frame.len();
-        Some(frame)
+        Some((frame, uncut))
     }
 
     /// When the next frame arrives that had not arrived at `seen`. A frame that waits at the end of the wire
@@ -143,11 +146,11 @@ mod tests {
             capacity: 10_000,
             tick: Duration::ZERO,
         });
-        wire.push(vec![0; 125], at(0)); // 1 000 bits take 1 µs
-        wire.push(vec![1; 125], at(0));
+        wire.push(vec![0; 125], None, at(0)); // 1 000 bits take 1 µs
+        wire.push(vec![1; 125], None, at(0));
         assert!(wire.arrived(at(1_499)).is_none());
         assert_eq!(wire.next_arrival(at(0)), Some(at(1_500)));
-        assert_eq!(wire.take(at(1_500)), Some(vec![0; 125]));
+        assert_eq!(wire.take(at(1_500)), Some((vec![0; 125], None)));
         assert_eq!(wire.next_arrival(at(1_500)), Some(at(2_500)), "one after the other");
         assert_eq!(wire.take(at(1_500)), None);
     }
@@ -157,7 +160,7 @@ mod tests {
         let mut wire =
             Wire::new(WireConfig { tick: Duration::from_micros(50), ..WireConfig::default() });
         for _ in 0..10 {
-            wire.push(vec![0; 1514], at(1));
+            wire.push(vec![0; 1514], None, at(1));
         }
         assert_eq!(wire.next_arrival(at(1)), Some(at(50_000)));
         for _ in 0..10 {
@@ -169,7 +172,7 @@ mod tests {
     fn a_full_wire_has_no_room_and_an_empty_one_takes_any_frame() {
         let mut wire = Wire::new(WireConfig { capacity: 100, ..WireConfig::instant() });
         assert!(wire.has_room(5_000));
-        wire.push(vec![0; 60], at(0));
+        wire.push(vec![0; 60], None, at(0));
         assert!(wire.has_room(40) && !wire.has_room(41));
         wire.take(at(0));
         assert!(wire.has_room(41));
@@ -179,7 +182,7 @@ mod tests {
     #[test]
     fn a_waiting_frame_causes_no_deadline() {
         let mut wire = Wire::new(WireConfig::instant());
-        wire.push(vec![0; 60], at(5));
+        wire.push(vec![0; 60], None, at(5));
         assert_eq!(wire.next_arrival(at(5)), None);
     }
 }

@@ -216,6 +216,13 @@ impl<M: Machine> Guest<M> {
         taken && self.renew_nic(number, now)
     }
 
+    /// The longest TCP segment that the host cuts for a NIC, in bytes with all headers; 0 for none.
+    #[must_use]
+    pub fn longest_segment(&self, number: usize) -> u32 {
+        let adapter = self.nics.get(number).and_then(NicDevice::adapter);
+        adapter.map_or(0, |adapter| adapter.nic().info().large_send)
+    }
+
     /// The address to which frames for a NIC go: the one that was asked for last and agreed to, or its permanent one.
     #[must_use]
     pub fn address(&self, number: usize) -> Option<MacAddress> {

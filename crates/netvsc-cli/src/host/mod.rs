@@ -188,6 +188,8 @@ impl<'a> Server<'a> {
             if number == 0 && self.link.is_some() {
                 host.carry_vf_elsewhere(number);
             }
+            // A kernel takes long segments as they are.
+            host.set_peer_cuts(number, number == 0 && self.peers.line().is_some());
             if !self.args.without_vfs {
                 let added = host.add_vf(number, planned.vf, now);
                 added.map_err(|error| Error::Run(error.to_string()))?;

@@ -81,8 +81,11 @@ impl Peers {
                 Offered::Accepted | Offered::Dropped(_) => Sending::Taken,
             })?;
         }
-        while let Some(frame) = host.peer_receive(0, now) {
-            line.push(|buffer| buffer.extend_from_slice(&frame));
+        while let Some((frame, uncut)) = host.peer_receive_uncut(0, now) {
+            match uncut {
+                Some(uncut) => line.push_uncut(&frame, uncut),
+                None => line.push(|buffer| buffer.extend_from_slice(&frame)),
+            }
             host.recycle(0, frame);
             moved = true;
         }

@@ -4,7 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use netvsc::MacAddress;
 use netvsc_linux::Tap;
-use netvsc_linux::netlink::{Event, Monitor, NetlinkError, Topics};
+use netvsc_linux::netlink::{Connection, Event, Monitor, NetlinkError, Topics};
+use rustix::io::Errno;
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType};
 
 /// How an interface stands. What cannot be read, as when it is in another network namespace, is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +21,27 @@ impl Settings {
     pub(super) fn of(tap: &Tap) -> Self {
         Self { mac: tap.mac().ok(), mtu: tap.mtu().ok(), up: tap.is_up().ok() }
     }
+}
+
+/// Has the kernel give a TAP no longer segments than its NIC has cut by the host, so that none has to be cut here. What cannot be
+/// set, as that of an interface in another network namespace, costs time and nothing else.
+pub(super) fn fit_segments(tap: &Tap, longest: u32) {
+    if longest == 0 {
+        return;
+    }
+    let fitted = index_of(tap).map_err(|error| error.to_string()).and_then(|index| {
+        let mut connection = Connection::open().map_err(|error| error.to_string())?;
+        connection.set_longest_segment(index, longest).map_err(|error| error.to_string())
+    });
+    if let Err(error) = fitted {
+        tracing::debug!(%error, "segments are cut here");
+    }
+}
+
+fn index_of(tap: &Tap) -> Result<u32, Errno> {
+    // Any socket of this namespace may ask.
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    name_to_index(socket, tap.name().as_str())
 }
 
 /// An ear for changes of one interface. Those that are made in another network namespace are not heard.

@@ -100,10 +100,12 @@ impl Session {
             None => Far::Stack(Box::new(Endpoint::new(PEER_MAC, PEER, args.seed, now))),
         };
         let churn = args.churn.0;
-        let stage = Stage::new(plan, now, |nic, plan| {
+        let mut stage = Stage::new(plan, now, |nic, plan| {
             let serial = plan.nics[nic].vf.serial;
             if churn.is_zero() { Script::quiet(serial) } else { Script::churn(churn, serial) }
         })?;
+        // The kernel takes long segments as they are.
+        stage.world.host.set_peer_cuts(0, matches!(far, Far::Line(_)));
         Ok(Self { stage, near, far, ready: false, started: Clock::now() })
     }
 
@@ -202,8 +204,11 @@ impl Session {
                 if open {
                     moved |= line.fetch_plain(&mut send)?;
                 }
-                while let Some(frame) = host.peer_receive(0, now) {
-                    line.push(|buffer| buffer.extend_from_slice(&frame));
+                while let Some((frame, uncut)) = host.peer_receive_uncut(0, now) {
+                    match uncut {
+                        Some(uncut) => line.push_uncut(&frame, uncut),
+                        None => line.push(|buffer| buffer.extend_from_slice(&frame)),
+                    }
                     host.recycle(0, frame);
                     moved = true;
                 }

@@ -18,6 +18,16 @@ impl Connection {
         self.set_link("set the MTU", index, |link| link.attributes.push(LinkAttribute::Mtu(mtu)))
     }
 
+    /// Sets the length of the longest segment that the kernel gives a link uncut, in bytes, headers included.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Refused`] if the kernel refuses: no CAP_NET_ADMIN, no such link, more than its driver takes.
+    pub fn set_longest_segment(&mut self, index: u32, bytes: u32) -> Result<(), NetlinkError> {
+        self.set_link("set the longest segment", index, |link| {
+            link.attributes.push(LinkAttribute::GsoMaxSize(bytes));
+        })
+    }
+
     /// Sets a link up or down.
     ///
     /// # Errors

@@ -41,16 +41,27 @@ pub(super) fn add(mut sum: u32, bytes: &[u8], odd: bool) -> u32 {
     for byte in head {
         sum += u32::from(*byte);
     }
-    let (words, last) = rest.as_chunks();
-    for word in words {
-        sum += u32::from(u16::from_be_bytes(*word));
-        // Keeps the carry, and 32 bits from overflowing.
+    sum += u32::from(words(rest));
+    (sum & 0xffff) + (sum >> 16)
+}
+
+/// The folded sum of the words of `bytes`, an odd one filled up with zero.
+///
+/// Sums with the carry around the end are the same in any order of bytes (RFC 1071), so that words are taken as they lie, two at
+/// a time and without looking at the carry in between.
+fn words(bytes: &[u8]) -> u16 {
+    let (pairs, rest) = bytes.as_chunks::<4>();
+    let mut last = [0; 4];
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    // 2^32 pairs would overflow.
+    let sum: u64 = pairs.iter().map(|pair| u64::from(u32::from_ne_bytes(*pair))).sum();
+    let mut sum = sum + u64::from(u32::from_ne_bytes(last));
+    while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    for byte in last {
-        sum += u32::from(*byte) << 8;
-    }
-    (sum & 0xffff) + (sum >> 16)
+    u16::from_be(sum as u16)
 }
 
 pub(super) fn fold(mut sum: u32) -> u16 {

@@ -11,7 +11,7 @@ use rustix::event::PollFlags;
 use vmbus::Instant;
 use vmbus::time::earliest;
 
-use super::super::follow::Follow;
+use super::super::follow::{Follow, fit_segments};
 use super::{Session, host_event, summarize};
 use crate::args::RunArgs;
 use crate::capture::Capture;
@@ -193,6 +193,8 @@ impl Run<'_> {
         if tap.mtu().is_ok_and(|current| current != mtu) {
             tap.set_mtu(mtu)?;
         }
+        let longest = self.session.remote.as_ref().map(|remote| remote.guest.longest_segment(0));
+        fit_segments(tap, longest.unwrap_or(0));
         if first {
             let _ = tap.set_up(true);
         }
