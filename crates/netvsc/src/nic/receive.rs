@@ -28,6 +28,8 @@ pub(super) const RECEIVE_BUFFER_ID: u16 = 0xcafe;
 const LEAST_PIECE: u32 = 68;
 /// Most bytes of per-packet information that are looked at.
 const MOST_INFO: usize = 256;
+/// As many as there are with nearly every frame.
+const USUAL_INFO: usize = 64;
 /// Most bytes of a control message.
 pub(super) const MOST_CONTROL: usize = 16 * 1024;
 /// Most parts of a coalesced segment (PROTOCOL §9.5).
@@ -72,6 +74,7 @@ impl RxFrame<'_> {
     /// Bytes of the frame, from destination address to the end of the data, its 802.1Q tag included. A coalesced segment is
     /// longer than the MTU.
     #[must_use]
+    #[inline]
     #[expect(clippy::len_without_is_empty, reason = "a frame has at least an Ethernet header")]
     pub fn len(&self) -> usize {
         self.len + if self.said.tag.is_some() { VLAN_TAG } else { 0 }
@@ -105,6 +108,7 @@ impl RxFrame<'_> {
     }
 
     /// Copies the frame, or as much of it as fits, and returns how much that is.
+    #[inline]
     pub fn copy_to(&self, out: &mut [u8]) -> usize {
         let count = out.len().min(self.len());
         let out = out.get_mut(..count).unwrap_or_default();
@@ -116,6 +120,7 @@ impl RxFrame<'_> {
     }
 
     /// Addresses, tag, the rest; any of them may not fit.
+    #[inline(never)]
     fn copy_tagged(&self, tag: VlanTag, out: &mut [u8]) -> Result<(), OutOfRange> {
         let (addresses, behind) = out.split_at_mut(out.len().min(ADDRESSES));
         let (place, rest) = behind.split_at_mut(behind.len().min(VLAN_TAG));
@@ -136,6 +141,7 @@ impl RxFrame<'_> {
         }
     }
 
+    #[inline(never)]
     fn read_parts(
         &self,
         parts: &[Part],
@@ -167,7 +173,7 @@ pub(super) enum Content<'a> {
 
 /// The same before parts are put together.
 enum Look {
-    Frame(Part, Said),
+    Frame(Part),
     Control(usize),
 }
 
@@ -290,8 +296,9 @@ impl Receive {
         scratch: &mut [u8],
         bad: &mut BadInput,
     ) -> Option<Content<'_>> {
-        let (part, said) = match self.look(range, scratch, bad) {
-            Some(Look::Frame(part, said)) => (part, said),
+        let mut said = Said::default();
+        let part = match self.look(range, scratch, &mut said, bad) {
+            Some(Look::Frame(part)) => part,
             Some(Look::Control(len)) => return Some(Content::Control(len)),
             None => {
                 // If it was a part of a segment, that lacks something now.
@@ -358,7 +365,13 @@ impl Receive {
     }
 
     #[inline]
-    fn look(&self, range: TransferRange, scratch: &mut [u8], bad: &mut BadInput) -> Option<Look> {
+    fn look(
+        &self,
+        range: TransferRange,
+        scratch: &mut [u8],
+        said: &mut Said,
+        bad: &mut BadInput,
+    ) -> Option<Look> {
         let (start, len) = (range.byte_offset as usize, range.byte_count as usize);
         if len > self.piece || start.checked_add(len).is_none_or(|end| end > self.limit) {
             bad.range += 1;
@@ -372,13 +385,20 @@ impl Receive {
         }
         let kind = head.first_chunk().map(|kind| MessageType(u32::from_le_bytes(*kind)));
         if kind == Some(MessageType::PACKET) {
-            return self.frame(start, len, head, bad);
+            return self.frame(start, len, head, said, bad).map(Look::Frame);
         }
         self.control(start, scratch.get_mut(..len), bad)
     }
 
     #[inline]
-    fn frame(&self, start: usize, len: usize, head: &[u8], bad: &mut BadInput) -> Option<Look> {
+    fn frame(
+        &self,
+        start: usize,
+        len: usize,
+        head: &[u8],
+        said: &mut Said,
+        bad: &mut BadInput,
+    ) -> Option<Part> {
         let layout = match Layout::decode(head, len) {
             Ok(layout) => layout,
             Err(error) => {
@@ -387,24 +407,38 @@ impl Receive {
                 return None;
             }
         };
-        let mut said = Said::default();
         if !layout.ppi.is_empty() {
-            self.read_info(start, layout.ppi, &mut said, bad)?;
+            if layout.ppi.len() <= USUAL_INFO {
+                self.read_info::<USUAL_INFO>(start, layout.ppi, said, bad)?;
+            } else {
+                self.read_long_info(start, layout.ppi, said, bad)?;
+            }
         }
-        let part = Part { start: start + layout.data.start, len: layout.data.len() };
-        Some(Look::Frame(part, said))
+        Some(Part { start: start + layout.data.start, len: layout.data.len() })
     }
 
-    /// Adds what the host says about the frame. `None` if the frame is to be dropped.
-    #[inline]
-    fn read_info(
+    /// For lists that are longer than usual.
+    #[cold]
+    fn read_long_info(
         &self,
         start: usize,
         ppi: Range<usize>,
         said: &mut Said,
         bad: &mut BadInput,
     ) -> Option<()> {
-        let mut info = [0; MOST_INFO];
+        self.read_info::<MOST_INFO>(start, ppi, said, bad)
+    }
+
+    /// Adds what the host says about the frame, in `ROOM` bytes at most. `None` if the frame is to be dropped.
+    #[inline]
+    fn read_info<const ROOM: usize>(
+        &self,
+        start: usize,
+        ppi: Range<usize>,
+        said: &mut Said,
+        bad: &mut BadInput,
+    ) -> Option<()> {
+        let mut info = [0; ROOM];
         let list = info.get_mut(..ppi.len());
         let Some(list) = list.filter(|_| ppi.end <= self.piece) else {
             bad.info += 1;

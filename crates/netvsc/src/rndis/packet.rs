@@ -203,14 +203,9 @@ impl Layout {
         if (length as usize) < PACKET_HEADER || total < PACKET_HEADER {
             return Err(DecodeError::Length { kind, length, least: PACKET_HEADER, found: total });
         }
-        let unused = [
-            ("out-of-band offset", header.oob_offset.get()),
-            ("out-of-band length", header.oob_len.get()),
-            ("out-of-band count", header.oob_count.get()),
-            ("virtual circuit", header.vc_handle.get()),
-        ];
-        if let Some((field, value)) = unused.into_iter().find(|(_, value)| *value != 0) {
-            return Err(DecodeError::NotZero { field, value });
+        let structs::Packet { oob_offset, oob_len, oob_count, vc_handle, .. } = header;
+        if oob_offset.get() | oob_len.get() | oob_count.get() | vc_handle.get() != 0 {
+            return Err(not_zero(head));
         }
         if header.data_len.get() == 0 {
             return Err(DecodeError::NoData);
@@ -226,6 +221,22 @@ impl Layout {
             )?,
         })
     }
+}
+
+/// Which of the fields that are of no use is not zero. Reads the header anew: a reference to the copy would keep that in memory.
+#[cold]
+fn not_zero(head: &[u8]) -> DecodeError {
+    let header =
+        structs::Packet::read_from_prefix(head).map_or_else(|_| Default::default(), |it| it.0);
+    let unused = [
+        ("out-of-band offset", header.oob_offset.get()),
+        ("out-of-band length", header.oob_len.get()),
+        ("out-of-band count", header.oob_count.get()),
+        ("virtual circuit", header.vc_handle.get()),
+    ];
+    let found = unused.into_iter().find(|(_, value)| *value != 0);
+    let (field, value) = found.unwrap_or_default();
+    DecodeError::NotZero { field, value }
 }
 
 /// The range `offset` behind byte 8, if all of it lies behind the header and inside `total`. Nothing lies anywhere.
