@@ -21,6 +21,7 @@ use crate::inspect::args::{ExplainArgs, ListArgs, LsvmbusArgs, ResolveArgs, Show
 use crate::install::{self, InstallArgs, UninstallArgs};
 use crate::log::LogArgs;
 use crate::manual::{self, CompletionsArgs};
+use crate::metrics::{self, args::MetricsArgs};
 use crate::remote::VfDriver;
 use crate::run::uio::args::UioArgs;
 use crate::sim::args::{self as sim, SimArgs};
@@ -137,6 +138,10 @@ pub enum Command {
     #[command(long_about = watch::LONG, after_long_help = watch::STATUS)]
     Watch(WatchArgs),
 
+    /// Tell what is known of NICs and VFs as Prometheus metrics
+    #[command(long_about = metrics::args::LONG, after_long_help = metrics::args::STATUS)]
+    Metrics(MetricsArgs),
+
     /// Put everything that the other verbs read into one archive
     #[command(long_about = collect::LONG, after_long_help = collect::STATUS)]
     Collect(CollectArgs),
@@ -172,6 +177,7 @@ impl Command {
             Self::Resolve(args) => Some(&mut args.source),
             Self::Lsvmbus(args) => Some(&mut args.source),
             Self::Watch(args) => Some(&mut args.source),
+            Self::Metrics(args) => Some(&mut args.source),
             Self::Collect(args) => Some(&mut args.source),
             Self::Udev(args) => Some(&mut args.source),
             Self::Bind(args) => Some(&mut args.source),

@@ -60,6 +60,14 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The metrics cannot be written.
+    #[error("cannot write `{}`: {source}; give --textfile a file in a folder that you can write", path.display())]
+    Textfile {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The kernel does not answer or tell.
     #[error(transparent)]
     Netlink(#[from] netvsc_linux::netlink::NetlinkError),

@@ -31,6 +31,7 @@ pub mod install;
 mod line;
 mod log;
 pub mod manual;
+pub mod metrics;
 mod notify;
 mod remote;
 pub mod report;

@@ -37,6 +37,7 @@ fn carry_out(command: &Command) -> Result<ExitCode, Error> {
         Command::Install(args) => netvsc_cli::install::install(args)?,
         Command::Uninstall(args) => netvsc_cli::install::uninstall(args)?,
         Command::Completions(args) => netvsc_cli::manual::completions(args)?,
+        Command::Metrics(args) => netvsc_cli::metrics::metrics(args)?,
         Command::Watch(args) => netvsc_cli::watch::watch(args)?,
         Command::Bind(args) => netvsc_cli::bind::run(args)?,
         Command::Collect(args) => netvsc_cli::collect::collect(args)?,

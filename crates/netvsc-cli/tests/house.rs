@@ -28,6 +28,7 @@ const DIRECTIONS: [(&str, &[&str]); 7] = [
 const UNSAFE_ROOMS: [&str; 5] = [
     "vmbus/src/memory/",
     "netvsc-linux/src/mapping.rs",
+    "netvsc-linux/src/statistics/request.rs",
     "netvsc-linux/src/tap/request.rs",
     "netvsc-linux/src/vf/request.rs",
     "netvsc-linux/src/xdp/request.rs",
@@ -37,6 +38,7 @@ const UNSAFE_ROOMS: [&str; 5] = [
 const DOORS: [&str; 5] = [
     "vmbus/src/lib.rs",
     "netvsc-linux/src/lib.rs",
+    "netvsc-linux/src/statistics/mod.rs",
     "netvsc-linux/src/tap.rs",
     "netvsc-linux/src/vf/mod.rs",
     "netvsc-linux/src/xdp/mod.rs",

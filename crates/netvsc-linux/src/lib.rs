@@ -28,6 +28,7 @@ pub mod mend;
 pub mod netlink;
 pub mod relation;
 pub mod socket;
+pub mod statistics;
 pub mod tap;
 pub mod udev;
 pub mod uio;

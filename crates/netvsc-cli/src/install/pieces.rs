@@ -66,6 +66,18 @@ pub fn general() -> Result<Vec<Piece>, Error> {
             "/usr/lib/systemd/system/netvsc-run@.service",
             include_str!("../../assets/systemd/netvsc-run@.service"),
         ),
+        Piece::text(
+            "/usr/lib/systemd/system/netvsc-metrics.service",
+            include_str!("../../assets/systemd/netvsc-metrics.service"),
+        ),
+        Piece::text(
+            "/usr/lib/systemd/system/netvsc-metrics.timer",
+            include_str!("../../assets/systemd/netvsc-metrics.timer"),
+        ),
+        Piece::text(
+            "/usr/share/netvsc/prometheus/netvsc.rules.yml",
+            include_str!("../../assets/prometheus/netvsc.rules.yml"),
+        ),
         Piece::script(
             "/usr/lib/dracut/modules.d/90netvsc/module-setup.sh",
             include_str!("../../assets/dracut/module-setup.sh"),

@@ -9,6 +9,7 @@
 //! `netlink` ([`Table::file`](crate::netlink::Table::file)), with a folder `netlink/netns/NAME` for every other network
 //! namespace; and packet counters at several moments from `netvsc/samples`, with lines `SAMPLE IFINDEX RX_PACKETS
 //! TX_PACKETS`.
+//! What drivers count beside that is in `netvsc/statistics`, with lines `IFINDEX NAME VALUE`.
 
 mod config;
 mod log;
@@ -17,6 +18,7 @@ mod model;
 mod record;
 mod replay;
 mod scan;
+mod shares;
 mod told;
 pub(crate) mod tree;
 
@@ -98,6 +100,10 @@ fn gather(
     let mut teller = Teller::new(tree_ref, live);
     told::links(tree_ref, &mut teller, &mut links);
     let log = if hyperv && with_log { KernelLog::read(tree_ref) } else { KernelLog::default() };
+    let mut links = links;
+    if depth.full() {
+        shares::read(tree_ref, live, &mut links);
+    }
     let mut snapshot = Snapshot {
         live,
         hyperv,

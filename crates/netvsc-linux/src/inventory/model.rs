@@ -294,6 +294,9 @@ pub struct NetDevice {
     pub queues: Option<(u32, u32)>,
     /// Counters by the name of their attribute; read at [`Depth::Full`](super::Depth::Full) only.
     pub counters: BTreeMap<&'static str, u64>,
+    /// What the driver of a synthetic NIC counts of its VF, by the names that it gives them (`vf_rx_packets` and others); empty if
+    /// nobody could ask. Read at [`Depth::Full`](super::Depth::Full) only.
+    pub shares: BTreeMap<String, u64>,
     /// Properties in the udev database; none if there is no entry.
     pub udev: Option<BTreeMap<String, String>>,
     /// When udev first knew it, since boot.
@@ -339,6 +342,7 @@ impl NetDevice {
             speed: None,
             queues: None,
             counters: BTreeMap::new(),
+            shares: BTreeMap::new(),
             udev: None,
             initialized: None,
             told: None,

@@ -41,6 +41,9 @@ pub(super) fn finish(collection: &mut Collection, snapshot: &Snapshot) {
         }
         add(REFUSALS, text);
     }
+    if snapshot.live && snapshot.links.iter().any(|link| !link.shares.is_empty()) {
+        add(super::shares::FILE, super::shares::recorded(snapshot));
+    }
     for (path, kept) in collection {
         if let Kept::File(bytes) = kept
             && WRITTEN.iter().any(|folder| path.starts_with(folder))

@@ -239,6 +239,7 @@ fn link(tree: &mut Tree, folder: &Folder, name: String, depth: Depth) -> NetDevi
         counters: statistics
             .map(|statistics| counters(tree, &statistics, &LINK_COUNTERS))
             .unwrap_or_default(),
+        shares: BTreeMap::new(),
         initialized: udev.as_ref().and_then(|(_, at)| *at),
         udev: udev.map(|(properties, _)| properties),
         told: None,
