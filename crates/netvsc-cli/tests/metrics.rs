@@ -35,9 +35,12 @@ fn text(guest: &Guest) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Every kind of guest, with what its NICs' drivers count.
+/// A kind of guest and how to make one.
+type Named = (&'static str, fn() -> Guest);
+
+/// Every kind of guest.
 fn guests() -> Vec<(&'static str, Guest)> {
-    let all: Vec<(&'static str, fn() -> Guest)> = vec![
+    let all: Vec<Named> = vec![
         ("azure_mlx4", kinds::azure_mlx4),
         ("azure_mlx5", kinds::azure_mlx5),
         ("worked_example", kinds::worked_example),

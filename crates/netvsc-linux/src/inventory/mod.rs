@@ -100,7 +100,6 @@ fn gather(
     let mut teller = Teller::new(tree_ref, live);
     told::links(tree_ref, &mut teller, &mut links);
     let log = if hyperv && with_log { KernelLog::read(tree_ref) } else { KernelLog::default() };
-    let mut links = links;
     if depth.full() {
         shares::read(tree_ref, live, &mut links);
     }
