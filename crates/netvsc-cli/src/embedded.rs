@@ -20,8 +20,10 @@ use vpci::bus::Function;
 
 use crate::guest::{Guest, Machine, Sink};
 
-/// Pages of memory that the guest may share: 256 MiB.
+/// Pages of memory that a guest of a few NICs may share: 256 MiB.
 const SHARED_PAGES: usize = 65_536;
+/// Pages for each NIC of a guest of many: rings, buffers and VF, and the same again while it begins anew.
+const PAGES_PER_NIC: usize = 2048;
 /// Descriptors of each ring of a VF.
 const VF_DEPTH: u32 = 256;
 
@@ -108,7 +110,13 @@ impl World {
     /// A host without devices and a guest that has not made contact. `seed` chooses the guest's page frame numbers.
     #[must_use]
     pub fn new(bus: BusPolicy, pci: PciPolicy, seed: u64) -> Self {
-        let ram = GuestRam::new(seed, SHARED_PAGES);
+        Self::for_nics(0, bus, pci, seed)
+    }
+
+    /// The same with memory for so many NICs.
+    #[must_use]
+    pub fn for_nics(nics: usize, bus: BusPolicy, pci: PciPolicy, seed: u64) -> Self {
+        let ram = GuestRam::new(seed, SHARED_PAGES.max(nics.saturating_mul(PAGES_PER_NIC)));
         let wiring = Rc::new(RefCell::new(Wiring::default()));
         let machine = EmbeddedMachine { ram: ram.clone(), wiring: wiring.clone() };
         Self {

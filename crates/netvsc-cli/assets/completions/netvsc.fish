@@ -93,7 +93,7 @@ servicing\t'2 to 8 NICs; all VFs leave and come back with the serials dealt out 
 flapping\t'1 to 4 NICs; links and VFs come and go far more often than is good'
 hostile\t'1 to 4 NICs; switches fail, are lost, are answered twice or not at all, the host switches by itself, serials collide'
 ports\t'1 to 3 ports of one function, for as many NICs, by serial and MAC or, as with MANA, by MAC alone'
-scale\t'16 to 32 NICs'
+scale\t'16 to 64 NICs'
 hotplug\t'1 to 4 NICs that are taken away and come back; functions with strange MACs, twins of VFs, disks; a bus that repeats itself'
 clocks\t'1 to 4 NICs; the machine stands still, the guest\'s clock jumps'
 kexec\t'1 to 3 NICs; the guest is replaced by another one, with its VFs in place'

@@ -36,7 +36,7 @@ impl Stage {
         mut script: impl FnMut(usize, &mut Plan) -> Script,
     ) -> Result<Self, Error> {
         let seed = rand_core::Rng::next_u64(&mut plan.random);
-        let mut world = World::new(plan.bus.clone(), plan.pci.clone(), seed);
+        let mut world = World::for_nics(plan.nics.len(), plan.bus.clone(), plan.pci.clone(), seed);
         for nic in &plan.nics {
             world.host.add_nic(nic.nic.clone(), now);
         }

@@ -82,7 +82,7 @@ pub enum Profile {
     Hostile,
     /// 1 to 3 ports of one function, for as many NICs, by serial and MAC or, as with MANA, by MAC alone
     Ports,
-    /// 16 to 32 NICs
+    /// 16 to 64 NICs
     Scale,
     /// 1 to 4 NICs that are taken away and come back; functions with strange MACs, twins of VFs, disks; a bus that repeats itself
     Hotplug,

@@ -51,7 +51,7 @@ impl Script {
             Profile::AzureBoot => (1, 8),
             Profile::Servicing => (2, 8),
             Profile::Ports => (1, 3),
-            Profile::Scale => (16, 32),
+            Profile::Scale => (16, 64),
         };
         let nics = (low + below(&mut random, high - low + 1)) as usize;
         let layout = match (profile, below(&mut random, 2)) {
