@@ -88,11 +88,14 @@ impl Line {
         })
     }
 
-    /// A frame for the kernel.
-    pub(crate) fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
+    /// A frame for the kernel, or a segment that is longer than a frame.
+    pub(crate) fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>) -> Option<Uncut>) {
         let mut frame = self.spare.pop().unwrap_or_default();
         frame.clear();
-        fill(&mut frame);
+        if let Some(uncut) = fill(&mut frame) {
+            self.queue_uncut(frame, uncut);
+            return;
+        }
         let segment = Segment::verified(&frame);
         let payload = segment.map_or(0, |segment| frame.len() - segment.headers().1);
         // The headers of one that was tried say already how long it is.
@@ -117,15 +120,12 @@ impl Line {
         self.waiting.push_back(Waiting { frame, segment, closed: false, left });
     }
 
-    /// A segment for the kernel that is longer than a frame.
-    pub(crate) fn push_uncut(&mut self, segment: &[u8], uncut: Uncut) {
+    fn queue_uncut(&mut self, frame: Vec<u8>, uncut: Uncut) {
         if self.waiting.len() >= BACKLOG {
             self.refused += 1;
+            self.spare.push(frame);
             return;
         }
-        let mut frame = self.spare.pop().unwrap_or_default();
-        frame.clear();
-        frame.extend_from_slice(segment);
         let number = |value| u16::try_from(value).unwrap_or(u16::MAX);
         let left = Offloaded::Segments {
             layer4: number(uncut.layer4),
@@ -176,10 +176,12 @@ impl Line {
         Ok(moved)
     }
 
-    /// The same for who wants frames as they go over a wire: with checksums, and none longer than the MTU.
+    /// The same for who wants frames as they go over a wire: with checksums, and none longer than the MTU; but segments as they are
+    /// if they may be `whole`.
     pub(crate) fn fetch_plain(
         &mut self,
-        mut take: impl FnMut(&[u8]) -> Sending,
+        whole: bool,
+        mut take: impl FnMut(&[u8], Option<Uncut>) -> Sending,
     ) -> Result<bool, Error> {
         let mut moved = false;
         for _ in 0..BURST {
@@ -209,10 +211,19 @@ impl Line {
                         (self.held, self.refused) = (0, self.refused + 1);
                         continue;
                     };
+                    if whole && self.taken == 0 {
+                        let uncut = segments.leave(frame);
+                        if let Sending::Later = take(frame, Some(uncut)) {
+                            break;
+                        }
+                        self.held = 0;
+                        moved = true;
+                        continue;
+                    }
                     let count = segments.count(frame);
                     while self.taken < count {
                         segments.write(frame, self.taken, &mut self.piece);
-                        if let Sending::Later = take(&self.piece) {
+                        if let Sending::Later = take(&self.piece, None) {
                             return Ok(moved);
                         }
                         self.taken += 1;
@@ -222,7 +233,7 @@ impl Line {
                     continue;
                 }
             }
-            if let Sending::Later = take(frame) {
+            if let Sending::Later = take(frame, None) {
                 break;
             }
             self.held = 0;

@@ -8,7 +8,9 @@ mod namespace;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use netvsc::nic::TxWork;
 use netvsc::rndis::PacketFilter;
+use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
 use netvsc::{MacAddress, PortError, PortLink, PortSettings, VfPort};
 use netvsc_linux::vf::{LinkState, PacketConfig, PacketPort, Reception, VfError};
 use netvsc_linux::xdp::{Attachment, XdpConfig, XdpPort};
@@ -78,12 +80,19 @@ fn take(port: &mut impl VfPort, count: usize) -> Vec<Vec<u8>> {
 
 /// Sends numbered frames from one to the other; all arrive once and in order, and all are confirmed.
 fn numbered(from: &mut dyn VfPort, to: &mut dyn VfPort) {
+    numbered_up_to(1514, from, to);
+}
+
+/// The same with lengths up to `most`.
+fn numbered_up_to(most: usize, from: &mut dyn VfPort, to: &mut dyn VfPort) {
     const COUNT: u32 = 5_000;
+    // A number without common factors with the range goes through all of it.
+    let len = |number: usize| 60 + number * 1009 % (most - 59);
     let before = from.confirmed();
     let (mut sent, mut got) = (0, Vec::new());
     until("all have arrived", || {
         for _ in 0..50 {
-            if sent == COUNT || from.transmit(&frame(sent, 60 + sent as usize % 1455)).is_err() {
+            if sent == COUNT || from.transmit(&frame(sent, len(sent as usize))).is_err() {
                 break;
             }
             sent += 1;
@@ -93,7 +102,7 @@ fn numbered(from: &mut dyn VfPort, to: &mut dyn VfPort) {
         got.len() >= COUNT as usize
     });
     for (number, got) in (0..).zip(&got) {
-        assert_eq!(*got, frame(number, 60 + number as usize % 1455));
+        assert_eq!(*got, frame(number, len(number as usize)));
     }
     until("all are confirmed", || {
         from.flush();
@@ -117,6 +126,82 @@ fn frames_go_both_ways_past_the_stack() {
     });
 }
 
+/// A frame of 9,014 bytes lies in three pieces of memory.
+#[test]
+fn jumbo_frames_go_both_ways_in_several_pieces() {
+    const NAME: &str = "jumbo_frames_go_both_ways_in_several_pieces";
+    in_namespace(NAME, || {
+        with_ports(NAME, |mut port, mut far| {
+            ip("link set vb mtu 9000");
+            match port.configure(settings(9000)) {
+                Ok(()) => {}
+                // Before Linux 6.6.
+                Err(PortError::Mtu { mtu: 9000, most: 3822 }) => {
+                    return skipped(NAME, "this kernel's AF_XDP has no frames of several pieces");
+                }
+                Err(error) => panic!("{error}"),
+            }
+            far.configure(settings(9000)).expect("it takes that");
+            until("it has heard", || far.link() == PortLink::Up && far.mtu() == 9000);
+            numbered_up_to(9014, &mut port, &mut far);
+            numbered_up_to(9014, &mut far, &mut port);
+            let counters = port.counters();
+            assert_eq!((counters.sent, counters.received, counters.unusable), (5_000, 5_000, 0));
+        });
+    });
+}
+
+/// The other end leaves checksums and the cutting of segments to the interface, as a kernel's TCP does: there is no device that would.
+#[test]
+fn what_comes_has_checksums_and_the_length_of_a_frame() {
+    const NAME: &str = "what_comes_has_checksums_and_the_length_of_a_frame";
+    in_namespace(NAME, || {
+        with_ports(NAME, |mut port, far| {
+            drop(far);
+            let config = PacketConfig { bypass: false, ..PacketConfig::default() };
+            let mut far = PacketPort::open("vb", config).expect("a port");
+            far.configure(settings(1500)).expect("it takes that");
+            until("it is up", || far.link() == PortLink::Up);
+            let payload: Vec<u8> = (0..20_000_u32).map(|byte| (byte / 3) as u8).collect();
+            let segment = tcp(&payload);
+            let send = LargeSend { segment: 1448, layer4: 34, ipv6: false };
+            let work = TxWork { large_send: Some(send), ..TxWork::NONE };
+            far.transmit_with(&segment, &work).expect("there is room");
+            let checksum = (TransmitChecksum::IPV4 | TransmitChecksum::TCP).at(34);
+            let work = TxWork { checksum, ..TxWork::NONE };
+            far.transmit_with(&tcp(&payload[..100]), &work).expect("there is room");
+            far.flush();
+            let got = take(&mut port, 15);
+            let sums: Vec<u32> = got.iter().map(|frame| sum(frame)).collect();
+            assert_eq!(sums, [0xffff; 15]);
+            let carried: Vec<u8> =
+                got[..14].iter().flat_map(|frame| frame[54..].to_vec()).collect();
+            assert_eq!((carried, &got[14][54..]), (payload.clone(), &payload[..100]));
+        });
+    });
+}
+
+/// A TCP segment over IPv4, its sum left open.
+fn tcp(payload: &[u8]) -> Vec<u8> {
+    let mut frame = [A.0, B.0].concat();
+    frame.extend([0x08, 0, 0x45, 0]);
+    frame.extend((40 + payload.len() as u16).to_be_bytes());
+    frame.extend([0, 7, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+    frame.extend([0x13, 0x88, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    frame.extend(payload);
+    frame
+}
+
+/// The sum over pseudo-header and segment, which is 0xffff if the checksum is right.
+fn sum(frame: &[u8]) -> u32 {
+    let mut bytes = [&frame[26..34], &[0, 6], &(frame.len() as u16 - 34).to_be_bytes()].concat();
+    bytes.extend(&frame[34..]);
+    bytes.resize(bytes.len().next_multiple_of(2), 0);
+    let words = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let sum: u32 = words.sum();
+    (sum & 0xffff) + (sum >> 16)
+}
+
 #[test]
 fn what_stands_in_the_way_is_said() {
     const NAME: &str = "what_stands_in_the_way_is_said";
@@ -133,8 +218,8 @@ fn what_stands_in_the_way_is_said() {
             let taken = refused("va", default);
             assert!(matches!(taken, VfError::Kernel { cause: Errno::BUSY, .. }), "{taken}");
             assert!(ip("link show va").contains("xdp"));
-            let long = port.configure(settings(9000));
-            assert!(matches!(long, Err(PortError::Mtu { mtu: 9000, most: 1500 })), "{long:?}");
+            let long = port.configure(settings(20_000));
+            assert!(matches!(long, Err(PortError::Mtu { mtu: 20_000, most: 1500 })), "{long:?}");
             assert_eq!(
                 port.transmit(&frame(0, 1600)),
                 Err(PortError::Length { len: 1600, most: 1518 })

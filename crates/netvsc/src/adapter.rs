@@ -21,9 +21,9 @@ use vmbus::Instant;
 use vmbus::time::earliest;
 
 use crate::failover::{Action, Cause, Failover, FailoverConfig, Outlet};
-use crate::nic::TxFrame;
+use crate::nic::{Cut, TxFrame};
 use crate::port::{Path, PathOffloads, PortError, PortLink, PortSettings, VfPort};
-use crate::rndis::packet::ReceiveChecksum;
+use crate::rndis::packet::{LargeSend, ReceiveChecksum};
 
 pub use self::counters::AdapterCounters;
 pub use self::event::AdapterEvent;
@@ -54,6 +54,37 @@ pub trait Frame {
     /// The hash by which the host chose the queue, if it told. It may lie.
     fn hash(&self) -> Option<u32> {
         None
+    }
+
+    /// How it is to be cut, if it is a TCP segment that is longer than a frame: see [`VfPort::receive_whole`]. Only for who has
+    /// asked for such ([`Adapter::take_whole`]).
+    fn large(&self) -> Option<LargeSend> {
+        None
+    }
+}
+
+/// What a VF has received.
+struct OfPort<'a>(&'a [u8], Option<LargeSend>);
+
+impl OfPort<'_> {
+    /// Frames that it is.
+    fn count(&self) -> u64 {
+        let cut = self.1.and_then(|send| Cut::new(self.0, send).ok());
+        cut.map_or(1, |cut| cut.count(self.0.len()) as u64)
+    }
+}
+
+impl Frame for OfPort<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn copy_to(&self, out: &mut [u8]) -> usize {
+        self.0.copy_to(out)
+    }
+
+    fn large(&self) -> Option<LargeSend> {
+        self.1
     }
 }
 
@@ -210,6 +241,8 @@ pub struct Adapter<N: Synthetic, P> {
     /// Longest frame without tag: less than `frame_size` if the NIC's MTU says so.
     most: usize,
     large_send: usize,
+    /// Segments of the port's are passed up as they come.
+    whole: bool,
     /// What the port does to frames.
     port_offloads: PathOffloads,
     /// How the port was set up last.
@@ -245,6 +278,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             frame_size: config.frame_size,
             most: config.frame_size,
             large_send: config.large_send,
+            whole: false,
             port_offloads: PathOffloads::default(),
             settings: None,
             unfit: None,
@@ -399,6 +433,11 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         self.act(now);
     }
 
+    /// Chooses whether what a VF received as one TCP segment, longer than a frame, is passed up as one: [`Frame::large`].
+    pub fn take_whole(&mut self, whole: bool) {
+        self.whole = whole;
+    }
+
     /// The port's function is gone: nothing is waited for.
     pub fn port_gone(&mut self, now: Instant) {
         if self.port.is_some() {
@@ -439,14 +478,19 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         if let Some(port) = &mut self.port
             && (on_vf || !seeded!("deaf-to-vf"))
         {
-            port.receive(&mut |frame| {
-                counters.frames_received += 1;
-                counters.frames_received_vf += 1;
+            let mut take = |frame: OfPort<'_>| {
+                let count = frame.count();
+                counters.frames_received += count;
+                counters.frames_received_vf += count;
                 if let Some(tap) = tap {
                     tap.frame(Path::Vf, Direction::In, now, &frame);
                 }
                 sink(Path::Vf, &frame);
-            });
+            };
+            match self.whole {
+                true => port.receive_whole(&mut |frame, send| take(OfPort(frame, send))),
+                false => port.receive(&mut |frame| take(OfPort(frame, None))),
+            };
         }
         self.reap();
         // Before anything that leads to a switch.

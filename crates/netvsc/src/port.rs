@@ -9,7 +9,7 @@ use crate::mac::MacAddress;
 use crate::nic::TxWork;
 use crate::rndis::PacketFilter;
 use crate::rndis::offload::IpOffloads;
-use crate::rndis::packet::TransmitChecksum;
+use crate::rndis::packet::{LargeSend, TransmitChecksum};
 
 /// A way a NIC's frames can go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -163,6 +163,13 @@ pub trait VfPort {
 
     /// Hands every received frame to `sink`, in order, and returns how many there were.
     fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> usize;
+
+    /// The same for who takes TCP segments that are longer than frames, joined by the device or never cut: each comes with how it
+    /// is to be cut, its headers say how long it is, and the field of its TCP checksum holds the sum of the pseudo-header. Its pieces
+    /// are what is counted.
+    fn receive_whole(&mut self, sink: &mut dyn FnMut(&[u8], Option<LargeSend>)) -> usize {
+        self.receive(&mut |frame| sink(frame, None))
+    }
 
     /// How many frames the device has confirmed as transmitted since the port was opened.
     ///

@@ -24,7 +24,7 @@ use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, HostChannel, OfferSpe
 use crate::memory::GuestMemory;
 use crate::nic::{GuestView, NicPolicy, NicService, NicServiceConfig, NicServiceEvent};
 use crate::pci::{MOST_PORTS, PciPolicy, PciService, SlotTaken};
-use crate::switch::{Offered, PortConfig, PortCounters, PortId, Switch, Uncut};
+use crate::switch::{Offered, PortConfig, PortCounters, PortId, Switch, SwitchPort, Uncut};
 use crate::vf::{VfCounters, VfFeatures, VfWindow};
 use device::HostPci;
 use registers::RegisterPool;
@@ -455,6 +455,25 @@ impl Host {
         }
     }
 
+    /// The same for a TCP segment that the peer has not cut: see [`Host::wants_uncut`]. It is cut where the guest takes no such.
+    pub fn peer_transmit_uncut(
+        &mut self,
+        nic: usize,
+        segment: &[u8],
+        uncut: Uncut,
+        now: Instant,
+    ) -> Offered {
+        let port = self.nics.get(nic).and_then(|nic| self.switch.port_mut(nic.port));
+        port.map_or(Offered::Busy, |port| port.peer_transmit_uncut(segment, uncut, now))
+    }
+
+    /// Whether segments of the peer behind a NIC's port reach the guest as they are now.
+    #[must_use]
+    pub fn wants_uncut(&self, nic: usize) -> bool {
+        let port = self.nics.get(nic).and_then(|nic| self.switch.port(nic.port));
+        port.is_some_and(SwitchPort::wants_uncut)
+    }
+
     /// The next frame that has reached the peer behind a NIC's port. Give the buffer back with [`Host::recycle`].
     pub fn peer_receive(&mut self, nic: usize, now: Instant) -> Option<Vec<u8>> {
         self.switch.peer_receive(self.nics.get(nic)?.port, now)
@@ -466,6 +485,13 @@ impl Host {
         if let Some(port) = self.nics.get(nic).and_then(|nic| self.switch.port_mut(nic.port)) {
             port.set_peer_cuts(cuts);
         }
+    }
+
+    /// Whether it does.
+    #[must_use]
+    pub fn peer_cuts(&self, nic: usize) -> bool {
+        let port = self.nics.get(nic).and_then(|nic| self.switch.port(nic.port));
+        port.is_some_and(SwitchPort::peer_cuts)
     }
 
     /// [`Host::peer_receive`] for a peer that cuts for itself: what is left to it goes with the frame.

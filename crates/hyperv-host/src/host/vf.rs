@@ -10,7 +10,7 @@ use vpci::slot::DevFn;
 use super::device::{HostPci, HostPort};
 use super::{ActError, Host};
 use crate::pci::{FunctionSpec, MOST_PORTS, PciService};
-use crate::switch::{Offered, Path, SwitchPort};
+use crate::switch::{Offered, Path, SwitchPort, Uncut};
 use crate::vf::{self, VfConfig, VfCounters, VfDevice, VfFeatures, VfPace};
 
 /// A VF to be given to a NIC.
@@ -162,6 +162,9 @@ impl Host {
         self.devices.push(HostPci::new(spec.instance, service, ports));
         for nic in nics {
             let Some(entry) = self.nics.get_mut(*nic) else { continue };
+            if let Some(port) = self.switch.port_mut(entry.port) {
+                port.set_vf_cuts(self.elsewhere_of == Some(*nic));
+            }
             entry.vf = Some(spec.instance);
             entry.service.vf_added(spec.associated.unwrap_or(spec.serial), now);
             entry.dirty = true;
@@ -231,9 +234,26 @@ impl Host {
         port.map_or(Offered::Busy, |port| port.accept_from_guest(Path::Synthetic, frame, now))
     }
 
-    /// The next frame for the guest on such a VF. Give the buffer back with [`Host::recycle`].
-    pub fn vf_receive(&mut self, nic: usize, now: Instant) -> Option<Vec<u8>> {
-        self.elsewhere(nic)?.next_for_guest(Path::Vf, now)
+    /// The same for a TCP segment that the guest has not cut, where the peer of the NIC's port does so
+    /// ([`Host::set_peer_cuts`]).
+    pub fn vf_transmit_uncut(
+        &mut self,
+        nic: usize,
+        segment: &[u8],
+        uncut: Uncut,
+        now: Instant,
+    ) -> Offered {
+        if let Some(port) = self.elsewhere(nic) {
+            return port.accept_uncut(Path::Vf, segment, uncut, now);
+        }
+        let port = self.nics.get(nic).and_then(|nic| self.switch.port_mut(nic.port));
+        port.map_or(Offered::Busy, |port| port.accept_uncut(Path::Synthetic, segment, uncut, now))
+    }
+
+    /// The next frame for the guest on such a VF, and how it is to be cut if it is a segment of the peer's. Give the buffer back
+    /// with [`Host::recycle`].
+    pub fn vf_receive(&mut self, nic: usize, now: Instant) -> Option<(Vec<u8>, Option<Uncut>)> {
+        self.elsewhere(nic)?.next_for_vf(now).map(|queued| (queued.frame, queued.uncut))
     }
 
     /// Whether a NIC has such a VF, offered or on its way out.

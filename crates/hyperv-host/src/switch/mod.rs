@@ -29,6 +29,7 @@ pub use wire::WireConfig;
 use std::collections::VecDeque;
 
 pub use netvsc::Path;
+use netvsc::rndis::packet::LargeSend;
 use vmbus::Instant;
 use vmbus::time::earliest;
 
@@ -48,6 +49,38 @@ pub struct Uncut {
     pub layer4: usize,
     /// Over IPv6, otherwise over IPv4.
     pub ipv6: bool,
+}
+
+impl Uncut {
+    /// What a driver says of a segment that it has not cut, with the headers that the segment has.
+    #[must_use]
+    pub fn of(segment: &[u8], send: LargeSend) -> Self {
+        let layer4 = usize::from(send.layer4);
+        let header = segment.get(layer4 + 12).map_or(0, |byte| usize::from(byte >> 4) * 4);
+        Self { segment: send.segment as usize, headers: layer4 + header, layer4, ipv6: send.ipv6 }
+    }
+
+    /// The same for a driver that is to cut it.
+    #[must_use]
+    pub fn request(&self) -> LargeSend {
+        LargeSend {
+            segment: u32::try_from(self.segment).unwrap_or(u32::MAX),
+            layer4: u16::try_from(self.layer4).unwrap_or(u16::MAX),
+            ipv6: self.ipv6,
+        }
+    }
+
+    /// Bytes of the longest piece of a segment of `len` bytes.
+    #[must_use]
+    pub fn longest(&self, len: usize) -> usize {
+        self.headers.saturating_add(self.segment).min(len)
+    }
+
+    /// Pieces of a segment of `len` bytes: one at least.
+    #[must_use]
+    pub fn pieces(&self, len: usize) -> usize {
+        len.saturating_sub(self.headers).div_ceil(self.segment.max(1)).max(1)
+    }
 }
 
 /// Frames of one port that the bridge takes at a time.

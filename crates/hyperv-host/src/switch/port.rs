@@ -1,5 +1,7 @@
 //! One port of the switch: a NIC's two sides on one end, the wire to its peer on the other.
 
+mod whole;
+
 use std::collections::VecDeque;
 
 use super::{Path, Uncut};
@@ -84,6 +86,8 @@ pub struct Queued {
     pub frame: Vec<u8>,
     /// The hash that chose its queue, if it has one.
     pub hash: Option<u32>,
+    /// How it is to be cut, if it is a segment for a VF whose driver cuts.
+    pub uncut: Option<Uncut>,
 }
 
 #[derive(Debug, Default)]
@@ -187,6 +191,8 @@ pub struct SwitchPort {
     spread: Option<Spread>,
     /// The peer takes segments that are longer than frames.
     peer_cuts: bool,
+    /// So does the VF's driver.
+    vf_cuts: bool,
     spare: Vec<Vec<u8>>,
     counters: PortCounters,
     /// Latest moment at which somebody looked.
@@ -217,6 +223,7 @@ impl SwitchPort {
             receive_limit: config.max_frame,
             spread: None,
             peer_cuts: false,
+            vf_cuts: false,
             spare: Vec::new(),
             counters: PortCounters::default(),
             seen: Instant::ZERO,
@@ -260,8 +267,7 @@ impl SwitchPort {
     fn accept(&mut self, path: Path, frame: &[u8], uncut: Option<Uncut>, now: Instant) -> Offered {
         self.seen = self.seen.max(now);
         // Its pieces are what has to fit.
-        let longest = uncut.map_or(frame.len(), |uncut| uncut.headers + uncut.segment);
-        let cause = self.refusal(path, longest.min(frame.len()));
+        let cause = self.refusal(path, longest(frame, uncut));
         let room = self.to_peer.has_room(frame.len());
         let side = self.side_mut(path);
         if cause.is_none() && !room {
@@ -313,6 +319,13 @@ impl SwitchPort {
     pub fn next_for_guest(&mut self, path: Path, now: Instant) -> Option<Vec<u8>> {
         self.poll(now);
         self.take_from(path, 0).map(|queued| queued.frame)
+    }
+
+    /// The same on the VF's path, for a driver that cuts for itself ([`Self::set_vf_cuts`]): with what is left to it.
+    #[must_use]
+    pub fn next_for_vf(&mut self, now: Instant) -> Option<Queued> {
+        self.poll(now);
+        self.take_from(Path::Vf, 0)
     }
 
     /// The next frame in a queue of the synthetic side, left in place.
@@ -447,24 +460,27 @@ impl SwitchPort {
         if self.data_path != Path::Vf || self.vf.state == SideState::Absent {
             while let Some(queued) = self.vf.pop() {
                 self.counters.resteered += 1;
-                self.deliver(Path::Synthetic, queued.frame);
+                self.deliver(Path::Synthetic, queued.frame, queued.uncut);
             }
         }
         for path in [Path::Synthetic, Path::Vf] {
             if self.side(path).state != SideState::Up {
                 while let Some(queued) = self.side_mut(path).pop() {
-                    self.deliver(path, queued.frame);
+                    self.deliver(path, queued.frame, queued.uncut);
                 }
             }
         }
     }
 
     /// Queues a frame on a side, or drops it if nobody receives there.
-    fn deliver(&mut self, path: Path, frame: Vec<u8>) {
+    fn deliver(&mut self, path: Path, frame: Vec<u8>, uncut: Option<Uncut>) {
+        if let Some(uncut) = uncut.filter(|_| !self.takes_uncut(path)) {
+            return self.deliver_pieces(path, frame, uncut);
+        }
         let cause = match (self.side(path).state, path) {
             (SideState::Up, _) => {
                 let (queue, hash) = self.place(path, &frame);
-                self.side_mut(path).push(queue, Queued { frame, hash });
+                self.side_mut(path).push(queue, Queued { frame, hash, uncut });
                 return;
             }
             (_, Path::Synthetic) => DropCause::SyntheticDown,
@@ -477,10 +493,10 @@ impl SwitchPort {
     /// Moves what has arrived to the sides. Other methods that take `now` do it as well.
     pub fn poll(&mut self, now: Instant) {
         self.seen = self.seen.max(now);
-        while let Some(frame) = self.from_peer.arrived(now) {
+        while let Some((frame, uncut)) = self.from_peer.arrived(now) {
             let path = self.route(frame);
             let len = frame.len();
-            let cause = if len > self.receive_limit {
+            let cause = if longest(frame, uncut) > self.receive_limit {
                 Some(DropCause::Oversize)
             } else {
                 self.filtered(frame).then_some(DropCause::Filtered)
@@ -492,7 +508,7 @@ impl SwitchPort {
             if up && full {
                 return;
             }
-            let Some((frame, _)) = self.from_peer.take(now) else {
+            let Some((frame, uncut)) = self.from_peer.take(now) else {
                 return;
             };
             match cause {
@@ -500,8 +516,10 @@ impl SwitchPort {
                     self.counters.dropped_from_peer.count(cause);
                     self.recycle(frame);
                 }
-                None if up => self.side_mut(path).push(queue, Queued { frame, hash }),
-                _ => self.deliver(path, frame),
+                None if up && uncut.is_none() => {
+                    self.side_mut(path).push(queue, Queued { frame, hash, uncut });
+                }
+                _ => self.deliver(path, frame, uncut),
             }
         }
     }
@@ -525,8 +543,12 @@ impl SwitchPort {
 
     /// A frame sent by the peer.
     pub fn peer_transmit(&mut self, frame: &[u8], now: Instant) -> Offered {
+        self.offer(frame, None, now)
+    }
+
+    fn offer(&mut self, frame: &[u8], uncut: Option<Uncut>, now: Instant) -> Offered {
         self.poll(now);
-        let cause = self.wrong_size(frame.len());
+        let cause = self.wrong_size(longest(frame, uncut));
         if cause.is_none() && !self.from_peer.has_room(frame.len()) {
             self.counters.peer_busy += 1;
             return Offered::Busy;
@@ -538,7 +560,7 @@ impl SwitchPort {
             return Offered::Dropped(cause);
         }
         let copy = self.copy(frame);
-        self.from_peer.push(copy, None, now);
+        self.from_peer.push(copy, uncut, now);
         self.poll(now);
         Offered::Accepted
     }
@@ -615,4 +637,9 @@ impl SwitchPort {
             Path::Vf => &mut self.vf,
         }
     }
+}
+
+/// Bytes of a frame, or of the longest piece of a segment.
+fn longest(frame: &[u8], uncut: Option<Uncut>) -> usize {
+    uncut.map_or(frame.len(), |uncut| uncut.longest(frame.len()))
 }

@@ -424,6 +424,64 @@ proptest! {
     }
 }
 
+/// A TCP segment over IPv4 from the peer, and how it is to be cut.
+fn segment_of_peer() -> (Vec<u8>, Uncut) {
+    let mut frame = between(1, 9);
+    frame.truncate(14);
+    frame.extend([0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+    frame.extend([0x13, 0x88, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    frame.extend((0..5000_u32).map(|byte| byte as u8));
+    (frame, Uncut { segment: 1460, headers: 54, layer4: 34, ipv6: false })
+}
+
+#[test]
+fn a_segment_of_the_peer_reaches_a_driver_that_cuts_as_it_is_and_everybody_else_in_pieces() {
+    let config = PortConfig {
+        to_peer: WireConfig::instant(),
+        from_peer: WireConfig::instant(),
+        max_frame: 1518,
+        ..PortConfig::default()
+    };
+    let (segment, uncut) = segment_of_peer();
+    let mut port = SwitchPort::new(config);
+    port.set_side(Path::Synthetic, SideState::Up);
+    port.set_side(Path::Vf, SideState::Up);
+    let send = |port: &mut SwitchPort| {
+        assert_eq!(port.peer_transmit_uncut(&segment, uncut, at(0)), Offered::Accepted);
+        assert_eq!(port.counters().unaccounted(), (0, 0));
+    };
+    let pieces = |port: &mut SwitchPort, path| {
+        let frames = std::iter::from_fn(|| port.next_for_guest(path, at(0)));
+        let lengths: Vec<_> = frames.map(|frame| frame.len()).collect();
+        assert_eq!(port.counters().unaccounted(), (0, 0));
+        lengths
+    };
+    let cut = [1514, 1514, 1514, 54 + 620];
+    send(&mut port);
+    assert_eq!((port.wants_uncut(), pieces(&mut port, Path::Synthetic)), (false, cut.to_vec()));
+    port.set_data_path(Path::Vf);
+    send(&mut port);
+    assert_eq!((port.wants_uncut(), pieces(&mut port, Path::Vf)), (false, cut.to_vec()));
+    port.set_vf_cuts(true);
+    send(&mut port);
+    assert!(port.wants_uncut());
+    let queued = port.next_for_vf(at(0)).unwrap();
+    assert_eq!((&queued.frame, queued.uncut), (&segment, Some(uncut)));
+    // One that waits for the VF when the path leaves it.
+    send(&mut port);
+    port.set_data_path(Path::Synthetic);
+    assert_eq!(pieces(&mut port, Path::Synthetic), cut);
+    // Nobody can cut what has no headers; and pieces have to fit the link, as all frames do.
+    let offered = port.peer_transmit_uncut(&[2; 5000], uncut, at(0));
+    assert_eq!((offered, pieces(&mut port, Path::Synthetic)), (Offered::Accepted, vec![]));
+    let wide = Uncut { segment: 1518, ..uncut };
+    let offered = port.peer_transmit_uncut(&segment, wide, at(0));
+    assert_eq!(offered, Offered::Dropped(DropCause::Oversize));
+    let counters = port.counters();
+    assert_eq!(counters.dropped_from_peer.by(DropCause::Oversize), 2);
+    assert_eq!((counters.from_peer, counters.unaccounted()), (4 + 4 + 1 + 4 + 2, (0, 0)));
+}
+
 #[test]
 fn a_segment_for_a_peer_that_cuts_is_one_frame_with_what_is_left_to_it() {
     let config = PortConfig {

@@ -89,10 +89,10 @@ impl Wire {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// The frame at the end of the wire, if one has arrived.
-    pub(super) fn arrived(&self, now: Instant) -> Option<&[u8]> {
+    /// The frame at the end of the wire, if one has arrived, and what is left to be done to it.
+    pub(super) fn arrived(&self, now: Instant) -> Option<(&[u8], Option<Uncut>)> {
         let head = self.queue.front()?;
-        (head.arrival <= now).then_some(head.frame.as_slice())
+        (head.arrival <= now).then_some((head.frame.as_slice(), head.uncut))
     }
 
     /// Takes the frame at the end of the wire, if one has arrived.

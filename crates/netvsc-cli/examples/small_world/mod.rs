@@ -47,7 +47,7 @@ impl SmallWorld {
         let now = self.now;
         let mut moved = false;
         self.world.settle(now, &mut |_, fill| {
-            guest.push(fill);
+            guest.push(|buffer| _ = fill(buffer));
             moved = true;
         });
         while let Some(event) = self.world.guest.poll_event() {

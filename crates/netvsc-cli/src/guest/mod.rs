@@ -11,6 +11,7 @@ mod sleep;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use hyperv_host::switch::Uncut;
 use netvsc::adapter::{AdapterConfig, AdapterCounters, AdapterError};
 use netvsc::nic::{NicOffloads, TxFrame};
 use netvsc::pairing::{DeviceKind, Pairing, PairingConfig};
@@ -53,8 +54,9 @@ pub trait Machine: Platform {
     fn open_ports(&mut self, bus: Guid, function: &Function) -> Result<Vec<Self::Port>, String>;
 }
 
-/// Where frames that were received go: the number of their NIC, and how to append the frame to a buffer.
-pub type Sink<'a> = dyn FnMut(usize, &mut dyn FnMut(&mut Vec<u8>)) + 'a;
+/// Where frames that were received go: the number of their NIC, and how to append the frame to a buffer, which tells if it is a
+/// segment longer than a frame.
+pub type Sink<'a> = dyn FnMut(usize, &mut dyn FnMut(&mut Vec<u8>) -> Option<Uncut>) + 'a;
 
 /// What became of a frame that was to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,8 @@ pub struct Guest<M: Machine> {
     events: VecDeque<What>,
     capture: Option<Capture>,
     nic_config: NicConfig,
+    /// Segments are taken as they come.
+    whole: bool,
     blackouts: Blackouts,
     /// Pages of each ring of a NIC's channel.
     nic_rings: usize,
@@ -111,6 +115,7 @@ impl<M: Machine> Guest<M> {
             events: VecDeque::new(),
             capture: None,
             nic_config: NicConfig::default(),
+            whole: false,
             blackouts: Blackouts::default(),
             nic_rings: nic::RING_PAGES,
             sleep: Sleep::default(),
@@ -418,6 +423,11 @@ impl<M: Machine> Guest<M> {
     /// Chooses what NICs that start from now on leave to the host.
     pub fn leave_to_host(&mut self, offloads: NicOffloads) {
         self.nic_config.offloads = offloads;
+    }
+
+    /// Chooses whether segments that VFs received as one reach the sink as one, with NICs that start from now on.
+    pub fn take_whole(&mut self, whole: bool) {
+        self.whole = whole;
     }
 
     /// Chooses the MTU of NICs that start from now on; the host may make it smaller.

@@ -1,5 +1,6 @@
 //! The life of a NIC in the guest: channel, buffers, start-up, frames, and its end.
 
+use hyperv_host::switch::Uncut;
 use netvsc::adapter::{Adapter, AdapterCounters, AdapterEvent, append};
 use netvsc::nic::{Nic, NicEvent, SharedBuffer};
 use netvsc::nvsp::Version;
@@ -366,6 +367,7 @@ impl<M: Machine> Guest<M> {
                         Ok(started) => {
                             nic.rung = true;
                             let mut adapter = Adapter::new(started, adapter_config());
+                            adapter.take_whole(self.whole);
                             adapter.set_tap(self.capture.as_ref().map(|file| file.tap(number)));
                             Stage::Running(Box::new(adapter))
                         }
@@ -390,7 +392,10 @@ impl<M: Machine> Guest<M> {
         if rung || due {
             moved = true;
             let polled = adapter.poll(now, &mut |_, frame| {
-                sink(number, &mut |buffer| append(frame, buffer));
+                sink(number, &mut |buffer| {
+                    append(frame, buffer);
+                    frame.large().map(|send| Uncut::of(buffer, send))
+                });
             });
             if let Err(error) = polled {
                 self.events.push_back(What::Failed { what: format!("nic{number}: {error}") });

@@ -155,7 +155,10 @@ impl<'a> Server<'a> {
         moved |= guest.settle(now);
         // What the guest had sent when it asked has arrived now.
         if asked && let Some(host) = guest.host() {
-            let account = account(host, self.plan.nics.len());
+            let mut account = account(host, self.plan.nics.len());
+            let (arrived, given) = self.link.as_ref().map_or((0, 0), VfLink::pieces);
+            account.arrived += arrived;
+            account.given += given;
             guest.account(account);
         }
         if let Some(host) = guest.host() {
@@ -180,6 +183,9 @@ impl<'a> Server<'a> {
         self.tell(What::GuestArrived { pages });
         self.peers.renew(self.args.seed, now);
         self.scripts.clear();
+        if let Some(link) = &mut self.link {
+            link.renew();
+        }
         let churn = self.args.churn.0;
         let Some(guest) = &mut self.guest else { return Ok(()) };
         for (number, planned) in self.plan.nics.iter().enumerate() {

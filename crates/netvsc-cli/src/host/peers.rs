@@ -76,16 +76,22 @@ impl Peers {
         }
         let Some(line) = &mut self.line else { return Ok(moved) };
         if self.plugged {
-            moved |= line.fetch_plain(|frame| match host.peer_transmit(0, frame, now) {
-                Offered::Busy => Sending::Later,
-                Offered::Accepted | Offered::Dropped(_) => Sending::Taken,
+            moved |= line.fetch_plain(host.wants_uncut(0), |frame, uncut| {
+                let offered = match uncut {
+                    Some(uncut) => host.peer_transmit_uncut(0, frame, uncut, now),
+                    None => host.peer_transmit(0, frame, now),
+                };
+                match offered {
+                    Offered::Busy => Sending::Later,
+                    Offered::Accepted | Offered::Dropped(_) => Sending::Taken,
+                }
             })?;
         }
         while let Some((frame, uncut)) = host.peer_receive_uncut(0, now) {
-            match uncut {
-                Some(uncut) => line.push_uncut(&frame, uncut),
-                None => line.push(|buffer| buffer.extend_from_slice(&frame)),
-            }
+            line.push(|buffer| {
+                buffer.extend_from_slice(&frame);
+                uncut
+            });
             host.recycle(0, frame);
             moved = true;
         }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyperv_host::Host;
-use hyperv_host::switch::Offered;
+use hyperv_host::switch::{Offered, Uncut};
+use netvsc::nic::TxWork;
 use netvsc::rndis::PacketFilter;
 use netvsc::{PortError, PortLink, PortSettings, VfPort};
 use netvsc_linux::netlink::{Event, Monitor, Topics};
@@ -28,9 +29,11 @@ pub(crate) struct VfLink {
     monitor: Monitor,
     port: Option<PacketPort>,
     /// Frames of the guest's for which the switch had no room.
-    arrived: VecDeque<Vec<u8>>,
+    arrived: VecDeque<(Vec<u8>, Option<Uncut>)>,
     /// A frame for the guest for which the kernel had no room.
-    held: Option<Vec<u8>>,
+    held: Option<(Vec<u8>, Option<Uncut>)>,
+    /// Frames that segments were beyond the first of each: of the guest's, and for it. The switch counts each segment as one.
+    pieces: (u64, u64),
     /// When the VF was there last.
     seen: Option<Instant>,
 }
@@ -41,13 +44,20 @@ impl VfLink {
         let wrong = |error: &dyn std::fmt::Display| Error::Run(format!("{name}: {error}"));
         let monitor = Monitor::open(Topics::LINKS).map_err(|error| wrong(&error))?;
         let (arrived, held, seen) = (VecDeque::new(), None, None);
-        let mut link = Self { name: name.into(), monitor, port: None, arrived, held, seen };
-        link.port = Some(link.take().map_err(|error| wrong(&error))?);
+        let (name, port, pieces) = (name.into(), None, (0, 0));
+        let mut link = Self { name, monitor, port, arrived, held, pieces, seen };
+        let taken = link.take();
+        link.port = Some(taken.map_err(|error| Error::Run(format!("{}: {error}", link.name)))?);
         Ok(link)
     }
 
     fn take(&self) -> Result<PacketPort, Box<dyn std::error::Error>> {
-        let config = PacketConfig { reception: Reception::Queue, ..PacketConfig::default() };
+        let config = PacketConfig {
+            reception: Reception::Queue,
+            // Whoever has the other end may have the kernel cut the segments for it.
+            bypass: false,
+            ..PacketConfig::default()
+        };
         let mut port = PacketPort::open(&self.name, config)?;
         let switch = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", port.name());
         if let Err(error) = std::fs::write(switch, "1") {
@@ -64,28 +74,36 @@ impl VfLink {
         if there {
             self.seen = Some(now);
         }
+        let whole = host.peer_cuts(NIC);
         let on_the_way = self.seen.is_some_and(|seen| now.since(seen) < ON_THE_WAY);
         let mut moved = false;
         if let Some(port) = &mut self.port
             && self.arrived.is_empty()
         {
-            let arrived = &mut self.arrived;
-            moved |= port.receive(&mut |frame| {
+            let (arrived, pieces) = (&mut self.arrived, &mut self.pieces.0);
+            let mut take = |frame: &[u8], uncut: Option<Uncut>| {
                 let offered = if !arrived.is_empty() {
                     Offered::Busy
                 } else if on_the_way {
-                    host.vf_transmit(NIC, frame, now)
+                    *pieces += more(frame, uncut);
+                    hand_on(host, frame, uncut, now)
                 } else {
                     // Nobody has a VF: what the kernel says there by itself is for nobody.
                     Offered::Accepted
                 };
                 if let Offered::Busy = offered {
-                    arrived.push_back(frame.to_vec());
+                    arrived.push_back((frame.to_vec(), uncut));
                 }
-            }) > 0;
+            };
+            moved |= match whole {
+                true => port.receive_whole(&mut |frame, send| {
+                    take(frame, send.map(|send| Uncut::of(frame, send)));
+                }),
+                false => port.receive(&mut |frame| take(frame, None)),
+            } > 0;
         }
-        while let Some(frame) = self.arrived.front() {
-            if let Offered::Busy = host.vf_transmit(NIC, frame, now) {
+        while let Some((frame, uncut)) = self.arrived.front() {
+            if let Offered::Busy = hand_on(host, frame, *uncut, now) {
                 break;
             }
             self.arrived.pop_front();
@@ -98,11 +116,15 @@ impl VfLink {
         let Some(port) = self.port.as_mut() else { return false };
         let mut moved = false;
         if port.link() == PortLink::Up {
-            while let Some(frame) = self.held.take().or_else(|| host.vf_receive(NIC, now)) {
-                if let Err(PortError::Full) = port.transmit(&frame) {
-                    self.held = Some(frame);
+            while let Some((frame, uncut)) = self.held.take().or_else(|| host.vf_receive(NIC, now))
+            {
+                let large_send = uncut.map(|uncut| uncut.request());
+                let work = TxWork { large_send, ..TxWork::NONE };
+                if let Err(PortError::Full) = port.transmit_with(&frame, &work) {
+                    self.held = Some((frame, uncut));
                     break;
                 }
+                self.pieces.1 += more(&frame, uncut);
                 host.recycle(NIC, frame);
                 moved = true;
             }
@@ -135,6 +157,16 @@ impl VfLink {
         }
     }
 
+    /// Another guest.
+    pub(crate) fn renew(&mut self) {
+        self.pieces = (0, 0);
+    }
+
+    /// Frames that the switch has not counted since segments are one each for it: the guest's, and those for it.
+    pub(crate) fn pieces(&self) -> (u64, u64) {
+        self.pieces
+    }
+
     /// What to wait for.
     pub(crate) fn ears(&self) -> Vec<Arc<OwnedFd>> {
         let ears = self.port.as_ref().map(|port| port.ears().descriptors());
@@ -146,6 +178,19 @@ impl VfLink {
         let stuck = self.port.as_ref().is_some_and(|port| port.ears().is_stuck());
         (stuck || self.held.is_some()).then(|| now + AGAIN)
     }
+}
+
+/// A frame of the guest's goes on.
+fn hand_on(host: &mut Host, frame: &[u8], uncut: Option<Uncut>, now: Instant) -> Offered {
+    match uncut {
+        Some(uncut) => host.vf_transmit_uncut(NIC, frame, uncut, now),
+        None => host.vf_transmit(NIC, frame, now),
+    }
+}
+
+/// Frames that it is beyond the first.
+fn more(frame: &[u8], uncut: Option<Uncut>) -> u64 {
+    uncut.map_or(0, |uncut| uncut.pieces(frame.len()) as u64 - 1)
 }
 
 /// Has the port carry whatever its interface can: the MTU is its owner's to choose.

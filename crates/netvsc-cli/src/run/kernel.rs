@@ -195,20 +195,20 @@ impl Session {
     fn carry_far(&mut self, now: Instant, open: bool) -> Result<bool, Error> {
         let host = &mut self.stage.world.host;
         let mut moved = false;
-        let mut send = |frame: &[u8]| match host.peer_transmit(0, frame, now) {
+        let mut send = |frame: &[u8], _| match host.peer_transmit(0, frame, now) {
             Offered::Busy => Sending::Later,
             Offered::Accepted | Offered::Dropped(_) => Sending::Taken,
         };
         match &mut self.far {
             Far::Line(line) => {
                 if open {
-                    moved |= line.fetch_plain(&mut send)?;
+                    moved |= line.fetch_plain(false, &mut send)?;
                 }
                 while let Some((frame, uncut)) = host.peer_receive_uncut(0, now) {
-                    match uncut {
-                        Some(uncut) => line.push_uncut(&frame, uncut),
-                        None => line.push(|buffer| buffer.extend_from_slice(&frame)),
-                    }
+                    line.push(|buffer| {
+                        buffer.extend_from_slice(&frame);
+                        uncut
+                    });
                     host.recycle(0, frame);
                     moved = true;
                 }
@@ -217,7 +217,7 @@ impl Session {
             Far::Stack(stack) => {
                 stack.poll(now);
                 while let Some(frame) = stack.front() {
-                    if let Sending::Later = send(frame) {
+                    if let Sending::Later = send(frame, None) {
                         break;
                     }
                     stack.pop();

@@ -57,13 +57,16 @@ struct Session {
     mtu: u32,
     /// The interface for a VF whose frames go over one.
     vf: Option<VfInterface>,
+    /// Segments that a VF received as one are taken as one.
+    whole: bool,
 }
 
 impl Session {
     fn new(path: &Path, mtu: u32, vf: Option<VfInterface>) -> Self {
         let (path, events) = (path.to_owned(), VecDeque::new());
         let (ejects, surprises) = (0, 0);
-        Self { path, remote: None, events, ejects, surprises, started: Clock::now(), mtu, vf }
+        let (remote, started, whole) = (None, Clock::now(), false);
+        Self { path, remote, events, ejects, surprises, started, mtu, vf, whole }
     }
 
     fn now(&self) -> Instant {
@@ -84,6 +87,7 @@ impl Session {
         // Long segments of the kernel's are cut by the host; what comes is joined where it is handed to the kernel.
         remote.guest.leave_to_host(NicOffloads { coalescing: false, ..NicOffloads::ALL });
         remote.guest.set_mtu(self.mtu);
+        remote.guest.take_whole(self.whole);
         // For the first time, so that it cannot be refused.
         let _ = remote.guest.start(self.now());
         self.remote = Some(remote);

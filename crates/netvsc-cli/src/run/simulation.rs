@@ -159,7 +159,7 @@ impl Simulation {
             let lanes = &mut self.lanes;
             self.stage.world.settle(now, &mut |nic, fill| {
                 if let Some(lane) = lanes.get_mut(nic) {
-                    lane.local.push(fill);
+                    lane.local.push(|buffer| _ = fill(buffer));
                 }
             });
             let mut ready = Vec::new();

@@ -135,7 +135,7 @@ fn header(frame: &mut [u8], work: &TxWork) -> [u8; HEADER] {
 }
 
 /// The sum of the pseudo-header of what starts at `at` and goes to the end of the frame, folded and not inverted.
-fn pseudo_header(frame: &[u8], at: usize, udp: bool, ipv6: bool) -> u16 {
+pub(crate) fn pseudo_header(frame: &[u8], at: usize, udp: bool, ipv6: bool) -> u16 {
     let addresses = if ipv6 { 32 } else { 8 };
     // They end the header of IP, unless that has options.
     let ip = if ipv6 { at.checked_sub(40) } else { layer3(frame) };

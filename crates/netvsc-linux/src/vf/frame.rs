@@ -3,6 +3,7 @@
 use netvsc::nic::{Cut, fill_checksums};
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
 
+use super::batch::pseudo_header;
 use super::request::Along;
 
 /// Bytes of `struct virtio_net_hdr`.
@@ -64,16 +65,26 @@ impl Along {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unfinished;
 
-/// Does what a header leaves to be done to a frame, and hands it to `sink`, in pieces if it is to be cut. `tag` is the length of
-/// a tag that was put into it after the header was made; `most` the longest frame that may go on. The number of frames.
+/// What finished frames go through.
+pub(super) struct Finish<'a> {
+    /// Longest frame that may go on.
+    pub(super) most: usize,
+    /// Segments go on as they are, with how they are to be cut.
+    pub(super) whole: bool,
+    /// Where pieces are put together.
+    pub(super) piece: &'a mut Vec<u8>,
+}
+
+/// Does what a header leaves to be done to a frame, and hands it to `sink`, in pieces if it is to be cut and may not stay whole. `tag`
+/// is the length of a tag that was put into it after the header was made. The number of frames, each piece being one.
 pub(super) fn finish(
     header: [u8; HEADER],
     frame: &mut [u8],
     tag: usize,
-    most: usize,
-    piece: &mut Vec<u8>,
-    sink: &mut dyn FnMut(&[u8]),
+    with: Finish<'_>,
+    sink: &mut dyn FnMut(&[u8], Option<LargeSend>),
 ) -> Result<usize, Unfinished> {
+    let Finish { most, whole, piece } = with;
     let [flags, kind, _, _, c, d, e, f, g, h] = header;
     let size = u16::from_ne_bytes([c, d]);
     let start = usize::from(u16::from_ne_bytes([e, f])) + tag;
@@ -96,7 +107,7 @@ pub(super) fn finish(
             if frame.len() > most {
                 return Err(Unfinished);
             }
-            sink(frame);
+            sink(frame, None);
             Ok(1)
         }
         TCP4 | TCP6 => {
@@ -112,9 +123,21 @@ pub(super) fn finish(
                 return Err(Unfinished);
             }
             let count = cut.count(frame.len());
+            if whole && count > 1 {
+                if flags & NEEDS_CHECKSUM == 0 {
+                    // It was there and right; whoever cuts the segment starts from the sum of the pseudo-header.
+                    let sum = pseudo_header(frame, layer4.into(), false, ipv6).to_be_bytes();
+                    let place = usize::from(layer4) + usize::from(IN_TCP);
+                    if let Some(place) = frame.get_mut(place..place + 2) {
+                        place.copy_from_slice(&sum);
+                    }
+                }
+                sink(frame, Some(send));
+                return Ok(count);
+            }
             for number in 0..count {
                 cut.write(frame, number, piece);
-                sink(piece);
+                sink(piece, None);
             }
             Ok(count)
         }
@@ -134,7 +157,7 @@ fn layer3(frame: &[u8]) -> Option<(usize, bool)> {
 }
 
 /// Where the header behind IP's starts, and whether that is IPv6, which has no further headers in a segment.
-fn layer4(frame: &[u8]) -> Option<(usize, bool)> {
+pub(crate) fn layer4(frame: &[u8]) -> Option<(usize, bool)> {
     let (ip, ipv6) = layer3(frame)?;
     if ipv6 {
         return Some((ip + 40, true));
@@ -177,7 +200,9 @@ mod tests {
         tag: usize,
     ) -> Result<Vec<Vec<u8>>, Unfinished> {
         let (mut frame, mut piece, mut out) = (frame.to_vec(), Vec::new(), Vec::new());
-        let count = finish(header, &mut frame, tag, 1518, &mut piece, &mut |frame| {
+        let with = Finish { most: 1518, whole: false, piece: &mut piece };
+        let count = finish(header, &mut frame, tag, with, &mut |frame, send| {
+            assert_eq!(send, None);
             out.push(frame.to_vec());
         })?;
         assert_eq!(count, out.len());
@@ -234,6 +259,32 @@ mod tests {
             let payload: Vec<u8> = pieces.iter().flat_map(|piece| piece[54..].to_vec()).collect();
             assert_eq!(payload, frame[54..]);
         }
+    }
+
+    #[test]
+    fn segments_stay_whole_for_who_takes_them_so_and_are_one_frame_for_each_piece() {
+        let whole = segment(3000);
+        for (flags, start) in [(1, 34), (2, 0)] {
+            let (mut frame, mut piece, mut out) = (segment(3000), Vec::new(), Vec::new());
+            if flags == 2 {
+                // A checksum that is there already makes way for the sum that cutting starts from.
+                frame[50..52].fill(0x11);
+            }
+            let with = Finish { most: 1518, whole: true, piece: &mut piece };
+            let header = header(flags, 1, 1448, start, 16);
+            let count = finish(header, &mut frame, 0, with, &mut |frame, send| {
+                out.push((frame.to_vec(), send));
+            });
+            let send = LargeSend { segment: 1448, layer4: 34, ipv6: false };
+            assert_eq!((count, &out), (Ok(3), &vec![(whole.clone(), Some(send))]));
+        }
+        // One that is no longer than a frame is a frame.
+        let (mut frame, mut piece, mut lengths) = (segment(1000), Vec::new(), Vec::new());
+        let with = Finish { most: 1518, whole: true, piece: &mut piece };
+        let count = finish(header(1, 1, 1448, 34, 16), &mut frame, 0, with, &mut |frame, send| {
+            lengths.push((sum(frame, 14), send));
+        });
+        assert_eq!((count, lengths), (Ok(1), vec![(0xffff, None)]));
     }
 
     #[test]

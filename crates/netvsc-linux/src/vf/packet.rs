@@ -13,12 +13,13 @@ use netvsc::MacAddress;
 use netvsc::nic::TxWork;
 use netvsc::port::{PathOffloads, PortError, PortLink, PortSettings, VfPort};
 use netvsc::rndis::offload::{ChecksumSet, IpOffloads};
+use netvsc::rndis::packet::LargeSend;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use vmbus::memory::SharedMemory;
 
 use super::batch::{Batch, Sent};
-use super::frame::{ADDRESSES, HEADER, TAG, Unfinished, finish};
+use super::frame::{ADDRESSES, Finish, HEADER, TAG, Unfinished, finish};
 use super::membership::Memberships;
 use super::request::{self, RingRequest, Setting, Slot};
 use super::ring::{Next, Ring};
@@ -68,13 +69,16 @@ pub struct PacketConfig {
     pub reception: Reception,
     /// Whether the port asks for large sends and receives all there is (MTU-sized frames only, if not).
     pub large_sends: bool,
+    /// Whether frames go past the queueing discipline. A segment that the kernel has to cut for the interface it only takes on
+    /// the usual way.
+    pub bypass: bool,
 }
 
 impl Default for PacketConfig {
     /// A ring of 4 MiB.
     fn default() -> Self {
         let reception = Reception::Ring { block_size: 128 << 10, blocks: 32 };
-        Self { mac: None, reception, large_sends: true }
+        Self { mac: None, reception, large_sends: true, bypass: true }
     }
 }
 
@@ -124,7 +128,7 @@ impl PacketPort {
     /// # Errors
     /// [`VfError`].
     pub fn open(name: &str, config: PacketConfig) -> Result<Self, VfError> {
-        let PacketConfig { mac, reception, large_sends } = config;
+        let PacketConfig { mac, reception, large_sends, bypass } = config;
         reception.check()?;
         let mut watch = Watch::open(name)?;
         watch.prepare(mac)?;
@@ -135,7 +139,9 @@ impl PacketPort {
         let source = Source::make(&receiver, reception)?;
         request::bind(&receiver, index, EVERYTHING).map_err(failure("bind to the interface"))?;
         set(&sender, Setting::Header, 1, "ask for offloads")?;
-        set(&sender, Setting::Bypass, 1, "go past the queues")?;
+        if bypass {
+            set(&sender, Setting::Bypass, 1, "go past the queues")?;
+        }
         request::bind(&sender, index, 0).map_err(failure("bind to the interface"))?;
         let mac = mac.or(watch.link().permanent).or(watch.link().mac);
         Ok(Self {
@@ -278,8 +284,20 @@ impl PacketPort {
         }
     }
 
+    /// Hands on what there is, segments as they are or in pieces; how many frames that is.
+    fn receive_all(
+        &mut self,
+        whole: bool,
+        sink: &mut dyn FnMut(&[u8], Option<LargeSend>),
+    ) -> usize {
+        let before = self.counters.received;
+        self.receive_ring(whole, sink);
+        self.receive_queue(whole, sink);
+        usize::try_from(self.counters.received - before).unwrap_or(usize::MAX)
+    }
+
     /// Hands on what is in the ring.
-    fn receive_ring(&mut self, sink: &mut dyn FnMut(&[u8])) {
+    fn receive_ring(&mut self, whole: bool, sink: &mut dyn FnMut(&[u8], Option<LargeSend>)) {
         let Self { source: Source::Ring(ring), frame, piece, counters, mtu, .. } = self else {
             return;
         };
@@ -307,12 +325,13 @@ impl PacketPort {
             if let Some(tag) = entry.tag.filter(|_| frame.len() >= ADDRESSES) {
                 frame.splice(ADDRESSES..ADDRESSES, tag.bytes());
             }
-            counters.hand_on(header, frame, tag, *mtu, piece, sink);
+            let with = Finish { most: *mtu as usize + ETHERNET_AND_TAG, whole, piece };
+            counters.hand_on(header, frame, tag, with, sink);
         }
     }
 
     /// Hands on what is in the socket's queue.
-    fn receive_queue(&mut self, sink: &mut dyn FnMut(&[u8])) {
+    fn receive_queue(&mut self, whole: bool, sink: &mut dyn FnMut(&[u8], Option<LargeSend>)) {
         let Self { source: Source::Queue(slots), receiver, piece, counters, mtu, .. } = self else {
             return;
         };
@@ -341,7 +360,8 @@ impl PacketPort {
                     }
                 }
                 let frame = slot.bytes.get_mut(..with_tag).unwrap_or_default();
-                counters.hand_on(slot.header, frame, with_tag - len, *mtu, piece, sink);
+                let with = Finish { most: *mtu as usize + ETHERNET_AND_TAG, whole, piece };
+                counters.hand_on(slot.header, frame, with_tag - len, with, sink);
             }
             if count < slots.len() {
                 return;
@@ -400,10 +420,11 @@ impl VfPort for PacketPort {
     }
 
     fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> usize {
-        let before = self.counters.received;
-        self.receive_ring(sink);
-        self.receive_queue(sink);
-        usize::try_from(self.counters.received - before).unwrap_or(usize::MAX)
+        self.receive_all(false, &mut |frame, _| sink(frame))
+    }
+
+    fn receive_whole(&mut self, sink: &mut dyn FnMut(&[u8], Option<LargeSend>)) -> usize {
+        self.receive_all(true, sink)
     }
 
     fn confirmed(&mut self) -> u64 {
@@ -467,12 +488,10 @@ impl PacketCounters {
         header: [u8; HEADER],
         frame: &mut [u8],
         tag: usize,
-        mtu: u32,
-        piece: &mut Vec<u8>,
-        sink: &mut dyn FnMut(&[u8]),
+        with: Finish<'_>,
+        sink: &mut dyn FnMut(&[u8], Option<LargeSend>),
     ) {
-        let most = mtu as usize + ETHERNET_AND_TAG;
-        match finish(header, frame, tag, most, piece, sink) {
+        match finish(header, frame, tag, with, sink) {
             Ok(count) => self.received += count as u64,
             Err(Unfinished) => self.unusable += 1,
         }

@@ -10,6 +10,7 @@ mod program;
 mod request;
 mod ring;
 mod socket;
+mod unfinished;
 
 pub use port::{XdpConfig, XdpCounters, XdpPort};
 pub use program::Attachment;

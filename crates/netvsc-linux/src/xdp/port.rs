@@ -9,12 +9,15 @@ use rustix::io::Errno;
 
 use super::program::{Attachment, Redirection};
 use super::socket::{CHUNK, Lane};
+use super::unfinished::finish_checksum;
 use crate::vf::{LinkState, Memberships, PortEars, VfError, Watch};
 
 /// Bytes before a frame that are the kernel's.
 const HEADROOM: usize = 256;
-/// Longest frame.
+/// Longest frame in one piece.
 const LONGEST: usize = CHUNK - HEADROOM;
+/// Pieces of a frame at most, where there may be several.
+const PIECES: usize = 4;
 /// Bytes of an Ethernet header with tag.
 const ETHERNET_AND_TAG: usize = 18;
 /// Queues that are served at most.
@@ -64,6 +67,10 @@ pub struct XdpPort {
     memberships: Memberships,
     stuck: Arc<AtomicBool>,
     mtu: u32,
+    /// Longest frame.
+    longest: usize,
+    /// Whoever sends there leaves checksums to a device that there is not.
+    unfinished: bool,
     confirmed: u64,
     /// Frames that were not sent when the link went down. They are sent elsewhere; they count as confirmed when it is up again.
     cut_off: u64,
@@ -95,7 +102,7 @@ impl XdpPort {
                 Err(other) => return Err(obstacle(other)),
             }
         }
-        if !config.copies && lanes.iter().any(|lane| !lane.zero_copy) {
+        if !config.copies && lanes.iter().any(|lane| !lane.joint.zero_copy) {
             return Err(obstacle(("do without copies", Errno::OPNOTSUPP)));
         }
         for (queue, lane) in (0..).zip(&lanes) {
@@ -104,6 +111,9 @@ impl XdpPort {
                 .map_err(|cause| obstacle(("hand the frames of a queue over", cause)))?;
         }
         let mac = config.mac.or(watch.link().permanent).or(watch.link().mac);
+        let several = redirection.takes_pieces && lanes.iter().all(|lane| lane.joint.several);
+        let longest = if several { LONGEST * PIECES } else { LONGEST };
+        let unfinished = watch.link().made.is_some();
         Ok(Self {
             watch,
             mac,
@@ -112,10 +122,12 @@ impl XdpPort {
             memberships: Memberships::new()?,
             stuck: Arc::default(),
             mtu: 1500,
+            longest,
+            unfinished,
             confirmed: 0,
             cut_off: 0,
             counters: XdpCounters::default(),
-            frame: Vec::with_capacity(CHUNK),
+            frame: vec![0; longest + HEADROOM],
         })
     }
 
@@ -146,7 +158,7 @@ impl XdpPort {
     /// Whether the driver reaches the memory of all queues by itself.
     #[must_use]
     pub fn is_zero_copy(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.zero_copy)
+        self.lanes.iter().all(|lane| lane.joint.zero_copy)
     }
 
     /// Queues that are served.
@@ -212,7 +224,7 @@ impl VfPort for XdpPort {
         if self.watch.state() == LinkState::Gone {
             return Err(PortError::Gone);
         }
-        let most = (LONGEST - ETHERNET_AND_TAG) as u32;
+        let most = (self.longest - ETHERNET_AND_TAG) as u32;
         let (mtu, set) = (settings.mtu, settings.mtu <= most && self.watch.set_mtu(settings.mtu));
         if self.watch.state() == LinkState::Gone {
             return Err(PortError::Gone);
@@ -270,13 +282,18 @@ impl VfPort for XdpPort {
         if self.watch.state() == LinkState::Gone {
             return 0;
         }
-        let Self { lanes, frame, counters, .. } = self;
+        let Self { lanes, frame, counters, unfinished, .. } = self;
         let mut all = 0;
         for lane in lanes {
-            let (good, bad) = lane.receive(frame, sink);
-            counters.received += good;
-            counters.unusable += bad;
-            all += good;
+            let received = lane.receive(frame, &mut |frame| {
+                if *unfinished {
+                    finish_checksum(frame);
+                }
+                sink(frame);
+            });
+            counters.received += received.good;
+            counters.unusable += received.bad;
+            all += received.good;
         }
         usize::try_from(all).unwrap_or(usize::MAX)
     }

@@ -13,6 +13,9 @@ const REDIRECT: u8 = 51;
 /// Where `struct xdp_md` has the number of the queue.
 const QUEUE: u8 = 16;
 
+/// `BPF_F_XDP_HAS_FRAGS`: the program does not mind frames in several pieces.
+const PIECES: u32 = 1 << 5;
+
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attachment {
@@ -38,13 +41,22 @@ pub(super) struct Redirection {
     /// Keeps the program attached.
     _link: OwnedFd,
     pub(super) attachment: Attachment,
+    /// Frames that lie in several pieces reach it, too.
+    pub(super) takes_pieces: bool,
 }
 
 impl Redirection {
     /// Attaches to the interface with this number, for so many queues: in the driver if that can be, otherwise in the stack.
     pub(super) fn attach(index: u32, queues: u32) -> Result<Self, Errno> {
         let map = request::socket_map(queues)?;
-        let program = request::load(&instructions(&map))?;
+        let instructions = instructions(&map);
+        let (program, takes_pieces) = match request::load(&instructions, PIECES) {
+            Ok(program) => (program, true),
+            Err(error) => {
+                tracing::debug!(%error, "no frames in several pieces");
+                (request::load(&instructions, 0)?, false)
+            }
+        };
         let native = request::attach(&program, index, 1 << 2);
         let (link, attachment) = match native {
             Ok(link) => (link, Attachment::Native),
@@ -55,7 +67,7 @@ impl Redirection {
                 (request::attach(&program, index, 1 << 1)?, Attachment::Generic)
             }
         };
-        Ok(Self { map, _link: link, attachment })
+        Ok(Self { map, _link: link, attachment, takes_pieces })
     }
 
     /// Hands the frames of a queue to a socket from now on.

@@ -67,14 +67,15 @@ pub(super) fn put(map: impl AsFd, queue: u32, socket: impl AsFd) -> Result<(), E
     unsafe { bpf(MAP_UPDATE, attributes) }.map(drop)
 }
 
-/// Loads an XDP program of instructions of 8 bytes each.
-pub(super) fn load(instructions: &[[u8; 8]]) -> Result<OwnedFd, Errno> {
+/// Loads an XDP program of instructions of 8 bytes each, with these flags.
+pub(super) fn load(instructions: &[[u8; 8]], flags: u32) -> Result<OwnedFd, Errno> {
     let count = u32::try_from(instructions.len()).map_err(|_| Errno::INVAL)?;
     let attributes = Attributes::new()
         .word(0, PROGRAM_XDP)
         .word(4, count)
         .pointer(8, instructions.as_ptr())
-        .pointer(16, LICENSE.as_ptr());
+        .pointer(16, LICENSE.as_ptr())
+        .word(44, flags);
     // SAFETY: `count` instructions and a string with its zero are there, live as long as the call, and are only read.
     let made = unsafe { bpf(PROGRAM_LOAD, attributes)? };
     // SAFETY: a descriptor that the kernel has just made for us.

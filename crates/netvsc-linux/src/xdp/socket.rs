@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -25,6 +26,13 @@ use crate::memfd::SharedFile;
 pub(super) const CHUNK: usize = PAGE_SIZE;
 /// Bytes of an entry that describes a frame: where it is, its length, and nothing.
 const DESCRIPTOR: usize = 16;
+/// How often a queue is tried that is somebody's, and how long between two tries.
+const TRIES: u32 = 10;
+const BETWEEN: Duration = Duration::from_millis(2);
+/// `XDP_PKT_CONTD`: the frame goes on in the next entry.
+const CONTINUED: u32 = 1;
+/// `XDP_USE_SG`, from Linux 6.6: frames may have several pieces.
+const PIECES: SocketAddrXdpFlags = SocketAddrXdpFlags::from_bits_retain(1 << 4);
 /// And of one that only says where.
 const ADDRESS: usize = 8;
 
@@ -41,8 +49,31 @@ pub(super) struct Lane {
     free: Vec<u64>,
     /// Pieces from here on are for sending.
     sending: u64,
+    /// By piece: the frame that is to be sent ends in it.
+    ends: Vec<bool>,
+    /// What has come of a frame whose other pieces have not, and whether it is worth nothing.
+    begun: usize,
+    spoilt: bool,
+    /// How the socket was joined to the queue.
+    pub(super) joint: Joint,
+}
+
+/// How a socket is joined to a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Joint {
     /// Frames are not copied on their way between memory and driver.
     pub(super) zero_copy: bool,
+    /// A frame may have several pieces.
+    pub(super) several: bool,
+}
+
+/// What has been received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Received {
+    /// Frames handed on.
+    pub(super) good: u64,
+    /// Descriptors that were none.
+    pub(super) bad: u64,
 }
 
 /// Why a lane could not be made: what was tried, and what the kernel said.
@@ -89,7 +120,7 @@ impl Lane {
         let completed = map(XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, ADDRESS)?;
         let received = map(XDP_PGOFF_RX_RING, &offsets.rx, DESCRIPTOR)?;
         let sent = map(XDP_PGOFF_TX_RING, &offsets.tx, DESCRIPTOR)?;
-        let zero_copy = join(&socket, index, queue, copy)?;
+        let joint = join(&socket, index, queue, copy)?;
         let sending = u64::from(depth) * CHUNK as u64;
         let mut lane = Self {
             socket: Arc::new(socket),
@@ -100,7 +131,10 @@ impl Lane {
             sent,
             free: (0..u64::from(depth)).map(|number| sending + number * CHUNK as u64).collect(),
             sending,
-            zero_copy,
+            ends: vec![false; chunks],
+            begun: 0,
+            spoilt: false,
+            joint,
         };
         for number in 0..u64::from(depth) {
             lane.fill.write(&(number * CHUNK as u64).to_ne_bytes());
@@ -109,23 +143,31 @@ impl Lane {
         Ok(lane)
     }
 
-    /// Puts a frame into the ring. False if there is no room.
+    /// Puts a frame into the ring, in as many pieces as it takes. False if there is no room.
     pub(super) fn push(&mut self, frame: &[u8]) -> bool {
-        if self.sent.room() == 0 {
+        let pieces = frame.len().div_ceil(CHUNK).max(1);
+        if (self.sent.room() as usize) < pieces || self.free.len() < pieces {
             return false;
         }
-        let Some(address) = self.free.pop() else { return false };
-        if self.memory.write(address as usize, frame).is_err() {
-            self.free.push(address);
-            return false;
+        for (number, piece) in (1..).zip(frame.chunks(CHUNK)) {
+            let Some(address) = self.free.pop() else { return false };
+            // A piece lies within the memory, as all that were ever free do.
+            let _ = self.memory.write(address as usize, piece);
+            let last = number == pieces;
+            if let Some(end) = self.ends.get_mut(address as usize / CHUNK) {
+                *end = last;
+            }
+            let mut entry = [0; DESCRIPTOR];
+            let options = if last { 0 } else { CONTINUED };
+            let [len, options] = [(piece.len() as u32).to_ne_bytes(), options.to_ne_bytes()];
+            for (place, from) in entry.chunks_exact_mut(4).skip(2).zip([len, options]) {
+                place.copy_from_slice(&from);
+            }
+            if let Some(place) = entry.first_chunk_mut() {
+                *place = address.to_ne_bytes();
+            }
+            self.sent.write(&entry);
         }
-        let mut entry = [0; DESCRIPTOR];
-        let (first, rest) = entry.split_at_mut(8);
-        first.copy_from_slice(&address.to_ne_bytes());
-        for (place, byte) in rest.iter_mut().zip((frame.len() as u32).to_ne_bytes()) {
-            *place = byte;
-        }
-        self.sent.write(&entry);
         true
     }
 
@@ -154,7 +196,7 @@ impl Lane {
         self.sent.unconsumed()
     }
 
-    /// Takes back pieces whose frames have gone; how many.
+    /// Takes back pieces that have gone; how many frames they were.
     pub(super) fn reap(&mut self) -> u64 {
         let ready = self.completed.ready();
         let mut done = 0;
@@ -164,7 +206,7 @@ impl Lane {
             let address = u64::from_ne_bytes(bytes) / CHUNK as u64 * CHUNK as u64;
             if address >= self.sending && address < self.memory.size() as u64 {
                 self.free.push(address);
-                done += 1;
+                done += u64::from(self.ends.get(address as usize / CHUNK) == Some(&true));
             }
         }
         if ready > 0 {
@@ -175,41 +217,52 @@ impl Lane {
 
     /// Takes back frames that the kernel has not looked at: the interface is down, and nobody does. How many.
     pub(super) fn take_back(&mut self) -> u64 {
-        let Self { sent, free, .. } = self;
+        let Self { sent, free, ends, .. } = self;
         let mut count = 0;
         sent.take_back(|entry| {
-            let address = entry.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
-            free.extend(address);
-            count += 1;
+            let address = entry.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+            free.push(address);
+            count += u64::from(ends.get(address as usize / CHUNK) == Some(&true));
         });
         count
     }
 
-    /// Hands on received frames; how many, and how many were none.
+    /// Hands on received frames. They are put together in `frame`, which has room for the longest.
     pub(super) fn receive(
         &mut self,
-        frame: &mut Vec<u8>,
-        sink: &mut dyn FnMut(&[u8]),
-    ) -> (u64, u64) {
+        frame: &mut [u8],
+        sink: &mut dyn FnMut(&mut [u8]),
+    ) -> Received {
         let ready = self.received.ready();
         if ready == 0 {
-            return (0, 0);
+            return Received::default();
         }
         let (mut good, mut bad) = (0, 0);
         for _ in 0..ready {
             let mut entry = [0; DESCRIPTOR];
             self.received.read(&mut entry);
             let address = entry.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
-            let len = entry.get(8..).and_then(<[u8]>::first_chunk);
-            let len = len.map_or(0, |bytes| u32::from_ne_bytes(*bytes)) as usize;
-            frame.clear();
-            frame.resize(len.min(CHUNK), 0);
+            let number = |at: usize| {
+                let bytes = entry.get(at..).and_then(<[u8]>::first_chunk);
+                bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+            };
+            let (len, last) = (number(8) as usize, number(12) & CONTINUED == 0);
             let place = usize::try_from(address).unwrap_or(usize::MAX);
-            if len <= CHUNK && self.memory.read(place, frame).is_ok() {
-                sink(frame);
-                good += 1;
-            } else {
-                bad += 1;
+            let end = self.begun.saturating_add(len);
+            let room = frame.get_mut(self.begun..end).unwrap_or_default();
+            match !room.is_empty() && self.memory.read(place, room).is_ok() {
+                true => self.begun = end,
+                false => self.spoilt = true,
+            }
+            if last {
+                match std::mem::take(&mut self.spoilt) {
+                    true => bad += 1,
+                    false => {
+                        sink(frame.get_mut(..self.begun).unwrap_or_default());
+                        good += 1;
+                    }
+                }
+                self.begun = 0;
             }
             // There is room: as many pieces as places.
             let chunk = address / CHUNK as u64 * CHUNK as u64;
@@ -224,20 +277,42 @@ impl Lane {
             // Asking is what wakes the driver.
             let _ = poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&none));
         }
-        (good, bad)
+        Received { good, bad }
     }
 }
 
-/// Binds a socket to a queue; whether frames are not copied.
-fn join(socket: &OwnedFd, index: u32, queue: u32, copy: bool) -> Result<bool, Obstacle> {
-    let wakeup = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-    let address = |flags| SocketAddrXdp::new(flags, index, queue);
-    if !copy {
-        match bind(socket, &address(SocketAddrXdpFlags::XDP_ZEROCOPY | wakeup)) {
-            Ok(()) => return Ok(true),
-            Err(error) => tracing::debug!(%error, queue, "the driver does not reach the memory"),
+/// Binds a socket. One that was closed leaves its queue a little later.
+fn bind_in_time(socket: &OwnedFd, address: &SocketAddrXdp) -> Result<(), Errno> {
+    for _ in 0..TRIES {
+        match bind(socket, address) {
+            Err(Errno::BUSY) => std::thread::sleep(BETWEEN),
+            done => return done,
         }
     }
-    bind(socket, &address(SocketAddrXdpFlags::XDP_COPY | wakeup)).map_err(at("bind to a queue"))?;
-    Ok(false)
+    bind(socket, address)
+}
+
+/// Binds a socket to a queue: the best that kernel and driver have.
+fn join(socket: &OwnedFd, index: u32, queue: u32, copy: bool) -> Result<Joint, Obstacle> {
+    let wakeup = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+    let mut last = Errno::OPNOTSUPP;
+    for zero_copy in [true, false] {
+        let means = match zero_copy {
+            true if copy => continue,
+            true => SocketAddrXdpFlags::XDP_ZEROCOPY,
+            false => SocketAddrXdpFlags::XDP_COPY,
+        };
+        for several in [true, false] {
+            let more = if several { PIECES } else { SocketAddrXdpFlags::empty() };
+            let address = SocketAddrXdp::new(means | wakeup | more, index, queue);
+            match bind_in_time(socket, &address) {
+                Ok(()) => return Ok(Joint { zero_copy, several }),
+                Err(error) => {
+                    tracing::debug!(%error, queue, zero_copy, several, "not joined to a queue");
+                    last = error;
+                }
+            }
+        }
+    }
+    Err(("bind to a queue", last))
 }

@@ -50,6 +50,8 @@ pub(super) fn run(
         next_statistics: None,
         args,
     };
+    // The kernel takes segments as they are.
+    run.session.whole = true;
     // The first host has to be there; others are waited for.
     run.session.connect(capture)?;
     let mut report = Report::choose(args.json);

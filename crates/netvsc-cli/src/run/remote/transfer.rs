@@ -103,7 +103,7 @@ impl Run<'_> {
         let lanes = &mut self.lanes;
         let settled = self.session.settle(now, &mut |nic, fill| {
             if let Some(Some(lane)) = lanes.get_mut(nic) {
-                lane.stack.push(fill);
+                lane.stack.push(|buffer| _ = fill(buffer));
             }
         });
         let mut moved = match settled {

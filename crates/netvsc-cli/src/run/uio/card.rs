@@ -123,9 +123,19 @@ impl Card {
 
     /// Reads what came on all channels.
     pub(super) fn poll(&mut self, now: Instant, line: &mut Line) -> Result<(), NicError> {
-        self.adapter.poll(now, &mut |_, frame| line.push(|buffer| append(frame, buffer)))?;
+        self.adapter.poll(now, &mut |_, frame| {
+            line.push(|buffer| {
+                append(frame, buffer);
+                None
+            });
+        })?;
         for queue in &mut self.queues {
-            queue.poll(&mut |frame| line.push(|buffer| append(&frame, buffer)))?;
+            queue.poll(&mut |frame| {
+                line.push(|buffer| {
+                    append(&frame, buffer);
+                    None
+                });
+            })?;
         }
         Ok(())
     }
@@ -197,7 +207,7 @@ impl Card {
             })?
         } else {
             let table = adapter.nic().info().send_table;
-            line.fetch_plain(|frame| {
+            line.fetch_plain(false, |frame, _| {
                 let hash = flow(frame);
                 let number = match &table {
                     Some(table) => table[hash as usize % table.len()],
