@@ -571,7 +571,6 @@ mod tests {
             ("--host uio --disks 1", "--disks"),
             ("--host unix:a --nic eth1", "--host uio"),
             ("--dry-run", "--host uio"),
-            ("--tap nv0 --queues 2", "--queues"),
         ] {
             let text = refused(line);
             assert!(text.contains(word) && text.contains("netvsc run"), "{line}: {text}");

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use vmbus::{Guid, Instant, Serial};
 
 use crate::guest::BlackoutLine;
+use crate::run::NicLine;
 
 /// Something happened in a run.
 #[derive(Clone, Debug, Serialize)]
@@ -286,6 +287,9 @@ pub enum What {
     TransferDone {
         /// Number of the NIC.
         nic: usize,
+        /// Number of the flow, where a NIC carries several.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        flow: Option<usize>,
         /// Bytes that arrived.
         bytes: u64,
         /// SHA-256 of what arrived.
@@ -362,9 +366,10 @@ impl fmt::Display for What {
             Self::HostAction { nic, action } => write!(f, "host: {action} (nic{nic})"),
             Self::Overdue { what } => write!(f, "overdue: {what}"),
             Self::Failed { what } => write!(f, "failed: {what}"),
-            Self::TransferDone { nic, bytes, digest, digest_ok } => {
+            Self::TransferDone { nic, flow, bytes, digest, digest_ok } => {
                 let verdict = if *digest_ok { "as sent" } else { "NOT what was sent" };
-                write!(f, "nic{nic}: {bytes} bytes arrived, {verdict}, SHA-256 {digest}")
+                let flow = flow.map_or_else(String::new, |flow| format!(" flow {flow}"));
+                write!(f, "nic{nic}{flow}: {bytes} bytes arrived, {verdict}, SHA-256 {digest}")
             }
         }
     }
@@ -422,6 +427,8 @@ pub struct Summary {
     pub frames_duplicated: u64,
     /// How long switches kept frames waiting.
     pub blackouts: BlackoutLine,
+    /// What each NIC counted.
+    pub counters: Vec<NicLine>,
     /// VFs that the host took back in order.
     pub ejects: u64,
     /// VFs that the host tore away.

@@ -7,6 +7,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::error::Error;
 use crate::event::{Event, PairLine, Summary, SummaryLine};
+use crate::run::{NicLine, QueueLine};
 
 /// Events that the live view shows.
 const SHOWN_EVENTS: usize = 8;
@@ -115,6 +116,7 @@ fn summary_text(summary: &Summary) -> String {
             "{nic:<4} {serial:<11} {mac:<18} {reason:<13} {state:<12} {path}\n"
         ));
     }
+    text.push_str(&queue_table(summary));
     let digests = match summary.digest_ok {
         Some(true) => "every digest matches",
         Some(false) => "DIGESTS DIFFER",
@@ -144,6 +146,22 @@ fn summary_text(summary: &Summary) -> String {
         summary.virtual_seconds,
         summary.wall_seconds,
     ));
+    text
+}
+
+/// What went over each queue, where NICs have several.
+fn queue_table(summary: &Summary) -> String {
+    if summary.counters.iter().all(|nic| nic.queues.len() < 2) {
+        return String::new();
+    }
+    let mut text = String::from("\nnic  queue  frames out  bytes out     frames in   bytes in\n");
+    for NicLine { nic, queues, .. } in &summary.counters {
+        for QueueLine { queue, tx_frames, tx_bytes, rx_frames, rx_bytes, .. } in queues {
+            text.push_str(&format!(
+                "{nic:<4} {queue:<6} {tx_frames:<11} {tx_bytes:<13} {rx_frames:<11} {rx_bytes}\n"
+            ));
+        }
+    }
     text
 }
 
@@ -249,6 +267,7 @@ mod tests {
             frames_resent: 1,
             frames_duplicated: 0,
             blackouts: crate::guest::BlackoutLine::default(),
+            counters: Vec::new(),
             ejects: 1,
             surprises: 0,
             virtual_seconds: 1.5,

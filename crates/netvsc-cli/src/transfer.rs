@@ -4,7 +4,7 @@
 //! the virtual switch. A [`Transfer`] sends a [`Source`] from one endpoint to the other.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -189,8 +189,16 @@ impl Source {
     /// # Errors
     /// If it cannot be opened or is not a regular file.
     pub fn file(path: &Path) -> Result<Self, Error> {
+        Self::part_of_file(path, 0, 1)
+    }
+
+    /// One of `parts` parts of the file at `path`, which follow each other.
+    ///
+    /// # Errors
+    /// As [`Source::file`].
+    pub fn part_of_file(path: &Path, at: u64, parts: u64) -> Result<Self, Error> {
         let failed = |source| Error::Transfer { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
+        let mut file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() {
             let what = if metadata.is_dir() { "a directory" } else { "a device or a pipe" };
@@ -199,8 +207,10 @@ impl Source {
         if metadata.len() == 0 {
             return Err(Error::EmptyFile { path: path.to_owned() });
         }
+        let (start, left) = part(metadata.len(), at, parts);
+        file.seek(SeekFrom::Start(start)).map_err(failed)?;
         let reader = BufReader::with_capacity(SOCKET_BUFFER, file);
-        Ok(Self::File { path: path.to_owned(), reader, left: metadata.len() })
+        Ok(Self::File { path: path.to_owned(), reader, left })
     }
 
     /// Bytes still to come.
@@ -229,6 +239,15 @@ impl Source {
         }
         Ok(room)
     }
+}
+
+/// Where part number `at` of `parts` begins in `size` bytes, and how long it is.
+pub(crate) fn part(size: u64, at: u64, parts: u64) -> (u64, u64) {
+    let cut = |at: u64| {
+        let place = u128::from(size) * u128::from(at) / u128::from(parts.max(1));
+        u64::try_from(place).unwrap_or(size)
+    };
+    (cut(at), cut(at + 1) - cut(at))
 }
 
 /// One TCP transfer between two endpoints.
@@ -420,6 +439,19 @@ mod tests {
     #[test]
     fn lost_frames_are_sent_again() {
         assert!(run(Source::seeded(7, 1_000_000), 50).digest_ok());
+    }
+
+    #[test]
+    fn parts_follow_each_other_and_are_the_whole() {
+        for (size, parts) in [(0, 1), (1, 4), (10, 3), (u64::MAX, 64)] {
+            let mut at = 0;
+            for number in 0..parts {
+                let (start, len) = part(size, number, parts);
+                assert_eq!(start, at, "{size} bytes in {parts}");
+                at += len;
+            }
+            assert_eq!(at, size);
+        }
     }
 
     #[test]

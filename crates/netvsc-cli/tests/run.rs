@@ -1,5 +1,7 @@
 //! The program's run on the embedded host, as its users start it.
 
+mod schema;
+
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
 
@@ -63,6 +65,57 @@ fn pairs_have_the_serials_that_the_host_gave_and_nothing_is_lost() {
             );
         }
     }
+}
+
+/// The sum of a figure over the queues of a NIC.
+fn over_queues(nic: &Value, figure: &str) -> u64 {
+    let queues = nic["queues"].as_array().expect("queues");
+    queues.iter().map(|queue| queue[figure].as_u64().expect("a figure")).sum()
+}
+
+#[test]
+fn flows_are_spread_over_queues_and_nothing_is_lost_as_vfs_come_and_go() {
+    for (seed, queues) in [("1", 2), ("2", 4), ("3", 7), ("4", 64)] {
+        let count = queues.to_string();
+        let options = ["--json", "--size", "16MiB", "--seed", seed, "--queues", &count];
+        let output = run(&options);
+        let events = events(&output);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let summary = schema::valid(text.lines().last().expect("a summary"), "run-1.json");
+        assert_eq!(summary["digest_ok"], true, "seed {seed}");
+        assert_eq!(summary["frames_lost_orderly"], 0, "seed {seed}");
+        assert_eq!(summary["bytes"], 2 * (16 << 20), "seed {seed}");
+        assert_eq!((&summary["ejects"], &summary["surprises"]), (&3.into(), &1.into()));
+        assert_eq!(of(&events, "transfer_done").len(), 2 * queues, "each flow is a transfer");
+        let nics = summary["counters"].as_array().expect("counters");
+        let sent = nics.iter().map(|nic| over_queues(nic, "tx_frames")).sum::<u64>();
+        assert_eq!(sent, summary["frames_synthetic"], "seed {seed}: nothing is sent beside queues");
+        for nic in nics {
+            assert_eq!(nic["channels"], queues, "seed {seed}: all are in use");
+            let all = nic["queues"].as_array().expect("queues");
+            assert_eq!(all.len(), queues);
+            let busy = |figure: &str| all.iter().filter(|queue| queue[figure] != 0).count();
+            // 64 flows do not meet every one of 64 queues, and some are short.
+            let least = (queues / 2).min(16);
+            assert!(busy("tx_frames") >= least && busy("rx_frames") >= least, "{nic}");
+            assert_eq!((over_queues(nic, "bad"), over_queues(nic, "tx_refused")), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn with_one_queue_the_summary_has_the_nics_counters_too() {
+    let output = run(&["--json", "--size", "1MiB"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let summary = schema::valid(text.lines().last().expect("a summary"), "run-1.json");
+    for nic in summary["counters"].as_array().expect("counters") {
+        assert_eq!((&nic["channels"], &nic["sent"]), (&1.into(), &serde_json::json!({})));
+        assert!(nic["associations"].as_u64() > Some(0), "{nic}");
+        assert_eq!(over_queues(nic, "tx_completed"), over_queues(nic, "tx_messages"));
+    }
+    let plain = run(&["--size", "1MiB", "--queues", "2"]);
+    let plain = String::from_utf8_lossy(&plain.stdout);
+    assert!(plain.contains("nic  queue  frames out"), "{plain}");
 }
 
 // HISTORY 19, 21: the MAC is the same, the device is not a candidate.

@@ -6,5 +6,6 @@ mod misbehaviour;
 mod no_allocation;
 mod offloads;
 mod order;
+mod queued;
 mod queues;
 mod world;

@@ -51,9 +51,10 @@ pub struct Sizes {
 pub const ROOMY: Sizes = Sizes { ring: 33, receive: 256, send: 64 };
 
 /// The guest's end of a new channel to `service`, with what the host sees of its buffers, and the buffers.
-type Connection = (Channel<SharedPages, SignalFlag>, [(GpadlId, PageList); 2], [SharedBuffer; 2]);
+pub type Connection =
+    (Channel<SharedPages, SignalFlag>, [(GpadlId, PageList); 2], [SharedBuffer; 2]);
 
-fn connect(
+pub fn connect(
     ram: &GuestRam,
     service: &mut NicService,
     port: &mut SwitchPort,

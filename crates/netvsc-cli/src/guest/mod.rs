@@ -7,6 +7,7 @@ mod blackout;
 mod nic;
 mod pair;
 mod pci;
+mod queue;
 mod sleep;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,6 +16,7 @@ use hyperv_host::switch::Uncut;
 use netvsc::adapter::{AdapterConfig, AdapterCounters, AdapterError};
 use netvsc::nic::{NicOffloads, TxFrame};
 use netvsc::pairing::{DeviceKind, Pairing, PairingConfig};
+use netvsc::rndis::scaling::KEY_SIZE;
 use netvsc::{MacAddress, NicConfig, PathOffloads, VfPort};
 use vmbus::bus::{Bus, BusConfig, Error as BusError, Event as BusEvent, Offer, Post, Wait};
 use vmbus::memory::SharedPages;
@@ -72,6 +74,8 @@ pub enum Sending {
 enum Owner {
     /// The NIC with this number.
     Nic(usize),
+    /// The NIC with this number, for its sub-channel with that one.
+    Queue(usize, u16),
     /// The PCI bus with this instance GUID.
     Pci(Guid),
 }
@@ -92,6 +96,8 @@ pub struct Guest<M: Machine> {
     blackouts: Blackouts,
     /// Pages of each ring of a NIC's channel.
     nic_rings: usize,
+    /// The key by which hosts spread frames over the channels of NICs.
+    spread_key: [u8; KEY_SIZE],
     sleep: Sleep,
 }
 
@@ -118,6 +124,7 @@ impl<M: Machine> Guest<M> {
             whole: false,
             blackouts: Blackouts::default(),
             nic_rings: nic::RING_PAGES,
+            spread_key: [0; KEY_SIZE],
             sleep: Sleep::default(),
         }
     }
@@ -176,7 +183,7 @@ impl<M: Machine> Guest<M> {
     /// The host rang for a channel. An unknown one is no error: it may have been released just now.
     pub fn interrupt(&mut self, channel: ChannelId) {
         match self.owners.get(&channel) {
-            Some((Owner::Nic(nic), _)) => {
+            Some((Owner::Nic(nic) | Owner::Queue(nic, _), _)) => {
                 if let Some(nic) = self.nics.get_mut(*nic) {
                     nic.rung = true;
                 }
@@ -255,6 +262,7 @@ impl<M: Machine> Guest<M> {
             BusEvent::Offered(offer) => self.offered(&offer, now),
             BusEvent::Opened { channel } => match self.owner(channel) {
                 Some(Owner::Nic(nic)) => self.share_buffers(nic, now),
+                Some(Owner::Queue(nic, number)) => self.queue_opened(nic, number, channel, now),
                 Some(Owner::Pci(bus)) => {
                     if let Some(bus) = self.buses.get_mut(&bus) {
                         bus.opened(now);
@@ -269,8 +277,10 @@ impl<M: Machine> Guest<M> {
             }
             BusEvent::OpenFailed { channel, step, status } => {
                 self.fail(format!("channel {channel} did not open: {step:?}, status {status:#x}"));
-                if let Some(Owner::Nic(nic)) = self.owner(channel) {
-                    self.give_up_opening(nic, now);
+                match self.owner(channel) {
+                    Some(Owner::Nic(nic)) => self.give_up_opening(nic, now),
+                    Some(Owner::Queue(nic, number)) => self.queue_gone(nic, number, now),
+                    Some(Owner::Pci(_)) | None => {}
                 }
             }
             BusEvent::ShareFailed { channel, gpadl, status } => {
@@ -283,6 +293,7 @@ impl<M: Machine> Guest<M> {
             }
             BusEvent::Closed { channel } => match self.owner(channel) {
                 Some(Owner::Nic(nic)) => self.nic_closed(nic, channel, now),
+                Some(Owner::Queue(nic, number)) => self.queue_gone(nic, number, now),
                 Some(Owner::Pci(bus)) => self.bus_closed(bus),
                 None => {}
             },
@@ -317,6 +328,7 @@ impl<M: Machine> Guest<M> {
 
     fn offered(&mut self, offer: &Offer, now: Instant) {
         if offer.sub_channel != 0 {
+            self.sub_channel_offered(offer, now);
             return;
         }
         let pages = match offer.class {
@@ -383,6 +395,7 @@ impl<M: Machine> Guest<M> {
     fn rescinded(&mut self, channel: ChannelId, now: Instant) {
         match self.owner(channel) {
             Some(Owner::Nic(nic)) => self.nic_rescinded(nic, now),
+            Some(Owner::Queue(nic, number)) => self.queue_gone(nic, number, now),
             Some(Owner::Pci(bus)) => self.bus_rescinded(bus, now),
             None => {}
         }
@@ -512,7 +525,9 @@ impl<M: Machine> Guest<M> {
     #[must_use]
     pub fn ring_full(&self, nic: usize) -> u64 {
         let adapter = self.nics.get(nic).and_then(NicDevice::adapter);
-        adapter.map_or(0, |adapter| adapter.nic().stats().tx_ring_full)
+        adapter.map_or(0, |adapter| {
+            adapter.nic().totals().iter().map(|queue| queue.tx_ring_full).sum()
+        })
     }
 
     /// Channels that are in use.

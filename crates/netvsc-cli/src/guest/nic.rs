@@ -1,8 +1,10 @@
 //! The life of a NIC in the guest: channel, buffers, start-up, frames, and its end.
 
+use std::collections::BTreeMap;
+
 use hyperv_host::switch::Uncut;
 use netvsc::adapter::{Adapter, AdapterCounters, AdapterEvent, append};
-use netvsc::nic::{Nic, NicEvent, SharedBuffer};
+use netvsc::nic::{Nic, NicEvent, QueueTotals, QueuedNic, SharedBuffer};
 use netvsc::nvsp::Version;
 use netvsc::pairing::{NicId, PortId};
 use netvsc::rndis::{Oid, PacketFilter, Status};
@@ -33,7 +35,7 @@ enum Stage<D: Doorbell, P> {
         waiting: usize,
     },
     /// The NIC is at work, or starting up.
-    Running(Box<Adapter<Nic<D>, P>>),
+    Running(Box<Adapter<QueuedNic<D>, P>>),
     /// There is no channel.
     Gone,
 }
@@ -65,6 +67,9 @@ pub(super) struct NicDevice<D: Doorbell, P> {
     pub(super) rung: bool,
     /// What earlier openings did.
     past: AdapterCounters,
+    past_queues: Vec<QueueTotals>,
+    /// Sub-channels that are being opened, by their numbers.
+    pub(super) opening_queues: BTreeMap<u16, Channel<SharedPages, D>>,
     /// It is to begin anew.
     renewal: Renewal<D>,
 }
@@ -104,6 +109,8 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
             moving: false,
             rung: false,
             past: AdapterCounters::default(),
+            past_queues: Vec::new(),
+            opening_queues: BTreeMap::new(),
             renewal: Renewal::None,
         }
     }
@@ -164,14 +171,14 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
             || matches!(self.renewal, Renewal::Opening(_) | Renewal::Sharing { .. })
     }
 
-    pub(super) fn adapter(&self) -> Option<&Adapter<Nic<D>, P>> {
+    pub(super) fn adapter(&self) -> Option<&Adapter<QueuedNic<D>, P>> {
         match &self.stage {
             Stage::Running(adapter) => Some(adapter),
             _ => None,
         }
     }
 
-    pub(super) fn adapter_mut(&mut self) -> Option<&mut Adapter<Nic<D>, P>> {
+    pub(super) fn adapter_mut(&mut self) -> Option<&mut Adapter<QueuedNic<D>, P>> {
         match &mut self.stage {
             Stage::Running(adapter) => Some(adapter),
             _ => None,
@@ -193,6 +200,17 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
             None => self.past,
         }
     }
+
+    /// What each channel did, by its number, over all openings.
+    pub(super) fn queue_totals(&self) -> Vec<QueueTotals> {
+        let now = self.adapter().map(|adapter| adapter.nic().totals()).unwrap_or_default();
+        let mut totals = self.past_queues.clone();
+        totals.resize(totals.len().max(now.len()), QueueTotals::default());
+        for (total, now) in totals.iter_mut().zip(now) {
+            *total = *total + now;
+        }
+        totals
+    }
 }
 
 impl<M: Machine> Guest<M> {
@@ -213,7 +231,7 @@ impl<M: Machine> Guest<M> {
     pub fn change_mtu(&mut self, number: usize, mtu: u32, now: Instant) -> bool {
         let nic = self.nics.get_mut(number);
         let Some(adapter) = nic.and_then(|nic| nic.adapter_mut()) else { return false };
-        let taken = adapter.is_open() && adapter.nic_mut().set_mtu(mtu).is_ok();
+        let taken = adapter.is_open() && adapter.nic_mut().nic_mut().set_mtu(mtu).is_ok();
         taken && self.renew_nic(number, now)
     }
 
@@ -221,21 +239,21 @@ impl<M: Machine> Guest<M> {
     #[must_use]
     pub fn longest_segment(&self, number: usize) -> u32 {
         let adapter = self.nics.get(number).and_then(NicDevice::adapter);
-        adapter.map_or(0, |adapter| adapter.nic().info().large_send)
+        adapter.map_or(0, |adapter| adapter.nic().nic().info().large_send)
     }
 
     /// The address to which frames for a NIC go: the one that was asked for last and agreed to, or its permanent one.
     #[must_use]
     pub fn address(&self, number: usize) -> Option<MacAddress> {
         let nic = self.nics.get(number)?;
-        nic.adapter()?.nic().config().address.or(nic.mac)
+        nic.adapter()?.nic().nic().config().address.or(nic.mac)
     }
 
     /// Asks the host for another address for a NIC; [`What::Address`] follows. False if that cannot be done now.
     pub fn ask_address(&mut self, number: usize, mac: MacAddress, now: Instant) -> bool {
         let nic = self.nics.get_mut(number);
         let adapter = nic.and_then(|nic| nic.adapter_mut());
-        adapter.is_some_and(|adapter| adapter.nic_mut().set_mac(mac, now).is_ok())
+        adapter.is_some_and(|adapter| adapter.nic_mut().nic_mut().set_mac(mac, now).is_ok())
     }
 
     /// Has a NIC hear what it hears at first, or nothing. False if that cannot be done now.
@@ -243,7 +261,9 @@ impl<M: Machine> Guest<M> {
         let filter = if on { self.nic_config.filter } else { PacketFilter::empty() };
         let nic = self.nics.get_mut(number);
         let adapter = nic.and_then(|nic| nic.adapter_mut());
-        adapter.is_some_and(|adapter| adapter.nic_mut().set_packet_filter(filter, now).is_ok())
+        adapter.is_some_and(|adapter| {
+            adapter.nic_mut().nic_mut().set_packet_filter(filter, now).is_ok()
+        })
     }
 
     /// A NIC has stopped; if it is to begin anew, its channel closes.
@@ -366,6 +386,7 @@ impl<M: Machine> Guest<M> {
                     match Nic::new(link, receive, Some(send), self.nic_config.clone(), now) {
                         Ok(started) => {
                             nic.rung = true;
+                            let started = QueuedNic::new(started, self.spread_key);
                             let mut adapter = Adapter::new(started, adapter_config());
                             adapter.take_whole(self.whole);
                             adapter.set_tap(self.capture.as_ref().map(|file| file.tap(number)));
@@ -513,7 +534,8 @@ impl<M: Machine> Guest<M> {
     /// The NIC's channel is gone, and the NIC with it.
     pub(super) fn nic_rescinded(&mut self, number: usize, now: Instant) {
         let Some(nic) = self.nics.get_mut(number) else { return };
-        nic.past = nic.counters();
+        (nic.past, nic.past_queues) = (nic.counters(), nic.queue_totals());
+        nic.opening_queues.clear();
         nic.channel = None;
         nic.renewal = Renewal::None;
         nic.early = None;
@@ -546,7 +568,7 @@ impl<M: Machine> Guest<M> {
             nic.id = Some(self.pairing.nic_arrived(instance, other, now));
             return true;
         }
-        adapter.nic_mut().set_mac(other, now).is_ok()
+        adapter.nic_mut().nic_mut().set_mac(other, now).is_ok()
     }
 
     /// A stale handle is a mistake of this shell; it is told and nothing is done with it.

@@ -6,6 +6,7 @@ use hyperv_host::Host;
 use hyperv_host::host::Perished;
 use vmbus::Instant;
 
+use super::counters::NicLine;
 use crate::event::{PairLine, Summary};
 use crate::guest::{Blackouts, Guest, Machine};
 
@@ -144,6 +145,7 @@ impl Account {
             frames_resent: self.frames_resent,
             frames_duplicated: self.duplicated(),
             blackouts: self.blackouts.line(),
+            counters: facts.counters,
             ejects: facts.ejects,
             surprises: facts.surprises,
             virtual_seconds: (facts.end.as_nanos() / 1000) as f64 / 1e6,
@@ -167,6 +169,8 @@ pub struct Facts {
     pub ejects: u64,
     /// VFs torn away.
     pub surprises: u64,
+    /// What each NIC counted.
+    pub counters: Vec<NicLine>,
     /// When the run ended.
     pub end: Instant,
 }

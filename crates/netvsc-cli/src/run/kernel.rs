@@ -88,7 +88,7 @@ impl Session {
         let near = Line::open(tap)?;
         let far = args.peer_tap.as_ref().map(Line::open).transpose()?;
         let now = Instant::ZERO;
-        let plan = Plan::new(args.seed, NICS, true);
+        let plan = Plan::new(args.seed, NICS, true).with_queues(args.uio.queues);
         let mac = plan.nics.first().map_or(plan.emulated, |nic| nic.nic.mac);
         near.tap().set_mac(mac)?;
         near.tap().set_up(true)?;

@@ -1,6 +1,7 @@
 //! `netvsc run`: brings up every NIC of the host, pairs, and keeps the traffic on the best path.
 
 mod account;
+mod counters;
 mod follow;
 mod kernel;
 mod plan;
@@ -19,9 +20,10 @@ use crate::error::Error;
 use crate::event::What;
 use crate::report::Report;
 use crate::timeline::{Heading, Target};
-use crate::transfer::Source;
+use crate::transfer::{Source, part};
 
 pub use account::Account;
+pub use counters::{NicLine, QueueLine};
 pub use plan::{NicPlan, Plan};
 pub use simulation::{Outcome, Simulation};
 
@@ -67,9 +69,12 @@ fn host_event(args: &RunArgs) -> What {
 fn transfer(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode, Error> {
     let started = Clock::now();
     let plan = Plan::new(args.seed, NICS, false).with_devices(args.vf, args.disks);
-    let sources = plan.nics.iter().map(|nic| match &args.transfer {
-        Some(path) => Source::file(path),
-        None => Ok(Source::seeded(nic.data_seed, args.size.0)),
+    let plan = plan.with_queues(args.uio.queues);
+    let flows = u64::from(plan.queues);
+    let parts = plan.nics.iter().flat_map(|nic| (0..flows).map(move |flow| (nic.data_seed, flow)));
+    let sources = parts.map(|(seed, flow)| match &args.transfer {
+        Some(path) => Source::part_of_file(path, flow, flows),
+        None => Ok(Source::seeded(seed ^ flow << 32, part(args.size.0, flow, flows).1)),
     });
     // Whatever is wrong with the input is found before anything is printed.
     let sources = sources.collect::<Result<Vec<_>, _>>()?;

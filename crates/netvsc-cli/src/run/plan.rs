@@ -9,6 +9,7 @@ use hyperv_host::pci::{FunctionSpec, PciPolicy};
 use hyperv_host::switch::{PortConfig, WireConfig};
 use netvsc::MacAddress;
 use netvsc::nvsp::Version;
+use netvsc::rndis::scaling::KEY_SIZE;
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use vmbus::{Guid, Serial};
@@ -53,6 +54,10 @@ pub struct Plan {
     pub devices: Vec<DeviceSpec>,
     /// MAC of the emulated NIC: that of the first NIC.
     pub emulated: MacAddress,
+    /// Channels that the guest's NICs use, and flows that the run has over each.
+    pub queues: u16,
+    /// The key by which the host spreads frames over them.
+    pub key: [u8; KEY_SIZE],
     /// For what is decided later.
     pub random: Xoshiro256PlusPlus,
 }
@@ -63,6 +68,13 @@ fn below(random: &mut Xoshiro256PlusPlus, end: u64) -> u64 {
 
 fn up_to_micros(random: &mut Xoshiro256PlusPlus, most: u64) -> Duration {
     Duration::from_micros(below(random, most + 1))
+}
+
+/// The key by which hosts spread frames. It has a generator of its own: nothing else depends on whether it is needed.
+pub(crate) fn spread_key(seed: u64) -> [u8; KEY_SIZE] {
+    let mut key = [0; KEY_SIZE];
+    Xoshiro256PlusPlus::seed_from_u64(seed ^ u64::from_le_bytes(*b"queues..")).fill_bytes(&mut key);
+    key
 }
 
 fn guid(random: &mut Xoshiro256PlusPlus) -> Guid {
@@ -92,7 +104,8 @@ impl Plan {
         let pci = PciPolicy { reply_delay: up_to_micros(&mut random, 500), ..PciPolicy::default() };
         let nics: Vec<_> = (0..nics).map(|nic| Self::nic(nic, real_time, &mut random)).collect();
         let emulated = nics.first().map_or(MacAddress([0; 6]), |nic| nic.nic.mac);
-        Self { bus, pci, nics, shared: false, devices: Vec::new(), emulated, random }
+        let (shared, devices, queues) = (false, Vec::new(), 1);
+        Self { bus, pci, nics, shared, devices, emulated, queues, key: spread_key(seed), random }
     }
 
     /// The same with other devices: how the NICs get their VFs, and disks that have the VFs' serial numbers.
@@ -111,6 +124,13 @@ impl Plan {
             let functions = vec![FunctionSpec::nvme(DevFn(0).slot(), serial)];
             self.devices.push(DeviceSpec { instance, functions });
         }
+        self
+    }
+
+    /// The same with NICs of so many queues.
+    #[must_use]
+    pub fn with_queues(mut self, queues: u16) -> Self {
+        self.queues = queues;
         self
     }
 

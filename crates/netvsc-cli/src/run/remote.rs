@@ -10,11 +10,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
 use netvsc::nic::NicOffloads;
+use netvsc::rndis::scaling::KEY_SIZE;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmbus::Instant;
 
 use super::account::{Account, Facts};
+use super::counters::NicLine;
+use super::plan::spread_key;
 use crate::args::RunArgs;
 use crate::capture::Capture;
 use crate::error::Error;
@@ -55,6 +58,8 @@ struct Session {
     surprises: u64,
     started: Clock,
     mtu: u32,
+    /// Channels of each NIC, and the key by which the host spreads frames over them.
+    queues: (u16, [u8; KEY_SIZE]),
     /// The interface for a VF whose frames go over one.
     vf: Option<VfInterface>,
     /// Segments that a VF received as one are taken as one.
@@ -62,11 +67,13 @@ struct Session {
 }
 
 impl Session {
-    fn new(path: &Path, mtu: u32, vf: Option<VfInterface>) -> Self {
+    fn new(path: &Path, args: &RunArgs) -> Self {
         let (path, events) = (path.to_owned(), VecDeque::new());
+        let (mtu, vf) = (args.mtu, args.vf_interface());
+        let queues = (args.uio.queues, spread_key(args.seed));
         let (ejects, surprises) = (0, 0);
         let (remote, started, whole) = (None, Clock::now(), false);
-        Self { path, remote, events, ejects, surprises, started, mtu, vf, whole }
+        Self { path, remote, events, ejects, surprises, started, mtu, queues, vf, whole }
     }
 
     fn now(&self) -> Instant {
@@ -88,6 +95,8 @@ impl Session {
         remote.guest.leave_to_host(NicOffloads { coalescing: false, ..NicOffloads::ALL });
         remote.guest.set_mtu(self.mtu);
         remote.guest.take_whole(self.whole);
+        let (queues, key) = self.queues;
+        remote.guest.set_queues(queues, key);
         // For the first time, so that it cannot be refused.
         let _ = remote.guest.start(self.now());
         self.remote = Some(remote);
@@ -185,6 +194,7 @@ impl Session {
         let facts = Facts {
             nics: remote.guest.nics(),
             pairs: remote.guest.pairs(),
+            counters: NicLine::all(&remote.guest),
             ejects: self.ejects,
             surprises: self.surprises.saturating_sub(self.ejects),
             end,

@@ -10,7 +10,7 @@ use vmbus::Instant;
 use vmbus::time::earliest;
 
 use super::account::{Account, Facts};
-use super::plan::Plan;
+use super::plan::{NicPlan, Plan};
 use super::stage::Stage;
 use crate::capture::Capture;
 use crate::error::Error;
@@ -28,14 +28,18 @@ const REST: Duration = Duration::from_secs(30);
 /// Virtual time between two looks of the live view.
 const VIEW: Duration = Duration::from_millis(20);
 
-/// The traffic of one NIC.
+/// One flow of a NIC's traffic.
 #[derive(Debug)]
 struct Lane {
+    /// Its number among those of its NIC.
+    flow: usize,
     local: Endpoint,
     peer: Endpoint,
     /// Starts when the NIC is ready.
     transfer: Option<Transfer>,
     source: Option<Source>,
+    /// Address of the end that receives.
+    to: Ipv4Address,
     /// Whether the guest sends. Otherwise its peer does.
     upload: bool,
     told: bool,
@@ -45,14 +49,33 @@ struct Lane {
 #[derive(Debug)]
 pub struct Simulation {
     stage: Stage,
-    lanes: Vec<Lane>,
+    /// By NIC.
+    lanes: Vec<Vec<Lane>>,
+    /// A received frame whose flow is being looked for.
+    frame: Vec<u8>,
     now: Instant,
     next_view: Instant,
     recorder: Option<Recorder>,
 }
 
-fn address(nic: usize, host: u8) -> Ipv4Address {
-    Ipv4Address::new(10, 0, nic as u8, host)
+/// Address of the guest's end of a flow.
+fn near(nic: usize, flow: usize) -> Ipv4Address {
+    Ipv4Address::new(10, 0, nic as u8, 1 + 2 * flow as u8)
+}
+
+/// Address of the other end.
+fn far(nic: usize, flow: usize) -> Ipv4Address {
+    Ipv4Address::new(10, 0, nic as u8, 2 + 2 * flow as u8)
+}
+
+/// The flow that a frame of IPv4 or ARP is for, by the address it goes to; `None` for frames that are for all.
+fn flow_of(frame: &[u8]) -> Option<usize> {
+    let to = match frame.get(12..14)? {
+        [0x08, 0x00] => frame.get(33)?,
+        [0x08, 0x06] => frame.get(41)?,
+        _ => return None,
+    };
+    usize::from(*to).checked_sub(1).map(|host| host / 2)
 }
 
 /// MAC of the peer behind the port of NIC number `nic`.
@@ -61,22 +84,17 @@ fn peer_mac(nic: usize) -> MacAddress {
 }
 
 impl Simulation {
-    /// Sets up host, guest and traffic. `sources` holds what is sent over each NIC of the plan.
+    /// Sets up host, guest and traffic. `sources` holds what each flow of each NIC of the plan sends, NIC by NIC.
     ///
     /// # Errors
     /// If the host refuses a step of the set-up.
     pub fn new(plan: Plan, sources: Vec<Source>) -> Result<Self, Error> {
         let now = Instant::ZERO;
-        let lanes = plan.nics.iter().zip(sources).enumerate().map(|(number, (nic, source))| {
-            let seed = nic.data_seed;
-            Lane {
-                local: Endpoint::new(nic.nic.mac, address(number, 1), seed, now),
-                peer: Endpoint::new(peer_mac(number), address(number, 2), seed ^ 1, now),
-                transfer: None,
-                source: Some(source),
-                upload: number.is_multiple_of(2),
-                told: false,
-            }
+        let mut sources = sources.into_iter();
+        let flows = usize::from(plan.queues);
+        let lanes = plan.nics.iter().enumerate().map(|(number, nic)| {
+            let lane = |(flow, source)| Lane::new(number, flow, nic, source, now);
+            sources.by_ref().take(flows).enumerate().map(lane).collect()
         });
         let lanes = lanes.collect();
         let stage = Stage::new(plan, now, |nic, plan| {
@@ -84,7 +102,7 @@ impl Simulation {
             // What happens to a shared function happens to all NICs at once.
             if plan.shared && nic > 0 { Script::quiet(script.serial()) } else { script }
         })?;
-        Ok(Self { stage, lanes, now, next_view: now, recorder: None })
+        Ok(Self { stage, lanes, frame: Vec::new(), now, next_view: now, recorder: None })
     }
 
     /// Has every frame written to a file.
@@ -156,10 +174,19 @@ impl Simulation {
     fn settle(&mut self) -> Result<(), Error> {
         loop {
             let now = self.now;
-            let lanes = &mut self.lanes;
-            self.stage.world.settle(now, &mut |nic, fill| {
-                if let Some(lane) = lanes.get_mut(nic) {
-                    lane.local.push(|buffer| _ = fill(buffer));
+            let Self { lanes, frame, .. } = self;
+            self.stage.world.settle(now, &mut |nic, fill| match lanes.get_mut(nic) {
+                Some(lanes) if lanes.len() > 1 => {
+                    frame.clear();
+                    _ = fill(frame);
+                    for lane in for_flow(lanes, frame) {
+                        lane.local.push(|buffer| buffer.extend_from_slice(frame));
+                    }
+                }
+                lanes => {
+                    if let Some(lane) = lanes.and_then(|lanes| lanes.first_mut()) {
+                        lane.local.push(|buffer| _ = fill(buffer));
+                    }
                 }
             });
             let mut ready = Vec::new();
@@ -169,11 +196,13 @@ impl Simulation {
             })?;
             for nic in ready {
                 let offloads = self.stage.world.guest.offloads(nic);
-                if let Some(lane) = lanes.get_mut(nic) {
-                    lane.start(nic, offloads, now)?;
+                for lane in self.lanes.get_mut(nic).into_iter().flatten() {
+                    lane.start(offloads, now)?;
                 }
             }
-            moved |= self.stage.follow_scripts(now, |nic| lanes[nic].progress())?;
+            let lanes = &self.lanes;
+            let progress = |nic: usize| lanes.get(nic).map_or(0, |lanes| thousandths(lanes));
+            moved |= self.stage.follow_scripts(now, progress)?;
             for nic in 0..self.lanes.len() {
                 moved |= self.carry(nic)?;
             }
@@ -186,54 +215,73 @@ impl Simulation {
     /// Moves the traffic of one NIC as far as it goes.
     fn carry(&mut self, nic: usize) -> Result<bool, Error> {
         let now = self.now;
-        let lane = &mut self.lanes[nic];
-        let mut moved = lane.step()?;
-        lane.local.poll(now);
-        lane.peer.poll(now);
+        let world = &mut self.stage.world;
+        let Some(lanes) = self.lanes.get_mut(nic) else { return Ok(false) };
+        let mut moved = false;
         let mut sent = false;
-        while let Some(frame) = lane.local.front() {
-            let work = lane.local.front_work();
-            match self.stage.world.guest.transmit_with(nic, &work.of(&[frame]), now) {
-                Sending::Taken => sent = true,
-                Sending::Later => break,
+        for lane in lanes.iter_mut() {
+            moved |= lane.step()?;
+            lane.local.poll(now);
+            lane.peer.poll(now);
+            while let Some(frame) = lane.local.front() {
+                let work = lane.local.front_work();
+                match world.guest.transmit_with(nic, &work.of(&[frame]), now) {
+                    Sending::Taken => sent = true,
+                    Sending::Later => break,
+                }
+                lane.local.pop();
             }
-            lane.local.pop();
         }
         if sent {
-            self.stage.world.guest.flush(nic);
+            world.guest.flush(nic);
             moved = true;
         }
-        while let Some(frame) = lane.peer.front() {
-            match self.stage.world.host.peer_transmit(nic, frame, now) {
-                Offered::Busy => break,
-                Offered::Accepted | Offered::Dropped(_) => lane.peer.pop(),
+        for lane in lanes.iter_mut() {
+            while let Some(frame) = lane.peer.front() {
+                match world.host.peer_transmit(nic, frame, now) {
+                    Offered::Busy => break,
+                    Offered::Accepted | Offered::Dropped(_) => lane.peer.pop(),
+                }
+                moved = true;
             }
+        }
+        while let Some(frame) = world.host.peer_receive(nic, now) {
+            for lane in for_flow(lanes, &frame) {
+                lane.peer.push(|buffer| buffer.extend_from_slice(&frame));
+            }
+            world.host.recycle(nic, frame);
             moved = true;
         }
-        while let Some(frame) = self.stage.world.host.peer_receive(nic, now) {
-            lane.peer.push(|buffer| buffer.extend_from_slice(&frame));
-            self.stage.world.host.recycle(nic, frame);
-            moved = true;
+        Ok(self.tell_done(nic) || moved)
+    }
+
+    /// Tells which transfers of a NIC are complete. True if there are some that were not told of.
+    fn tell_done(&mut self, nic: usize) -> bool {
+        let mut done = Vec::new();
+        let lanes = self.lanes.get_mut(nic).into_iter().flatten();
+        let several = self.stage.queues() > 1;
+        for lane in lanes {
+            if let Some(transfer) = lane.transfer.as_ref().filter(|transfer| transfer.done())
+                && !std::mem::replace(&mut lane.told, true)
+            {
+                done.push(What::TransferDone {
+                    nic,
+                    flow: several.then_some(lane.flow),
+                    bytes: transfer.received_bytes(),
+                    digest: transfer.digest(),
+                    digest_ok: transfer.digest_ok(),
+                });
+            }
         }
-        if let Some(transfer) = lane.transfer.as_ref().filter(|transfer| transfer.done())
-            && !std::mem::replace(&mut lane.told, true)
-        {
-            let what = What::TransferDone {
-                nic,
-                bytes: transfer.received_bytes(),
-                digest: transfer.digest(),
-                digest_ok: transfer.digest_ok(),
-            };
-            self.tell(what);
-            moved = true;
-        }
-        Ok(moved)
+        let any = !done.is_empty();
+        done.into_iter().for_each(|what| self.tell(what));
+        any
     }
 
     fn deadline(&mut self) -> Option<Instant> {
         let now = self.now;
         let mut at = self.stage.deadline(now);
-        for lane in &mut self.lanes {
+        for lane in self.lanes.iter_mut().flatten() {
             at = earliest(at, earliest(lane.local.deadline(now), lane.peer.deadline(now)));
         }
         // What is due already was done as far as it goes; the smallest step keeps time moving.
@@ -242,7 +290,7 @@ impl Simulation {
 
     fn finished(&self) -> bool {
         let transferred = |lane: &Lane| lane.transfer.as_ref().is_some_and(Transfer::done);
-        self.lanes.iter().all(transferred) && self.stage.scripts_finished()
+        self.lanes.iter().flatten().all(transferred) && self.stage.scripts_finished()
     }
 
     /// Whether every VF is in use again and no frame is on its way.
@@ -267,20 +315,19 @@ impl Simulation {
 
     fn views(&self) -> Vec<NicView> {
         let mut views = self.stage.views();
-        for (view, lane) in views.iter_mut().zip(&self.lanes) {
-            let transfer = lane.transfer.as_ref();
-            view.progress =
-                transfer.map(|transfer| (transfer.received_bytes(), transfer.total_bytes()));
+        for (view, lanes) in views.iter_mut().zip(&self.lanes) {
+            view.progress = progress(lanes);
         }
         views
     }
 
     fn outcome(&self) -> Outcome {
         let (account, mut facts) = self.stage.totals(self.now);
-        let transfers = self.lanes.iter().filter_map(|lane| lane.transfer.as_ref());
+        let lanes = || self.lanes.iter().flatten();
+        let transfers = lanes().filter_map(|lane| lane.transfer.as_ref());
         facts.bytes = transfers.map(Transfer::received_bytes).sum();
         let good = |lane: &Lane| lane.transfer.as_ref().is_some_and(Transfer::digest_ok);
-        facts.digest_ok = Some(self.lanes.iter().all(good));
+        facts.digest_ok = Some(lanes().all(good));
         let host = &self.stage.world.host;
         let serials_ok = facts
             .pairs
@@ -290,15 +337,53 @@ impl Simulation {
     }
 }
 
+/// The flows that a frame is for.
+fn for_flow<'a>(lanes: &'a mut [Lane], frame: &[u8]) -> impl Iterator<Item = &'a mut Lane> {
+    let flow = flow_of(frame).filter(|_| lanes.len() > 1);
+    lanes.iter_mut().filter(move |lane| flow.is_none_or(|flow| lane.flow == flow))
+}
+
+/// Bytes that a NIC's transfers have carried and will carry in all, once they have begun.
+fn progress(lanes: &[Lane]) -> Option<(u64, u64)> {
+    let begun = lanes.iter().filter_map(|lane| lane.transfer.as_ref());
+    begun.fold(None, |sum, transfer| {
+        let (done, total) = sum.unwrap_or((0, 0));
+        Some((done + transfer.received_bytes(), total + transfer.total_bytes()))
+    })
+}
+
+/// The same in thousandths.
+fn thousandths(lanes: &[Lane]) -> u32 {
+    let (done, total) = progress(lanes).unwrap_or((0, 1));
+    let thousandths = u128::from(done) * 1000 / u128::from(total.max(1));
+    u32::try_from(thousandths).unwrap_or(1000)
+}
+
 impl Lane {
+    fn new(nic: usize, flow: usize, plan: &NicPlan, source: Source, now: Instant) -> Self {
+        let seed = plan.data_seed ^ (flow as u64) << 32;
+        // Even ones send, odd ones receive; so both directions of each NIC are used if it has several.
+        let upload = (nic + flow).is_multiple_of(2);
+        Self {
+            flow,
+            local: Endpoint::new(plan.nic.mac, near(nic, flow), seed, now),
+            peer: Endpoint::new(peer_mac(nic), far(nic, flow), seed ^ 1, now),
+            transfer: None,
+            source: Some(source),
+            to: if upload { far(nic, flow) } else { near(nic, flow) },
+            upload,
+            told: false,
+        }
+    }
+
     /// The NIC is ready: the transfer begins, unless it has begun before.
-    fn start(&mut self, nic: usize, offloads: PathOffloads, now: Instant) -> Result<(), Error> {
+    fn start(&mut self, offloads: PathOffloads, now: Instant) -> Result<(), Error> {
         let Some(source) = self.source.take() else { return Ok(()) };
         self.local.leave(offloads, now);
         let transfer = if self.upload {
-            Transfer::start(source, &mut self.local, &mut self.peer, address(nic, 2))
+            Transfer::start(source, &mut self.local, &mut self.peer, self.to)
         } else {
-            Transfer::start(source, &mut self.peer, &mut self.local, address(nic, 1))
+            Transfer::start(source, &mut self.peer, &mut self.local, self.to)
         };
         self.transfer = Some(transfer?);
         Ok(())
@@ -311,14 +396,6 @@ impl Lane {
         } else {
             transfer.step(&mut self.peer, &mut self.local)
         }
-    }
-
-    /// In thousandths.
-    fn progress(&self) -> u32 {
-        let Some(transfer) = &self.transfer else { return 0 };
-        let thousandths = u128::from(transfer.received_bytes()) * 1000
-            / u128::from(transfer.total_bytes().max(1));
-        u32::try_from(thousandths).unwrap_or(1000)
     }
 }
 

@@ -7,6 +7,7 @@ use netvsc::MacAddress;
 use vmbus::{Instant, Serial};
 
 use super::account::{Account, Facts};
+use super::counters::NicLine;
 use super::plan::Plan;
 use crate::embedded::World;
 use crate::error::Error;
@@ -68,6 +69,7 @@ impl Stage {
         let guest = &mut self.world.guest;
         guest.number_nics(self.plan.nics.iter().map(|nic| nic.nic.instance));
         guest.see_emulated(self.plan.emulated);
+        guest.set_queues(self.plan.queues, self.plan.key);
     }
 
     /// Another guest takes over the machine and makes contact; with `farewell`, the old one says good-bye to the host before.
@@ -88,6 +90,11 @@ impl Stage {
     /// Number of NICs.
     pub(crate) fn nics(&self) -> usize {
         self.plan.nics.len()
+    }
+
+    /// Channels that NICs use, and flows of the run over each NIC.
+    pub(crate) fn queues(&self) -> usize {
+        usize::from(self.plan.queues)
     }
 
     /// A recorder for this stage.
@@ -245,6 +252,7 @@ impl Stage {
         let facts = Facts {
             nics: self.world.guest.nics(),
             pairs: self.world.guest.pairs(),
+            counters: NicLine::all(&self.world.guest),
             ejects: self.ejects,
             surprises: self.surprises,
             end,

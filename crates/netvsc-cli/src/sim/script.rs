@@ -6,7 +6,7 @@ use hyperv_host::bus::{Fault, IdPolicy, OfferOrder};
 use hyperv_host::host::Disassociation;
 use hyperv_host::nic::{NicFault, Notice, SwitchAnswer};
 use hyperv_host::vf::VfPace;
-use rand_core::Rng;
+use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use vmbus::Serial;
 
@@ -32,6 +32,16 @@ fn below(random: &mut Xoshiro256PlusPlus, end: u64) -> u64 {
 
 fn micros(random: &mut Xoshiro256PlusPlus, low: u64, high: u64) -> Duration {
     Duration::from_micros(low + below(random, high - low + 1))
+}
+
+/// Channels of each NIC. They have a generator of their own: what else a seed gives does not depend on them.
+fn queues(seed: u64, profile: Profile) -> u16 {
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(seed ^ u64::from_le_bytes(*b"channels"));
+    match (profile, below(&mut random, 4)) {
+        (Profile::Scale, _) | (_, 0 | 1) => 1,
+        (_, 2) => 2,
+        _ => 2 + below(&mut random, 7) as u16,
+    }
 }
 
 impl Script {
@@ -61,6 +71,7 @@ impl Script {
         };
         let disks = below(&mut random, 3) as u8;
         let plan = Plan::new(seed, nics, false).with_devices(layout, disks);
+        let plan = plan.with_queues(queues(seed, profile));
         let mut script = Self { plan, acts: Vec::new(), rings: None, final_as_is: false };
         match profile {
             Profile::Smoke | Profile::Ports | Profile::Scale => script.mix(&mut random, 24),

@@ -18,6 +18,7 @@
 //! | `slots`, `pool` | how the send buffer is divided, also among queues |
 //! | `receive` | frames out of transfer pages |
 //! | `queue` | sub-channels |
+//! | `queued`, `flow` | all queues in one hand, and which of them a frame takes |
 //! | `path` | associations and switches |
 //! | `stop` | the way down |
 //! | `restart` | the same NIC on another channel |
@@ -33,12 +34,14 @@ mod alive;
 mod control;
 pub(crate) mod cut;
 mod flaps;
+mod flow;
 mod frame;
 mod link;
 pub(crate) mod offload;
 mod path;
 mod pool;
 mod queue;
+mod queued;
 mod receive;
 mod restart;
 mod settings;
@@ -81,10 +84,11 @@ use waits::Waits;
 pub use cut::{Cut, fill_checksums};
 pub use frame::{TxFrame, TxWork};
 pub use queue::{NicQueue, QueueError};
+pub use queued::QueuedNic;
 pub use receive::RxFrame;
 pub use restart::Remains;
 pub use settings::{NicOffloads, SettingError};
-pub use stats::{BadInput, NicStats};
+pub use stats::{BadInput, NicStats, QueueTotals};
 pub use tally::{Indications, NvspStatuses, RndisStatuses};
 pub use types::{
     ConfigError, Lack, NicConfig, NicError, NicEvent, NicInfo, SharedBuffer, Step, TransmitError,

@@ -386,6 +386,11 @@ impl<D: Doorbell> NicQueue<D> {
         self.transmit.is_idle() && self.link.is_empty()
     }
 
+    /// Slots of the send buffer that it keeps although they are free.
+    pub(super) fn kept_slots(&self) -> usize {
+        self.transmit.kept()
+    }
+
     /// What the queue did.
     #[must_use]
     pub fn stats(&self) -> NicStats {

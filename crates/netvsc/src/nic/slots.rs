@@ -147,6 +147,11 @@ impl Slots {
         Some(slots)
     }
 
+    /// Whether [`Slots::sibling`] would find enough.
+    pub(super) fn can_share(&self) -> bool {
+        self.pool.has_free() && (self.division.long == 0 || self.long_pool.has_free())
+    }
+
     /// Gives everything that is free to the other queues, for good.
     pub(super) fn give_up(&mut self) {
         for slot in self.free.drain(..) {
@@ -200,6 +205,11 @@ impl Slots {
     pub(super) fn busy(&self) -> usize {
         let frames = (self.division.short as usize).saturating_sub(1);
         frames.saturating_sub(self.free.len() + self.pool.count_free())
+    }
+
+    /// Slots that are kept although they are free.
+    pub(super) fn kept(&self) -> usize {
+        self.free.len()
     }
 
     /// Whether there are long slots, and how many bytes they have.

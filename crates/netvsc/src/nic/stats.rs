@@ -46,31 +46,35 @@ pub struct BadInput {
 }
 
 impl BadInput {
+    /// Each of them with its name.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("packet", self.packet),
+            ("message", self.message),
+            ("unexpected", self.unexpected),
+            ("gpa_direct", self.gpa_direct),
+            ("completion", self.completion),
+            ("answer", self.answer),
+            ("buffer", self.buffer),
+            ("carrier", self.carrier),
+            ("range", self.range),
+            ("header", self.header),
+            ("info", self.info),
+            ("coalesced", self.coalesced),
+            ("runt", self.runt),
+            ("control", self.control),
+            ("reply", self.reply),
+            ("value", self.value),
+            ("table", self.table),
+            ("path", self.path),
+        ]
+        .into_iter()
+    }
+
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        [
-            self.packet,
-            self.message,
-            self.unexpected,
-            self.gpa_direct,
-            self.completion,
-            self.answer,
-            self.buffer,
-            self.carrier,
-            self.range,
-            self.header,
-            self.info,
-            self.coalesced,
-            self.runt,
-            self.control,
-            self.reply,
-            self.value,
-            self.table,
-            self.path,
-        ]
-        .into_iter()
-        .fold(0, u64::saturating_add)
+        self.counts().map(|(_, count)| count).fold(0, u64::saturating_add)
     }
 }
 
@@ -169,6 +173,75 @@ impl NicStats {
     pub(super) fn replied(&mut self, status: rndis::Status) {
         if status != rndis::Status::SUCCESS {
             self.replies.count(status);
+        }
+    }
+}
+
+/// What went over one channel of a NIC. The figures of several openings can be added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueTotals {
+    /// Frames taken for sending.
+    pub tx_frames: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Messages they were sent in; several frames share one.
+    pub tx_messages: u64,
+    /// Messages that the host completed.
+    pub tx_completed: u64,
+    /// Messages that the host completed with anything but success: their frames are lost.
+    pub tx_refused: u64,
+    /// Times that no room was found in the ring.
+    pub tx_ring_full: u64,
+    /// Times that no section was free.
+    pub tx_sections_full: u64,
+    /// Frames delivered.
+    pub rx_frames: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Transfer-page packets completed.
+    pub rx_packets: u64,
+    /// Completions that had to wait for room in the ring.
+    pub completions_delayed: u64,
+    /// Messages and ranges of the host that could not be used.
+    pub bad: u64,
+}
+
+impl From<NicStats> for QueueTotals {
+    fn from(stats: NicStats) -> Self {
+        Self {
+            tx_frames: stats.tx_frames,
+            tx_bytes: stats.tx_bytes,
+            tx_messages: stats.tx_messages,
+            tx_completed: stats.tx_completed,
+            tx_refused: stats.tx_refused,
+            tx_ring_full: stats.tx_ring_full,
+            tx_sections_full: stats.tx_sections_full,
+            rx_frames: stats.rx_frames,
+            rx_bytes: stats.rx_bytes,
+            rx_packets: stats.rx_packets,
+            completions_delayed: stats.completions_delayed,
+            bad: stats.bad.total(),
+        }
+    }
+}
+
+impl core::ops::Add for QueueTotals {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            tx_frames: self.tx_frames.saturating_add(other.tx_frames),
+            tx_bytes: self.tx_bytes.saturating_add(other.tx_bytes),
+            tx_messages: self.tx_messages.saturating_add(other.tx_messages),
+            tx_completed: self.tx_completed.saturating_add(other.tx_completed),
+            tx_refused: self.tx_refused.saturating_add(other.tx_refused),
+            tx_ring_full: self.tx_ring_full.saturating_add(other.tx_ring_full),
+            tx_sections_full: self.tx_sections_full.saturating_add(other.tx_sections_full),
+            rx_frames: self.rx_frames.saturating_add(other.rx_frames),
+            rx_bytes: self.rx_bytes.saturating_add(other.rx_bytes),
+            rx_packets: self.rx_packets.saturating_add(other.rx_packets),
+            completions_delayed: self.completions_delayed.saturating_add(other.completions_delayed),
+            bad: self.bad.saturating_add(other.bad),
         }
     }
 }

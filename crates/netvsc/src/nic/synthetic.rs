@@ -9,7 +9,7 @@ use crate::port::{Path, PathOffloads, PortSettings};
 use crate::rndis::offload::{IpOffloads, OffloadCapabilities};
 use crate::rndis::packet::ReceiveChecksum;
 
-fn refused(error: TransmitError) -> Refused {
+pub(super) fn refused(error: TransmitError) -> Refused {
     match error {
         TransmitError::Full(_) => Refused::Full,
         // A NIC that failed may be replaced or started anew, and the frame go out then.

@@ -34,10 +34,15 @@ macro_rules! tally {
                 *counter = counter.saturating_add(1);
             }
 
+            /// Each of them with its name.
+            pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field),)* ("other", self.other)].into_iter()
+            }
+
             /// All of them.
             #[must_use]
             pub fn total(&self) -> u64 {
-                [$(self.$field,)* self.other].into_iter().fold(0, u64::saturating_add)
+                self.counts().map(|(_, count)| count).fold(0, u64::saturating_add)
             }
         }
     };

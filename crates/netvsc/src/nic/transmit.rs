@@ -108,6 +108,11 @@ impl Transmit {
         })
     }
 
+    /// Whether there is a slot for one more queue now.
+    pub(super) fn can_share(&self) -> bool {
+        self.slots.can_share()
+    }
+
     /// The host divided the buffer into sections of this size.
     pub(super) fn divide(
         &mut self,
@@ -164,6 +169,11 @@ impl Transmit {
     /// Slots with frames under way.
     pub(super) fn busy(&self) -> usize {
         self.slots.busy()
+    }
+
+    /// Slots that are kept although they are free.
+    pub(super) fn kept(&self) -> usize {
+        self.slots.kept()
     }
 
     /// Whether nothing is under way.

@@ -40,7 +40,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, Error> {
     let near = Line::open(tap)?;
     let mut run = Run {
-        session: Session::new(path, args.mtu, args.vf_interface()),
+        session: Session::new(path, args),
         follow: Follow::new(near.tap()).ok(),
         near,
         ready: false,

@@ -44,8 +44,7 @@ pub(super) fn run(
     if let Some(path) = &args.transfer {
         Source::file(path)?;
     }
-    let mut run =
-        Run { session: Session::new(path, args.mtu, args.vf_interface()), lanes: Vec::new(), args };
+    let mut run = Run { session: Session::new(path, args), lanes: Vec::new(), args };
     run.session.connect(capture)?;
     let mut report = Report::choose(args.json);
     run.session.tell(host_event(args));
@@ -179,6 +178,7 @@ impl Run<'_> {
         if lane.errand.done() && !std::mem::replace(&mut lane.told, true) {
             let what = What::TransferDone {
                 nic,
+                flow: None,
                 bytes: lane.errand.progress().0,
                 digest: lane.errand.digest(),
                 digest_ok: lane.errand.digest_ok(),

@@ -38,8 +38,8 @@ pub struct UioArgs {
         value_name = "N",
         default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=64),
-        help_heading = "User space driver (--host uio)",
-        long_help = "Channels of each NIC, 1 to 64, as far as the host grants them and the kernel opens them. Only with --host uio"
+        help_heading = "Devices",
+        long_help = "Channels of each NIC, 1 to 64, as far as the host grants them. Frames are spread over them by their flows. A transfer over the embedded host has as many flows per NIC as queues, every other one towards the guest"
     )]
     pub queues: u16,
 
@@ -60,7 +60,6 @@ impl UioArgs {
             ("--nic", !self.nic.is_empty()),
             ("--force", self.force),
             ("--dry-run", self.dry_run),
-            ("--queues", self.queues != 1),
             ("--sysfs-root", self.sysfs_root.is_some()),
         ];
         options.iter().find(|(_, given)| *given).map(|(option, _)| *option)

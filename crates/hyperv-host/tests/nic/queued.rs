@@ -1,0 +1,277 @@
+//! A NIC with all its queues in one hand, against the host's service.
+
+use hyperv_host::memory::{GuestMemory, GuestRam};
+use hyperv_host::nic::{GuestView, NicService, NicServiceConfig, NicServiceEvent};
+use hyperv_host::switch::{Offered, PortConfig, SwitchPort, WireConfig};
+use netvsc::adapter::{Refused, Synthetic, append};
+use netvsc::nic::QueuedNic;
+use netvsc::{Nic, NicConfig, NicEvent, Path};
+use vmbus::channel::{Channel, SignalFlag};
+use vmbus::memory::{PageList, SharedPages};
+use vmbus::time::earliest;
+use vmbus::{GpadlId, Instant, Pfn, Platform};
+
+use crate::world::{MAC, PEER, ROOMY, connect};
+
+struct Wide {
+    ram: GuestRam,
+    service: NicService,
+    port: SwitchPort,
+    nic: QueuedNic,
+    to_host: SignalFlag,
+    to_guest: SignalFlag,
+    buffers: [(GpadlId, PageList); 2],
+    now: Instant,
+    received: Vec<Vec<u8>>,
+    at_peer: Vec<Vec<u8>>,
+    events: Vec<NicEvent>,
+    /// Sub-channels that the host offers, not opened yet.
+    offered: u16,
+}
+
+fn wide(queues: u16) -> Wide {
+    let ram = GuestRam::new(7, 4096);
+    let mut config = NicServiceConfig::new(MAC);
+    config.policy.max_queues = 8;
+    let mut service = NicService::new(config);
+    let wire = WireConfig::instant();
+    let config = PortConfig { to_peer: wire, from_peer: wire, ..PortConfig::default() };
+    let mut port = SwitchPort::new(config);
+    let (to_host, to_guest) = (SignalFlag::new(), SignalFlag::new());
+    let signals = [&to_host, &to_guest];
+    let (channel, buffers, [receive, send]) =
+        connect(&ram, &mut service, &mut port, signals, &ROOMY);
+    let config = NicConfig { queues, ..NicConfig::default() };
+    let nic = Nic::new(channel, receive, Some(send), config, Instant::ZERO).unwrap();
+    let mut key = [0; 40];
+    key.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 37 + 11) as u8);
+    let mut wide = Wide {
+        ram,
+        service,
+        port,
+        nic: QueuedNic::new(nic, key),
+        to_host,
+        to_guest,
+        buffers,
+        now: Instant::ZERO,
+        received: Vec::new(),
+        at_peer: Vec::new(),
+        events: Vec::new(),
+        offered: 0,
+    };
+    wide.settle();
+    assert!(matches!(wide.events[0], NicEvent::Ready { .. }));
+    wide
+}
+
+impl Wide {
+    fn host(&mut self) {
+        let Self { service, port, buffers, ram, now, .. } = self;
+        let gpadl =
+            |id| buffers.iter().find(|(known, _)| *known == id).map(|(_, pages)| pages.clone());
+        let pages = |frames: &[Pfn]| ram.map(frames).ok();
+        service.poll(*now, GuestView { gpadl: &gpadl, pages: &pages }, port);
+        while let Some(event) = self.service.poll_event() {
+            match event {
+                NicServiceEvent::OfferSubChannels { count } => self.offered += count,
+                NicServiceEvent::Failed(why) => panic!("{why}"),
+                _ => {}
+            }
+        }
+        let port = &mut self.port;
+        self.at_peer.extend(std::iter::from_fn(|| port.peer_receive(*now)));
+    }
+
+    fn guest(&mut self) {
+        let Self { nic, received, now, .. } = self;
+        let polled = Synthetic::poll(nic, *now, &mut |frame| {
+            let mut copy = Vec::new();
+            append(frame, &mut copy);
+            received.push(copy);
+        });
+        polled.unwrap();
+        self.events.extend(std::iter::from_fn(|| Synthetic::poll_event(nic)));
+    }
+
+    /// Everybody talks until nobody has anything to say at this moment.
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            let due = |at: Option<Instant>| at.is_some_and(|at| at <= self.now);
+            let woken = self.port.take_wake(Path::Synthetic, self.now);
+            let host = self.to_host.take() | woken | due(self.service.poll_deadline());
+            let guest = self.to_guest.take() | due(Synthetic::poll_deadline(&self.nic));
+            if host {
+                self.host();
+            }
+            if guest {
+                self.guest();
+            }
+            if !host && !guest {
+                return;
+            }
+        }
+        panic!("never at rest");
+    }
+
+    /// A deadline passes.
+    fn wait(&mut self) {
+        let at = earliest(self.service.poll_deadline(), Synthetic::poll_deadline(&self.nic));
+        self.now = at.expect("something is waited for");
+        self.settle();
+    }
+
+    fn open(&mut self, number: u16) {
+        let rings = self.ram.allocate(34).unwrap();
+        let (up, down) = (rings.slice(0, 17).unwrap(), rings.slice(17, 17).unwrap());
+        let map = |pages: &SharedPages| self.ram.map(pages.frames()).unwrap();
+        let host = Channel::from_parts(map(&down), map(&up), self.to_guest.clone()).unwrap();
+        let guest = Channel::from_parts(up, down, self.to_host.clone()).unwrap();
+        self.service.open_queue(number, host, &mut self.port);
+        self.nic.add_queue(number, guest).unwrap();
+        self.host();
+        self.guest();
+    }
+
+    fn peer_sends(&mut self, frame: &[u8]) {
+        assert_eq!(self.port.peer_transmit(frame, self.now), Offered::Accepted);
+    }
+
+    /// Opens everything that the host offers.
+    fn open_all(&mut self) {
+        for number in 1..=std::mem::take(&mut self.offered) {
+            self.open(number);
+        }
+        self.settle();
+    }
+}
+
+/// A UDP frame of one of many flows.
+fn udp(to_guest: bool, flow: u8, number: u8) -> Vec<u8> {
+    let [to, from] = if to_guest { [MAC, PEER] } else { [PEER, MAC] };
+    let mut frame = [to.0, from.0].concat();
+    frame.extend([8, 0, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, flow, 10, 0, 0, 2]);
+    frame.extend([0x10, 0, 0x20, 0, 0, 26, 0, 0]);
+    frame.resize(59, 0);
+    frame.push(number);
+    frame
+}
+
+fn in_order(frames: &[Vec<u8>], flows: u8, each: u8) {
+    assert_eq!(frames.len(), usize::from(flows) * usize::from(each));
+    for flow in 0..flows {
+        let mine = frames.iter().filter(|frame| frame[29] == flow).map(|frame| frame[59]);
+        assert!(mine.eq(0..each), "flow {flow} arrives whole and in order");
+    }
+}
+
+#[test]
+fn queues_are_asked_for_and_used_both_ways_without_a_word_of_the_owners() {
+    let mut wide = wide(4);
+    assert!(wide.events.contains(&NicEvent::QueuesGranted { count: 3 }));
+    wide.open_all();
+    assert_eq!(wide.nic.channels(), 4);
+    for number in 0..10 {
+        for flow in 0..32 {
+            wide.nic.transmit(&udp(false, flow, number)).unwrap();
+            wide.peer_sends(&udp(true, flow, number));
+        }
+        wide.nic.flush();
+        wide.settle();
+    }
+    in_order(&wide.at_peer, 32, 10);
+    in_order(&wide.received, 32, 10);
+    for (number, totals) in wide.nic.totals().iter().enumerate() {
+        assert!(totals.tx_frames > 0 && totals.rx_frames > 0, "queue {number}: {totals:?}");
+        assert_eq!((totals.bad, totals.tx_refused), (0, 0));
+    }
+    assert_eq!(wide.nic.busy_slots(), 0, "what queues keep is not under way");
+}
+
+#[test]
+fn a_new_queue_waits_until_nothing_older_is_under_way() {
+    let mut wide = wide(2);
+    let (flows, mut taken) = (16, 0);
+    for flow in 0..flows {
+        wide.nic.transmit(&udp(false, flow, 0)).unwrap();
+    }
+    wide.nic.flush();
+    // The host has not looked at its ring yet when the queue is there.
+    let rings = wide.ram.allocate(34).unwrap();
+    let (up, down) = (rings.slice(0, 17).unwrap(), rings.slice(17, 17).unwrap());
+    let map = |pages: &SharedPages| wide.ram.map(pages.frames()).unwrap();
+    let host = Channel::from_parts(map(&down), map(&up), wide.to_guest.clone()).unwrap();
+    let guest = Channel::from_parts(up, down, wide.to_host.clone()).unwrap();
+    wide.nic.add_queue(1, guest).unwrap();
+    for flow in 0..flows {
+        taken += usize::from(wide.nic.transmit(&udp(false, flow, 1)).is_ok());
+        assert_eq!(wide.nic.transmit(&udp(false, flow, 1)), Err(Refused::Full));
+    }
+    assert_eq!(taken, 0, "frames could overtake those on the other channel");
+    wide.service.open_queue(1, host, &mut wide.port);
+    wide.settle();
+    assert_eq!(wide.at_peer.len(), usize::from(flows));
+    for flow in 0..flows {
+        wide.nic.transmit(&udp(false, flow, 1)).unwrap();
+    }
+    wide.nic.flush();
+    wide.settle();
+    in_order(&wide.at_peer, flows, 2);
+    assert!(wide.nic.totals().iter().all(|queue| queue.tx_frames > 0), "both have work");
+}
+
+#[test]
+fn a_queue_that_is_taken_back_leaves_its_flows_to_the_others() {
+    let mut wide = wide(4);
+    wide.open_all();
+    wide.service.close_queue(2, &mut wide.port);
+    wide.host();
+    let now = wide.now;
+    wide.nic.remove_queue(2, now);
+    wide.settle();
+    for flow in 0..32 {
+        wide.nic.transmit(&udp(false, flow, 0)).unwrap();
+        wide.peer_sends(&udp(true, flow, 0));
+    }
+    wide.nic.flush();
+    wide.settle();
+    in_order(&wide.at_peer, 32, 1);
+    in_order(&wide.received, 32, 1);
+    let totals = wide.nic.totals();
+    assert_eq!((wide.nic.channels(), totals.len(), totals[2].tx_frames), (3, 4, 0));
+}
+
+#[test]
+fn a_host_that_offers_fewer_than_it_granted_spreads_over_those_that_there_are() {
+    let mut wide = wide(4);
+    wide.offered = 0;
+    wide.open(1);
+    wide.settle();
+    while wide.service.poll_deadline().is_some() || Synthetic::poll_deadline(&wide.nic).is_some() {
+        wide.wait();
+    }
+    for flow in 0..32 {
+        wide.peer_sends(&udp(true, flow, 0));
+    }
+    wide.settle();
+    in_order(&wide.received, 32, 1);
+    let totals = wide.nic.totals();
+    assert!(totals[0].rx_frames > 0 && totals[1].rx_frames > 0, "{totals:?}");
+}
+
+#[test]
+fn the_way_down_begins_when_the_queues_have_sent_everything() {
+    let mut wide = wide(4);
+    wide.open_all();
+    for flow in 0..32 {
+        wide.nic.transmit(&udp(false, flow, 0)).unwrap();
+    }
+    let now = wide.now;
+    wide.nic.shutdown(now);
+    assert!(wide.nic.nic().info().ready, "the queues are not idle yet");
+    assert_eq!(wide.nic.transmit(&udp(false, 0, 1)), Err(Refused::NotReady));
+    wide.settle();
+    assert_eq!(wide.events.last(), Some(&NicEvent::Stopped));
+    in_order(&wide.at_peer, 32, 1);
+    let sent: u64 = wide.nic.totals().iter().map(|queue| queue.tx_frames).sum();
+    assert_eq!((wide.nic.channels(), sent), (1, 32), "what the queues did is still counted");
+}
