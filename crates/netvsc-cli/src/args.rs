@@ -293,7 +293,7 @@ pub struct RunArgs {
     #[arg(
         long,
         value_name = "FILE",
-        long_help = "Write every frame of the NICs to this file in the pcapng format, which Wireshark and tshark read. Each NIC, path and direction is an interface: nic0-vf-out. A file that is there is replaced"
+        long_help = "Write every frame of the NICs to this file in the pcapng format, which Wireshark and tshark read. Each NIC, path and direction is an interface: nic0-vf-out; with several queues, each queue too: nic0-synthetic-q2-in. A file that is there is replaced"
     )]
     pub pcap: Option<PathBuf>,
 

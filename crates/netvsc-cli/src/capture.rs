@@ -26,11 +26,14 @@ const NANOSECONDS: u8 = 9;
 #[derive(Clone)]
 pub struct Capture(Arc<Mutex<Inner>>);
 
+/// Where a frame was seen: its NIC, path, channel where the NIC may use several, and direction.
+type Place = (usize, Path, Option<u16>, Direction);
+
 struct Inner {
     path: PathBuf,
     writer: PcapNgWriter<BufWriter<File>>,
-    /// Number of the interface that stands for a NIC, a path and a direction.
-    interfaces: BTreeMap<(usize, Path, Direction), u32>,
+    /// Number of the interface that stands for each place where frames were seen.
+    interfaces: BTreeMap<Place, u32>,
     frame: Vec<u8>,
     /// What went wrong first. Nothing is written after it.
     failed: Option<PcapError>,
@@ -71,10 +74,10 @@ impl Capture {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tap for a NIC.
+    /// The tap for a NIC that may use so many channels. If several, each is an interface of its own.
     #[must_use]
-    pub fn tap(&self, nic: usize) -> Box<dyn Tap> {
-        Box::new(NicTap { nic, capture: self.clone() })
+    pub fn tap(&self, nic: usize, queues: u16) -> Box<dyn Tap> {
+        Box::new(NicTap { nic, several: queues > 1, capture: self.clone() })
     }
 
     /// Writes what is still in memory.
@@ -92,17 +95,15 @@ impl Capture {
 }
 
 impl Inner {
-    fn write(
-        &mut self,
-        key: (usize, Path, Direction),
-        now: Instant,
-        frame: &dyn Frame,
-    ) -> Result<(), PcapError> {
+    fn write(&mut self, place: Place, now: Instant, frame: &dyn Frame) -> Result<(), PcapError> {
         let next = self.interfaces.len() as u32;
-        let interface_id = *self.interfaces.entry(key).or_insert(next);
+        let interface_id = *self.interfaces.entry(place).or_insert(next);
         if interface_id == next {
-            let (nic, path, direction) = key;
-            let name = format!("nic{nic}-{path}-{direction}");
+            let (nic, path, queue, direction) = place;
+            let name = match queue {
+                Some(queue) => format!("nic{nic}-{path}-q{queue}-{direction}"),
+                None => format!("nic{nic}-{path}-{direction}"),
+            };
             self.writer.write_pcapng_block(InterfaceDescriptionBlock {
                 linktype: DataLink::ETHERNET,
                 snaplen: 0,
@@ -114,7 +115,7 @@ impl Inner {
         }
         self.frame.clear();
         append(frame, &mut self.frame);
-        let flags = match key.2 {
+        let flags = match place.3 {
             Direction::In => 1,
             Direction::Out => 2,
         };
@@ -133,14 +134,24 @@ impl Inner {
 #[derive(Debug)]
 struct NicTap {
     nic: usize,
+    /// Whether the channels of the NIC are told apart.
+    several: bool,
     capture: Capture,
 }
 
 impl Tap for NicTap {
-    fn frame(&mut self, path: Path, direction: Direction, now: Instant, frame: &dyn Frame) {
+    fn frame(
+        &mut self,
+        path: Path,
+        queue: u16,
+        direction: Direction,
+        now: Instant,
+        frame: &dyn Frame,
+    ) {
         let inner = &mut *self.capture.inner();
         if inner.failed.is_none() {
-            inner.failed = inner.write((self.nic, path, direction), now, frame).err();
+            let queue = Some(queue).filter(|_| self.several && path == Path::Synthetic);
+            inner.failed = inner.write((self.nic, path, queue, direction), now, frame).err();
         }
     }
 }

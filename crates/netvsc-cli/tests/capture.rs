@@ -92,6 +92,31 @@ fn every_path_and_direction_is_an_interface_and_tshark_reads_it() {
     with_tshark(&file.0, &counts);
 }
 
+#[test]
+fn every_queue_is_an_interface_with_the_frames_that_it_counted() {
+    let file = Scratch::new("queues.pcapng");
+    let name = file.0.to_str().expect("a plain path");
+    let with = events(&run(&["--queues", "3", "--pcap", name]));
+    let counts = frames(&file.0);
+    let summary = with.last().expect("a summary");
+    let mut expected = BTreeMap::new();
+    for (number, nic) in summary["counters"].as_array().expect("counters").iter().enumerate() {
+        for queue in nic["queues"].as_array().expect("queues") {
+            for (way, figure) in [("in", "rx_frames"), ("out", "tx_frames")] {
+                let interface = format!("nic{number}-synthetic-q{}-{way}", queue["queue"]);
+                expected.insert(interface, queue[figure].as_u64().expect("a figure"));
+            }
+        }
+    }
+    expected.retain(|_, frames| *frames > 0);
+    let (on_vfs, on_queues): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        counts.clone().into_iter().partition(|(name, _)| name.contains("-vf-"));
+    assert_eq!(on_queues, expected);
+    let names: Vec<&str> = on_vfs.keys().map(String::as_str).collect();
+    assert_eq!(names, ["nic0-vf-in", "nic0-vf-out", "nic1-vf-in", "nic1-vf-out"]);
+    with_tshark(&file.0, &counts);
+}
+
 /// Another reader counts the same frames on the same interfaces and finds none malformed.
 fn with_tshark(path: &Path, counts: &BTreeMap<String, u64>) {
     let tshark = |options: &[&str]| {

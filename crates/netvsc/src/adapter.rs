@@ -56,6 +56,11 @@ pub trait Frame {
         None
     }
 
+    /// Number of the NIC's channel on which it came; 0 is the primary one. 0 for frames of a VF.
+    fn queue(&self) -> u16 {
+        0
+    }
+
     /// How it is to be cut, if it is a TCP segment that is longer than a frame: see [`VfPort::receive_whole`]. Only for who has
     /// asked for such ([`Adapter::take_whole`]).
     fn large(&self) -> Option<LargeSend> {
@@ -164,6 +169,11 @@ pub trait Synthetic {
     /// # Errors
     /// [`Refused`]; nothing was taken.
     fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused>;
+
+    /// Number of the channel that took the last frame, of a NIC with several; 0 is the primary one.
+    fn last_queue(&self) -> u16 {
+        0
+    }
 
     /// What the host does to frames.
     fn offloads(&self) -> PathOffloads;
@@ -471,7 +481,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             }
             counters.frames_received += 1;
             if let Some(tap) = tap {
-                tap.frame(Path::Synthetic, Direction::In, now, frame);
+                tap.frame(Path::Synthetic, frame.queue(), Direction::In, now, frame);
             }
             sink(Path::Synthetic, frame);
         });
@@ -483,7 +493,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                 counters.frames_received += count;
                 counters.frames_received_vf += count;
                 if let Some(tap) = tap {
-                    tap.frame(Path::Vf, Direction::In, now, &frame);
+                    tap.frame(Path::Vf, 0, Direction::In, now, &frame);
                 }
                 sink(Path::Vf, &frame);
             };

@@ -389,7 +389,9 @@ impl<M: Machine> Guest<M> {
                             let started = QueuedNic::new(started, self.spread_key);
                             let mut adapter = Adapter::new(started, adapter_config());
                             adapter.take_whole(self.whole);
-                            adapter.set_tap(self.capture.as_ref().map(|file| file.tap(number)));
+                            let queues = self.nic_config.queues;
+                            let tap = self.capture.as_ref().map(|file| file.tap(number, queues));
+                            adapter.set_tap(tap);
                             Stage::Running(Box::new(adapter))
                         }
                         Err(error) => {

@@ -138,7 +138,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         let Some(port) = &mut self.port else { return self.transmit_synthetic(frame, now) };
         match port.transmit(frame) {
             Ok(()) => {
-                show(&mut self.tap, Path::Vf, now, frame);
+                show(&mut self.tap, (Path::Vf, 0), now, frame);
                 self.replay.push_given(frame);
                 self.note_given();
                 Ok(())
@@ -257,7 +257,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             };
             match result {
                 Ok(()) => {
-                    show(&mut self.tap, Path::Vf, now, frame);
+                    show(&mut self.tap, (Path::Vf, 0), now, frame);
                     self.replay.gave();
                     self.note_given();
                 }
@@ -285,7 +285,8 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             return Err(Refused::Full);
         }
         self.nic.transmit(frame)?;
-        show(&mut self.tap, Path::Synthetic, now, frame);
+        let place = (Path::Synthetic, self.nic.last_queue());
+        show(&mut self.tap, place, now, frame);
         self.counters.frames_synthetic += 1;
         Ok(())
     }
@@ -335,7 +336,8 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     fn show_pieces(&mut self, frame: &TxFrame<'_>, now: Instant) {
         self.segment.clear();
         frame.pieces.iter().for_each(|piece| self.segment.extend_from_slice(piece));
-        show(&mut self.tap, Path::Synthetic, now, &self.segment);
+        let place = (Path::Synthetic, self.nic.last_queue());
+        show(&mut self.tap, place, now, &self.segment);
     }
 
     /// Sends what was taken.
@@ -421,7 +423,8 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             }
             match send_to(&mut self.nic, frame, &work) {
                 Ok(()) => {
-                    show(&mut self.tap, Path::Synthetic, now, frame);
+                    let place = (Path::Synthetic, self.nic.last_queue());
+                    show(&mut self.tap, place, now, frame);
                     self.counters.frames_synthetic += 1;
                     self.counters.frames_resent += u64::from(again);
                 }
@@ -483,8 +486,8 @@ fn send_to<N: Synthetic>(nic: &mut N, frame: &[u8], work: &TxWork) -> Result<(),
 
 /// Shows the tap a frame that a path took.
 #[inline]
-fn show(tap: &mut Option<Box<dyn Tap>>, path: Path, now: Instant, frame: &[u8]) {
+fn show(tap: &mut Option<Box<dyn Tap>>, (path, queue): (Path, u16), now: Instant, frame: &[u8]) {
     if let Some(tap) = tap {
-        tap.frame(path, Direction::Out, now, &frame);
+        tap.frame(path, queue, Direction::Out, now, &frame);
     }
 }

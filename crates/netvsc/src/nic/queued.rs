@@ -17,6 +17,7 @@ use vmbus::time::earliest;
 use super::flow::{self, Head};
 use super::frame::TxFrame;
 use super::queue::{NicQueue, QueueError};
+use super::receive::RxFrame;
 use super::restart::Remains;
 use super::settings::SettingError;
 use super::stats::{NicStats, QueueTotals};
@@ -26,6 +27,7 @@ use super::{Nic, SharedBuffer, Stage};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
 use crate::nvsp::TABLE_ENTRIES;
 use crate::port::{Path, PathOffloads, PortSettings};
+use crate::rndis::packet::ReceiveChecksum;
 use crate::rndis::scaling::{KEY_SIZE, Scaling};
 
 /// How long the sub-channels that the host has granted are waited for before frames are spread over those that there are.
@@ -53,6 +55,8 @@ pub struct QueuedNic<D = SignalFlag> {
     respread: bool,
     /// It goes down once the queues are idle, or then.
     leave_by: Option<Instant>,
+    /// The channel that took the last frame.
+    last: u16,
     /// What queues did that are gone, by their numbers.
     past: Vec<QueueTotals>,
 }
@@ -71,6 +75,7 @@ impl<D: Doorbell> QueuedNic<D> {
             spread_over: 1,
             respread: false,
             leave_by: None,
+            last: 0,
             past: Vec::new(),
         }
     }
@@ -90,6 +95,13 @@ impl<D: Doorbell> QueuedNic<D> {
     #[must_use]
     pub fn channels(&self) -> usize {
         1 + self.queues.len()
+    }
+
+    /// Whether sub-channel `number` is a queue, or about to become one.
+    #[must_use]
+    pub fn has_queue(&self, number: u16) -> bool {
+        let waiting = self.waiting.iter().map(|(number, _)| *number);
+        self.queues.iter().map(NicQueue::number).chain(waiting).any(|known| known == number)
     }
 
     /// What each channel did since the NIC was made, by its number, also those that are gone.
@@ -228,7 +240,8 @@ impl<D: Doorbell> QueuedNic<D> {
     fn read(&mut self, now: Instant, sink: &mut dyn FnMut(&dyn Frame)) -> Result<(), NicError> {
         self.nic.poll(now, &mut |frame| sink(&frame))?;
         for queue in &mut self.queues {
-            queue.poll(&mut |frame| sink(&frame))?;
+            let number = queue.number();
+            queue.poll(&mut |frame| sink(&OnQueue { frame, number }))?;
         }
         Ok(())
     }
@@ -319,6 +332,34 @@ impl<D: Doorbell> QueuedNic<D> {
     }
 }
 
+/// A frame of a sub-channel.
+struct OnQueue<'a> {
+    frame: RxFrame<'a>,
+    number: u16,
+}
+
+impl Frame for OnQueue<'_> {
+    fn len(&self) -> usize {
+        self.frame.len()
+    }
+
+    fn copy_to(&self, out: &mut [u8]) -> usize {
+        self.frame.copy_to(out)
+    }
+
+    fn checksum(&self) -> ReceiveChecksum {
+        self.frame.checksum()
+    }
+
+    fn hash(&self) -> Option<u32> {
+        self.frame.hash()
+    }
+
+    fn queue(&self) -> u16 {
+        self.number
+    }
+}
+
 impl<D: Doorbell> Synthetic for QueuedNic<D> {
     type Event = NicEvent;
     type Error = NicError;
@@ -366,7 +407,9 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
         }
         self.check()?;
         let place = self.place(flow::of(frame));
-        match place.and_then(|at| self.queues.get_mut(at)) {
+        let queue = place.and_then(|at| self.queues.get_mut(at));
+        self.last = queue.as_ref().map_or(0, |queue| queue.number());
+        match queue {
             Some(queue) => queue.transmit(frame).map_err(refused),
             None => self.nic.transmit(frame).map_err(refused),
         }
@@ -378,10 +421,16 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
         }
         self.check()?;
         let place = self.place(flow::of(&Head::of(frame.pieces)));
-        match place.and_then(|at| self.queues.get_mut(at)) {
+        let queue = place.and_then(|at| self.queues.get_mut(at));
+        self.last = queue.as_ref().map_or(0, |queue| queue.number());
+        match queue {
             Some(queue) => queue.transmit_with(frame).map_err(refused),
             None => self.nic.transmit_with(frame).map_err(refused),
         }
+    }
+
+    fn last_queue(&self) -> u16 {
+        if self.queues.is_empty() { 0 } else { self.last }
     }
 
     fn offloads(&self) -> PathOffloads {

@@ -181,7 +181,7 @@ impl Run<'_> {
     /// Sleeps until somebody wants attention, and takes it up.
     fn wait(&mut self, at: Option<Instant>, service: Option<&Service>) -> Result<(), Error> {
         let now = self.now();
-        let at = self.nics.iter().map(|nic| nic.deadline(now)).fold(at, earliest);
+        let at = self.nics.iter().map(UioNic::deadline).fold(at, earliest);
         let timeout = at.map(|at| at.since(now)).and_then(|span| Timespec::try_from(span).ok());
         let (mut fds, mut owners) = (Vec::new(), Vec::new());
         for (number, nic) in self.nics.iter().enumerate().filter(|(_, nic)| !nic.is_ended()) {

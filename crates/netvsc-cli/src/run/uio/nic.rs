@@ -108,9 +108,9 @@ impl UioNic {
     }
 
     fn open(&mut self, now: Instant) -> Result<(), Error> {
-        let Setup { root, guid, key, number, capture, .. } = &self.setup;
+        let Setup { root, guid, key, number, queues, capture, .. } = &self.setup;
         let mut card = Card::open(root, *guid, self.config.clone(), *key, now)?;
-        card.adapter().set_tap(capture.as_ref().map(|file| file.tap(*number)));
+        card.adapter().set_tap(capture.as_ref().map(|file| file.tap(*number, *queues)));
         self.card = Some(card);
         (self.life, self.ready, self.rung) = (Life::Working, false, true);
         Ok(())
@@ -147,12 +147,12 @@ impl UioNic {
         (self.past.0 + now.0, self.past.1 + now.1, self.line.refused())
     }
 
-    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         let stop = match self.life {
             Life::Stopping { by, .. } => Some(by),
             _ => None,
         };
-        earliest(stop, self.card.as_ref().and_then(|card| card.deadline(now)))
+        earliest(stop, self.card.as_ref().and_then(Card::deadline))
     }
 
     /// What to wait for: interrupts, frames of the kernel, and news of the interface.
@@ -191,7 +191,7 @@ impl UioNic {
             self.stopped(again, now)?;
             return Ok(true);
         }
-        let due = self.deadline(now).is_some_and(|at| at <= now);
+        let due = self.deadline().is_some_and(|at| at <= now);
         let Some(card) = &mut self.card else { return Ok(moved) };
         if std::mem::take(&mut self.rung) || due {
             moved = true;
@@ -226,7 +226,7 @@ impl UioNic {
             NicEvent::Ready { mac, mtu, version, .. } => {
                 let nvsp = nvsp_name(version);
                 self.tell(What::NicReady { nic, mac, nvsp, mtu });
-                self.begin(mac, mtu, now)?;
+                self.begin(mac, mtu)?;
             }
             NicEvent::QueuesGranted { count } => {
                 if let Some(card) = &mut self.card {
@@ -253,7 +253,7 @@ impl UioNic {
     }
 
     /// The NIC carries frames: its interface is to look like it.
-    fn begin(&mut self, permanent: MacAddress, mtu: u32, now: Instant) -> Result<(), Error> {
+    fn begin(&mut self, permanent: MacAddress, mtu: u32) -> Result<(), Error> {
         let first = self.good_mtu.is_none();
         let mac = self.config.address.unwrap_or(permanent);
         (self.ready, self.rung) = (true, true);
@@ -271,12 +271,6 @@ impl UioNic {
             self.follow = Follow::new(tap).ok();
         } else if let Some(follow) = &mut self.follow {
             follow.note(tap);
-        }
-        if self.setup.queues > 1
-            && let Some(card) = &mut self.card
-            && let Err(error) = card.nic().request_queues(self.setup.queues - 1, now)
-        {
-            tracing::debug!(%error, "one channel");
         }
         Ok(())
     }
@@ -370,7 +364,7 @@ impl UioNic {
     pub(super) fn stop(&mut self, again: bool, now: Instant) {
         match (self.life, &mut self.card) {
             (Life::Working, Some(card)) => {
-                card.nic().shutdown(now);
+                card.shutdown(now);
                 (self.life, self.rung) = (Life::Stopping { by: now + REST, again }, true);
             }
             (Life::Stopping { by, .. }, Some(_)) => self.life = Life::Stopping { by, again },
