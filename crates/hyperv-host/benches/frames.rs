@@ -15,6 +15,7 @@ use hyperv_host::switch::Offered;
 use netvsc::nic::{Nic, NicOffloads, NicQueue, TxFrame};
 use netvsc::nvsp::Version;
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
+use netvsc::rndis::scaling::Scaling;
 use netvsc::{NicConfig, NicEvent, RxFrame};
 
 #[path = "../tests/nic/world.rs"]
@@ -34,26 +35,41 @@ enum Path {
     Send(usize, u16),
     /// Frames of this length whose checksums the host computes.
     SendChecksum(usize),
-    /// Segments of this length that the host cuts.
-    SendLarge(usize),
-    Receive(usize),
+    /// Segments of this length that the host cuts, over so many queues.
+    SendLarge(usize, u16),
+    /// Frames of this length, over so many queues.
+    Receive(usize, u16),
 }
 
-const PATHS: [(&str, Path); 14] = [
+const PATHS: [(&str, Path); 28] = [
     ("nic_send_64", Path::Send(64, 1)),
-    ("nic_send_512", Path::Send(512, 1)),
-    ("nic_send_1514", Path::Send(1514, 1)),
-    ("nic_send_9000", Path::Send(9000, 1)),
     ("nic_send_64_2_queues", Path::Send(64, 2)),
     ("nic_send_64_4_queues", Path::Send(64, 4)),
+    ("nic_send_512", Path::Send(512, 1)),
+    ("nic_send_512_2_queues", Path::Send(512, 2)),
+    ("nic_send_512_4_queues", Path::Send(512, 4)),
+    ("nic_send_1514", Path::Send(1514, 1)),
     ("nic_send_1514_2_queues", Path::Send(1514, 2)),
     ("nic_send_1514_4_queues", Path::Send(1514, 4)),
+    ("nic_send_9000", Path::Send(9000, 1)),
+    ("nic_send_9000_2_queues", Path::Send(9000, 2)),
+    ("nic_send_9000_4_queues", Path::Send(9000, 4)),
     ("nic_send_checksum_1514", Path::SendChecksum(1514)),
-    ("nic_send_large_62000", Path::SendLarge(62_000)),
-    ("nic_receive_64", Path::Receive(64)),
-    ("nic_receive_512", Path::Receive(512)),
-    ("nic_receive_1514", Path::Receive(1514)),
-    ("nic_receive_9000", Path::Receive(9000)),
+    ("nic_send_large_62000", Path::SendLarge(62_000, 1)),
+    ("nic_send_large_62000_2_queues", Path::SendLarge(62_000, 2)),
+    ("nic_send_large_62000_4_queues", Path::SendLarge(62_000, 4)),
+    ("nic_receive_64", Path::Receive(64, 1)),
+    ("nic_receive_64_2_queues", Path::Receive(64, 2)),
+    ("nic_receive_64_4_queues", Path::Receive(64, 4)),
+    ("nic_receive_512", Path::Receive(512, 1)),
+    ("nic_receive_512_2_queues", Path::Receive(512, 2)),
+    ("nic_receive_512_4_queues", Path::Receive(512, 4)),
+    ("nic_receive_1514", Path::Receive(1514, 1)),
+    ("nic_receive_1514_2_queues", Path::Receive(1514, 2)),
+    ("nic_receive_1514_4_queues", Path::Receive(1514, 4)),
+    ("nic_receive_9000", Path::Receive(9000, 1)),
+    ("nic_receive_9000_2_queues", Path::Receive(9000, 2)),
+    ("nic_receive_9000_4_queues", Path::Receive(9000, 4)),
 ];
 
 /// A guest at work, and its host.
@@ -69,6 +85,11 @@ fn build(mtu: u32, queues: u16) -> World {
         for number in 1..queues {
             world.add_queue(number, 129);
         }
+        let mut key = [0; 40];
+        key.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 37 + 11) as u8);
+        let scaling = Scaling::even(queues, key);
+        world.nic.set_scaling(Some(&scaling), world.now).expect("it can be set");
+        world.settle();
     }
     assert!(world.events.iter().any(|event| matches!(event, NicEvent::Ready { .. })));
     world
@@ -93,11 +114,18 @@ fn guest_send(nic: &mut Nic, queues: &mut [NicQueue], frames: &[Vec<u8>]) {
 
 /// The same with work for the host.
 #[inline(never)]
-fn guest_send_with(nic: &mut Nic, frame: &TxFrame<'_>, count: usize) {
-    for _ in 0..count {
+fn guest_send_with(nic: &mut Nic, queues: &mut [NicQueue], frame: &TxFrame<'_>, count: usize) {
+    let share = count / (queues.len() + 1);
+    for _ in 0..share {
         nic.transmit_with(frame).expect("there is room");
     }
     nic.flush();
+    for queue in queues {
+        for _ in 0..share {
+            queue.transmit_with(frame).expect("there is room");
+        }
+        queue.flush();
+    }
 }
 
 /// What the guest does when its host has rung. `sink` is made elsewhere: under a name of its own, it is counted here.
@@ -129,15 +157,20 @@ struct Course {
 impl Course {
     fn new(path: Path) -> Self {
         let (len, queues) = match path {
-            Path::Send(len, queues) => (len, queues),
-            Path::SendChecksum(len) | Path::SendLarge(len) | Path::Receive(len) => (len, 1),
+            Path::Send(len, queues) | Path::SendLarge(len, queues) | Path::Receive(len, queues) => {
+                (len, queues)
+            }
+            Path::SendChecksum(len) => (len, 1),
         };
         let mtu = if len == 9000 { 9000 } else { 1500 };
-        let (to, from) = if matches!(path, Path::Receive(_)) { (MAC, PEER) } else { (PEER, MAC) };
+        let (to, from) = if matches!(path, Path::Receive(..)) { (MAC, PEER) } else { (PEER, MAC) };
         let mut frames: Vec<_> = (0..BURST).map(|seed| frame(to, from, len, seed as u8)).collect();
-        for frame in &mut frames {
-            if matches!(path, Path::SendChecksum(_) | Path::SendLarge(_)) {
-                headers(frame);
+        for (flow, frame) in frames.iter_mut().enumerate() {
+            match path {
+                Path::SendChecksum(_) | Path::SendLarge(..) => headers(frame, 0),
+                // With one queue nobody looks for a flow.
+                Path::Receive(_, 2..) => headers(frame, flow as u8),
+                Path::Send(..) | Path::Receive(..) => {}
             }
         }
         Self { path, world: build(mtu, queues), frames, buffer: vec![0; 70_000] }
@@ -145,7 +178,11 @@ impl Course {
 
     /// Frames of a burst on this path.
     fn burst(&self) -> usize {
-        if matches!(self.path, Path::SendLarge(_)) { 2 } else { BURST }
+        match self.path {
+            Path::SendLarge(_, 4) => 4,
+            Path::SendLarge(..) => 2,
+            _ => BURST,
+        }
     }
 
     /// One burst; the time of the guest.
@@ -161,20 +198,20 @@ impl Course {
             Path::SendChecksum(_) => {
                 let checksum = TransmitChecksum::IPV4 | TransmitChecksum::TCP;
                 let frame = TxFrame { checksum: checksum.at(34), ..plain };
-                guest_send_with(&mut world.nic, &frame, burst);
+                guest_send_with(&mut world.nic, &mut world.queues, &frame, burst);
             }
-            Path::SendLarge(_) => {
+            Path::SendLarge(..) => {
                 let send = LargeSend { segment: 1460, layer4: 34, ipv6: false };
                 let frame = TxFrame { large_send: Some(send), ..plain };
-                guest_send_with(&mut world.nic, &frame, burst);
+                guest_send_with(&mut world.nic, &mut world.queues, &frame, burst);
             }
-            Path::Receive(_) => {
+            Path::Receive(..) => {
                 for frame in frames {
                     assert_ne!(world.port.peer_transmit(frame, world.now), Offered::Busy);
                 }
             }
         }
-        if !matches!(path, Path::Receive(_)) {
+        if !matches!(path, Path::Receive(..)) {
             time += start.elapsed();
         }
         let mut received = 0;
@@ -190,17 +227,17 @@ impl Course {
                 break;
             }
         }
-        assert_eq!(received, if matches!(path, Path::Receive(_)) { BURST } else { 0 });
+        assert_eq!(received, if matches!(path, Path::Receive(..)) { BURST } else { 0 });
         time
     }
 }
 
 /// Makes a TCP segment over IPv4 of a frame.
-fn headers(frame: &mut [u8]) {
+fn headers(frame: &mut [u8], flow: u8) {
     let len = ((frame.len() - 14) as u16).to_be_bytes();
     frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
     frame[16..18].copy_from_slice(&len);
-    frame[18..34].copy_from_slice(&[0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame[18..34].copy_from_slice(&[0, 0, 0, 0, 64, 6, 0, 0, 10, 0, flow, 1, 10, 0, 0, 2]);
     frame[46..48].copy_from_slice(&[0x50, 0x10]);
 }
 
