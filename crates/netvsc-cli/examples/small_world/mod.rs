@@ -39,7 +39,7 @@ impl SmallWorld {
 
     /// Queues for a stack.
     pub fn frames(mac: MacAddress) -> Frames {
-        Frames::new(FramesConfig { mac, ..FramesConfig::default() })
+        Frames::new(FramesConfig { mac, trust: true, ..FramesConfig::default() })
     }
 
     /// Carries frames between the stacks as far as they go now. True if any went.

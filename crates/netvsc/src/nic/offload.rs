@@ -36,7 +36,7 @@ impl Patches {
 }
 
 /// Adds the words of `bytes` to a sum; `odd`: the first byte is the lower half of a word.
-pub(super) fn add(mut sum: u32, bytes: &[u8], odd: bool) -> u32 {
+pub(crate) fn add(mut sum: u32, bytes: &[u8], odd: bool) -> u32 {
     let (head, rest) = bytes.split_at(usize::from(odd && !bytes.is_empty()));
     for byte in head {
         sum += u32::from(*byte);
@@ -64,7 +64,7 @@ fn words(bytes: &[u8]) -> u16 {
     u16::from_be(sum as u16)
 }
 
-pub(super) fn fold(mut sum: u32) -> u16 {
+pub(crate) fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -58,10 +58,15 @@ impl Driver for Frames {
         capabilities.max_transmission_unit = self.config.frame_size;
         capabilities.max_burst_size = self.burst();
         let left = self.left();
-        let sums = |left| if left { Checksum::Rx } else { Checksum::Both };
-        capabilities.checksum.ipv4 = sums(left.ipv4);
-        capabilities.checksum.tcp = sums(left.tcp);
-        capabilities.checksum.udp = sums(left.udp);
+        let sums = |left, trust| match (left, trust) {
+            (false, false) => Checksum::Both,
+            (true, false) => Checksum::Rx,
+            (false, true) => Checksum::Tx,
+            (true, true) => Checksum::None,
+        };
+        capabilities.checksum.ipv4 = sums(left.ipv4, self.config.trust);
+        capabilities.checksum.tcp = sums(left.tcp, self.config.trust);
+        capabilities.checksum.udp = sums(left.udp, false);
         capabilities
     }
 

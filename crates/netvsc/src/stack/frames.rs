@@ -7,8 +7,8 @@ use core::task::Waker;
 
 use vmbus::Instant;
 
-use super::Card;
 use super::sums::Left;
+use super::{Card, received};
 use crate::MacAddress;
 use crate::adapter::{Frame, Refused, append};
 use crate::nic::TxWork;
@@ -29,6 +29,9 @@ pub struct FramesConfig {
     /// What the card does to frames, so that the stack need not: all that [`Adapter::offloads`](crate::Adapter::offloads) says,
     /// or less.
     pub offloads: PathOffloads,
+    /// Whether IPv4 headers and TCP segments that the host found right are not checked again. The stack is told to check none; what
+    /// nothing is said of, as of a VF's frames, is checked here, and TCP in parts is dropped. UDP stays with the stack.
+    pub trust: bool,
     /// Frames that the stack may have waiting to go out.
     pub send: usize,
     /// Frames that may wait for the stack. Beyond that they are dropped, as by any card whose owner does not keep up.
@@ -36,10 +39,11 @@ pub struct FramesConfig {
 }
 
 impl Default for FramesConfig {
-    /// Frames of 1,514 bytes, 64 out and 1,024 in, no address, and nothing left to the card.
+    /// Frames of 1,514 bytes, 64 out and 1,024 in, no address, nothing left to the card, and nothing believed.
     fn default() -> Self {
         let offloads = PathOffloads::default();
-        Self { mac: MacAddress([0; 6]), frame_size: 1514, offloads, send: 64, receive: 1024 }
+        let mac = MacAddress([0; 6]);
+        Self { mac, frame_size: 1514, offloads, trust: false, send: 64, receive: 1024 }
     }
 }
 
@@ -86,23 +90,33 @@ impl Frames {
     }
 
     /// Hands a received frame to the stack. One whose checksums are wrong, as the host found, is dropped: the stack would do
-    /// the same. What the host found right is checked once more, since a VF says nothing and a host may lie.
+    /// the same. What the host found right is checked once more, since a VF says nothing and a host may lie; unless the configuration
+    /// says to [trust](FramesConfig::trust) it.
     pub fn push_frame(&mut self, frame: &dyn Frame) {
         if frame.checksum().intersects(WRONG) {
             self.corrupt += 1;
             return;
         }
-        self.push(|buffer| append(frame, buffer));
+        self.take_in(frame.checksum(), |buffer| append(frame, buffer));
     }
 
-    /// The same; `fill` appends the frame to an empty buffer.
+    /// The same for a frame of which nothing is known; `fill` appends it to an empty buffer.
     pub fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
+        self.take_in(ReceiveChecksum::empty(), fill);
+    }
+
+    fn take_in(&mut self, known: ReceiveChecksum, fill: impl FnOnce(&mut Vec<u8>)) {
         if self.incoming.len() >= self.config.receive {
             self.dropped += 1;
             return;
         }
         let mut buffer = self.buffer();
         fill(&mut buffer);
+        if self.config.trust && !received::may_pass(&buffer, known) {
+            self.corrupt += 1;
+            self.spare.push(buffer);
+            return;
+        }
         self.incoming.push_back(buffer);
         self.wake();
     }
@@ -184,7 +198,7 @@ impl Frames {
         self.dropped
     }
 
-    /// Received frames that the host found to be damaged.
+    /// Received frames that were found to be damaged, by the host or here.
     #[must_use]
     pub fn corrupt(&self) -> u64 {
         self.corrupt

@@ -6,13 +6,15 @@
 //!
 //! What a stack is told of checksums is what the card's owner says in [`FramesConfig::offloads`], which should be what both paths do
 //! ([`Adapter::offloads`](crate::Adapter::offloads)): then nobody computes them in software. A stack may rely on it whatever comes: an
-//! [`Adapter`](crate::Adapter) computes for a path what that path does not. These stacks know of no segments longer than the MTU, so
+//! [`Adapter`](crate::Adapter) computes for a path what that path does not. With [`FramesConfig::trust`] the stack does not check what the
+//! host found right; it is told so once for all frames, so that those of which nothing is said are checked here. These stacks know of no segments longer than the MTU, so
 //! that they leave none to be cut; those that do call [`Adapter::transmit_with`](crate::Adapter::transmit_with).
 
 mod card;
 #[cfg(feature = "embassy")]
 mod embassy;
 mod frames;
+mod received;
 #[cfg(feature = "smoltcp")]
 mod smoltcp;
 mod sums;

@@ -34,12 +34,17 @@ impl Phy for Frames {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.config.frame_size;
         capabilities.max_burst_size = self.burst();
-        // What was received is checked, and what is left to the card is not computed.
+        // What was received is checked unless that is done before, and what is left to the card is not computed.
         let left = self.left();
-        let sums = |left| if left { Checksum::Rx } else { Checksum::Both };
-        capabilities.checksum.ipv4 = sums(left.ipv4);
-        capabilities.checksum.tcp = sums(left.tcp);
-        capabilities.checksum.udp = sums(left.udp);
+        let sums = |left, trust| match (left, trust) {
+            (false, false) => Checksum::Both,
+            (true, false) => Checksum::Rx,
+            (false, true) => Checksum::Tx,
+            (true, true) => Checksum::None,
+        };
+        capabilities.checksum.ipv4 = sums(left.ipv4, self.config.trust);
+        capabilities.checksum.tcp = sums(left.tcp, self.config.trust);
+        capabilities.checksum.udp = sums(left.udp, false);
         capabilities
     }
 }

@@ -119,6 +119,23 @@ fn smoltcp_is_told_to_do_checksums_itself() {
     }
 }
 
+#[cfg(feature = "smoltcp")]
+#[test]
+fn a_stack_that_trusts_is_told_to_check_neither_tcp_nor_ipv4() {
+    use ::smoltcp::phy::{Checksum, Device as _};
+    let config = FramesConfig { trust: true, ..FramesConfig::default() };
+    let mut device = Device::new(Loop::default(), config);
+    let checksum = device.capabilities().checksum;
+    assert!(matches!((checksum.ipv4, checksum.tcp), (Checksum::Tx, Checksum::Tx)));
+    assert!(matches!(checksum.udp, Checksum::Both));
+    // So what is wrong does not come as far: an IPv4 header whose sum is.
+    let mut frame = vec![2; 12];
+    frame.extend([8, 0, 0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    device.card_mut().arriving = vec![frame];
+    device.poll(Instant::ZERO).unwrap();
+    assert_eq!((device.frames().to_receive(), device.frames().corrupt()), (0, 1));
+}
+
 #[cfg(feature = "embassy")]
 #[test]
 fn embassy_is_woken_by_frames_by_room_and_by_the_link() {
