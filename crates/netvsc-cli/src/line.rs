@@ -88,6 +88,12 @@ impl Line {
         })
     }
 
+    /// The same for a segment whose buffer can be had: another one is given for it.
+    pub(crate) fn push_uncut(&mut self, segment: Vec<u8>, uncut: Uncut) -> Vec<u8> {
+        self.queue_uncut(segment, uncut);
+        self.spare.pop().unwrap_or_default()
+    }
+
     /// A frame for the kernel, or a segment that is longer than a frame.
     pub(crate) fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>) -> Option<Uncut>) {
         let mut frame = self.spare.pop().unwrap_or_default();

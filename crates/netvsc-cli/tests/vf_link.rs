@@ -25,6 +25,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_netvsc");
 const ROLE: &str = "NETVSC_TEST_ROLE";
 /// After this long without a byte the transfer is dead.
 const SILENCE: Duration = Duration::from_secs(20);
+/// What a connection may be silent for at an orderly switch.
+const STALL: Duration = Duration::from_millis(200);
 const PORT: &str = "192.0.2.2:5001";
 
 /// How often the interface is tormented.
@@ -61,7 +63,7 @@ fn send(until: &Path) {
     stream.shutdown(Shutdown::Write).expect("the connection is alive");
     let mut end = [0; 1];
     assert_eq!(stream.read(&mut end).expect("the other side ends"), 0);
-    println!("result: {:x?} {sent} 0", digest.finalize().as_slice());
+    println!("result: {:x?} {sent} 0 0", digest.finalize().as_slice());
 }
 
 fn receive() {
@@ -70,7 +72,7 @@ fn receive() {
     let (mut stream, _) = listener.accept().expect("someone calls");
     stream.set_read_timeout(Some(SILENCE)).expect("a limit");
     let (mut digest, mut total) = (Sha256::new(), 0);
-    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    let (mut last, mut longest, mut stalls) = (Instant::now(), Duration::ZERO, 0);
     let mut buffer = vec![0; 256 << 10];
     loop {
         let len = stream.read(&mut buffer).expect("data within the time limit");
@@ -78,11 +80,13 @@ fn receive() {
             break;
         }
         longest = longest.max(last.elapsed());
+        stalls += usize::from(total > 0 && last.elapsed() > STALL);
         last = Instant::now();
         digest.update(&buffer[..len]);
         total += len;
     }
-    println!("result: {:x?} {total} {}", digest.finalize().as_slice(), longest.as_millis());
+    let digest = digest.finalize();
+    println!("result: {:x?} {total} {} {stalls}", digest.as_slice(), longest.as_millis());
 }
 
 /// A process that is killed if the test dies before it.
@@ -207,6 +211,12 @@ impl Setup {
 
     /// Sends while `meanwhile` goes on; the bytes that arrived, whole, and the longest silence.
     fn transfer(&mut self, meanwhile: impl FnOnce(&mut Self)) -> (u64, Duration) {
+        let (bytes, silence, _) = self.transfer_with_stalls(meanwhile);
+        (bytes, silence)
+    }
+
+    /// The same, and how many silences were longer than [`STALL`].
+    fn transfer_with_stalls(&mut self, meanwhile: impl FnOnce(&mut Self)) -> (u64, Duration, u64) {
         let _ = std::fs::remove_file(&self.stop);
         let mut listener = helper_in(&self.peer, "receive");
         listener.wait_for("listening", 1);
@@ -220,10 +230,13 @@ impl Setup {
         let (sent, received) = (result(sender.end()), result(listener.end()));
         let _ = std::fs::remove_file(&self.stop);
         let (sent, _) = sent.rsplit_once(' ').expect("words");
+        let (sent, _) = sent.rsplit_once(' ').expect("words");
+        let (received, stalls) = received.rsplit_once(' ').expect("words");
         let (whole, silence) = received.rsplit_once(' ').expect("words");
         assert_eq!(sent, whole, "digest and length");
         let bytes = whole.rsplit_once(' ').expect("words").1.parse().expect("a number");
-        (bytes, Duration::from_millis(silence.parse().expect("a number")))
+        let silence = Duration::from_millis(silence.parse().expect("a number"));
+        (bytes, silence, stalls.parse().expect("a number"))
     }
 
     /// Ends both; the guest's summary.
@@ -312,9 +325,19 @@ fn nothing_is_lost_when_the_host_asks_for_the_vf() {
     in_namespace("nothing_is_lost_when_the_host_asks_for_the_vf", || {
         // The first two of three removals are orderly.
         let mut setup = Setup::new("vf-eject", &["--churn", "400ms"], &[]);
-        setup.transfer(|setup| setup.run.wait_for(ON_VF, 3));
+        let times = if torments() > 10 { 100 } else { 3 };
+        let (_, silence, stalls) = setup.transfer_with_stalls(|setup| {
+            for time in 2..=times {
+                setup.run.wait_for(ON_VF, time);
+            }
+        });
         let summary = setup.finish();
-        assert!(summary["ejects"].as_u64() >= Some(2), "{summary}");
+        let [ejects, surprises] =
+            ["ejects", "surprises"].map(|what| summary[what].as_u64().expect("a number"));
+        eprintln!("{ejects} ejects, {surprises} surprises, {stalls} stalls, longest {silence:?}");
+        assert!(ejects >= times as u64 / 2, "{summary}");
+        // One in a hundred orderly switches may; and a machine that is busy with other things once.
+        assert!(stalls <= surprises + ejects / 100 + 1, "{stalls} stalls: {summary}");
         assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
     });
 }

@@ -46,6 +46,11 @@ pub trait Frame {
     /// Copies it into `out`; the number of bytes copied is the smaller of both lengths.
     fn copy_to(&self, out: &mut [u8]) -> usize;
 
+    /// The frame itself, if it lies in memory of its own and in one piece.
+    fn as_bytes(&self) -> Option<&[u8]> {
+        None
+    }
+
     /// What the host found of the frame's checksums, if it looked. It may lie. Nothing for frames of a VF.
     fn checksum(&self) -> ReceiveChecksum {
         ReceiveChecksum::empty()
@@ -86,6 +91,10 @@ impl Frame for OfPort<'_> {
 
     fn copy_to(&self, out: &mut [u8]) -> usize {
         self.0.copy_to(out)
+    }
+
+    fn as_bytes(&self) -> Option<&[u8]> {
+        Some(self.0)
     }
 
     fn large(&self) -> Option<LargeSend> {
@@ -615,6 +624,10 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
 
 /// Frames of a sink as bytes, for callers that keep them.
 pub fn append(frame: &dyn Frame, to: &mut Vec<u8>) {
+    if let Some(bytes) = frame.as_bytes() {
+        to.extend_from_slice(bytes);
+        return;
+    }
     let start = to.len();
     to.resize(start + frame.len(), 0);
     if let Some(room) = to.get_mut(start..) {

@@ -88,11 +88,17 @@ impl Peers {
             })?;
         }
         while let Some((frame, uncut)) = host.peer_receive_uncut(0, now) {
-            line.push(|buffer| {
-                buffer.extend_from_slice(&frame);
-                uncut
-            });
-            host.recycle(0, frame);
+            let buffer = match uncut {
+                Some(uncut) => line.push_uncut(frame, uncut),
+                None => {
+                    line.push(|buffer| {
+                        buffer.extend_from_slice(&frame);
+                        None
+                    });
+                    frame
+                }
+            };
+            host.recycle(0, buffer);
             moved = true;
         }
         Ok(moved | line.drain()?)

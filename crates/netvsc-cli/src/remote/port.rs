@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyperv_host::vf::SimulatedPort;
 use netvsc::nic::TxWork;
+use netvsc::rndis::packet::LargeSend;
 use netvsc::{MacAddress, PathOffloads, PortError, PortLink, PortSettings, VfPort};
 use netvsc_linux::netlink::{Event, Monitor, NetlinkError, Topics};
 use netvsc_linux::vf::{PacketConfig, PacketPort, PortEars, Reception};
@@ -78,6 +79,10 @@ impl VfPort for RemotePort {
 
     fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> usize {
         self.port().receive(sink)
+    }
+
+    fn receive_whole(&mut self, sink: &mut dyn FnMut(&[u8], Option<LargeSend>)) -> usize {
+        self.port().receive_whole(sink)
     }
 
     fn confirmed(&mut self) -> u64 {
