@@ -24,14 +24,24 @@ const B: MacAddress = MacAddress([0x02, 0x15, 0x5d, 0, 0, 2]);
 const HOLD: &str = "NETVSC_TEST_HOLD";
 
 fn pair() {
+    pair_with("");
+}
+
+/// A pair each end of which has these options.
+fn pair_with(options: &str) {
     std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
-    ip(&format!("link add va address {A} type veth peer name vb address {B}"));
+    ip(&format!("link add va address {A}{options} type veth peer name vb address {B}{options}"));
     ip("link set vb up");
 }
 
 /// Runs the body with a port over one end of a pair, and a packet port over the other; unless the kernel has no AF_XDP.
 fn with_ports(test: &str, body: impl FnOnce(XdpPort, PacketPort)) {
     pair();
+    with_ports_over(test, body);
+}
+
+/// The same over a pair that is there.
+fn with_ports_over(test: &str, body: impl FnOnce(XdpPort, PacketPort)) {
     let mut port = match XdpPort::open("va", XdpConfig::default()) {
         Ok(port) => port,
         Err(VfError::Kernel { doing, cause: cause @ (Errno::NOSYS | Errno::AFNOSUPPORT) }) => {
@@ -177,6 +187,34 @@ fn what_comes_has_checksums_and_the_length_of_a_frame() {
             let carried: Vec<u8> =
                 got[..14].iter().flat_map(|frame| frame[54..].to_vec()).collect();
             assert_eq!((carried, &got[14][54..]), (payload.clone(), &payload[..100]));
+        });
+    });
+}
+
+/// A frame for a queue without socket would go to the kernel, which nobody listens to.
+#[test]
+fn every_queue_of_an_interface_is_served() {
+    const NAME: &str = "every_queue_of_an_interface_is_served";
+    in_namespace(NAME, || {
+        pair_with(" numtxqueues 4 numrxqueues 4");
+        with_ports_over(NAME, |mut port, mut far| {
+            assert_eq!(port.queues(), 4);
+            let mut used = [0_u64; 4];
+            for connection in 0..32_u16 {
+                // The kernel keeps a socket to one queue.
+                let config = PacketConfig { reception: Reception::Queue, ..Default::default() };
+                let mut far = PacketPort::open("vb", config).expect("a port");
+                until("it is up", || far.link() == PortLink::Up);
+                let mut frame = tcp(&[connection as u8; 100]);
+                frame[34..36].copy_from_slice(&(40_000 + connection).to_be_bytes());
+                far.transmit(&frame).expect("there is room");
+                far.flush();
+                assert_eq!(take(&mut port, 1)[0][54..], frame[54..]);
+                used = port.received_by_queue().try_into().expect("one for each queue");
+            }
+            assert_eq!(used.iter().sum::<u64>(), 32);
+            // Which queues the kernel chose is its own business.
+            numbered(&mut port, &mut far);
         });
     });
 }

@@ -167,6 +167,12 @@ impl XdpPort {
         self.lanes.len()
     }
 
+    /// Frames that each queue has handed on.
+    #[must_use]
+    pub fn received_by_queue(&self) -> Vec<u64> {
+        self.lanes.iter().map(|lane| lane.handed_on).collect()
+    }
+
     /// What has happened so far.
     #[must_use]
     pub fn counters(&self) -> XdpCounters {

@@ -54,6 +54,8 @@ pub(super) struct Lane {
     /// What has come of a frame whose other pieces have not, and whether it is worth nothing.
     begun: usize,
     spoilt: bool,
+    /// Frames handed on since the beginning.
+    pub(super) handed_on: u64,
     /// How the socket was joined to the queue.
     pub(super) joint: Joint,
 }
@@ -134,6 +136,7 @@ impl Lane {
             ends: vec![false; chunks],
             begun: 0,
             spoilt: false,
+            handed_on: 0,
             joint,
         };
         for number in 0..u64::from(depth) {
@@ -277,6 +280,7 @@ impl Lane {
             // Asking is what wakes the driver.
             let _ = poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&none));
         }
+        self.handed_on += good;
         Received { good, bad }
     }
 }
