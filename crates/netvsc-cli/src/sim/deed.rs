@@ -82,6 +82,8 @@ pub(super) enum Deed {
     /// The port of the NIC's VF leaves and arrives anew, its function does not: its driver starts again, or it moves into another
     /// network namespace.
     MovePort,
+    /// So many frames of the guest are sent at this very moment, before anything else that happens at it.
+    Burst(u64),
     /// Nothing; the NIC has to be in this state now.
     See(&'static str),
     /// Nothing; frames flow.
@@ -124,6 +126,7 @@ impl Deed {
             Self::Starve(_) => "no-memory",
             Self::ChangeMac => "mac-change",
             Self::MovePort => "port-move",
+            Self::Burst(_) => "burst",
             Self::See(_) => "look",
             Self::Rest => "rest",
         }
@@ -193,6 +196,7 @@ impl fmt::Display for Deed {
             Self::Starve(count) => write!(f, "{count} allocations of the guest fail"),
             Self::ChangeMac => f.write_str("somebody in the guest gives it another MAC"),
             Self::MovePort => f.write_str("the VF's port leaves and arrives anew"),
+            Self::Burst(frames) => write!(f, "the guest sends {frames} frames at once"),
             Self::See(state) => write!(f, "it has to be {state} now"),
             Self::Rest => f.write_str("nothing, frames flow"),
         }

@@ -14,7 +14,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use vmbus::time::earliest;
 use vmbus::{Guid, Instant};
 
-use super::deed::Act;
+use super::deed::{Act, Deed};
 use super::outcome::Figures;
 use super::script::Script;
 use super::traffic::{Flow, Way};
@@ -277,6 +277,10 @@ impl System {
                     self.unseen.take().map_or(Ok(()), Err)?;
                     let after = self.acts.get(next + 1).map_or(Duration::ZERO, |act| act.after);
                     self.phase = Phase::Acting { next: next + 1, due: self.now + after };
+                    // A burst meets what happens at the same moment before anybody has had a turn.
+                    if matches!(act.deed, Deed::Burst(_)) && after.is_zero() {
+                        return self.go_on();
+                    }
                 } else if self.final_as_is {
                     self.phase = Phase::Behaving { since: self.now, burst: true };
                 } else {

@@ -86,7 +86,8 @@ impl Scenario {
             Act { after, nic: *nic, deed: *deed }
         });
         let acts = acts.collect();
-        Script { plan: setup::plan(self.setup), acts, rings: None, final_as_is: self.final_as_is }
+        let (plan, rings) = (setup::plan(self.setup), setup::rings(self.setup));
+        Script { plan, acts, rings, final_as_is: self.final_as_is }
     }
 
     /// Plays it; `tell` hears of every event. What happens is recorded if there is a place for it.

@@ -45,6 +45,8 @@ pub(super) enum Set {
     Pci(u64),
     /// The host refuses to turn a PCI bus on, so many times.
     RefuseD0(u32),
+    /// The guest's rings have so many pages each, header page included.
+    Rings(usize),
     /// What the host speaks.
     Versions(&'static [Version]),
 }
@@ -76,11 +78,16 @@ pub(super) fn plan(sets: &[Set]) -> Plan {
     plan.with_devices(layout.unwrap_or(VfLayout::Own), disks.unwrap_or(0))
 }
 
+/// How large the guest's rings are, if a scenario says so.
+pub(super) fn rings(sets: &[Set]) -> Option<usize> {
+    sets.iter().find_map(|set| if let Set::Rings(pages) = set { Some(*pages) } else { None })
+}
+
 fn change(plan: &mut Plan, set: Set) {
     let millis = Duration::from_millis;
     let nics = &mut plan.nics;
     match set {
-        Set::Nics(_) | Set::Layout(_) | Set::Disks(_) => {}
+        Set::Nics(_) | Set::Layout(_) | Set::Disks(_) | Set::Rings(_) => {}
         Set::Serial(nic, serial) => nics[nic].vf.serial = Serial(serial),
         Set::SameMac(nic, other) => nics[nic].nic.mac = nics[other].nic.mac,
         Set::Association(nic, span) => nics[nic].nic.policy.association_delay = millis(span),

@@ -98,6 +98,7 @@ impl System {
             }
             Deed::ChangeMac => self.stage.world.guest.change_mac(act.nic, now),
             Deed::MovePort => self.stage.world.guest.move_port(act.nic, now),
+            Deed::Burst(frames) => self.burst(act.nic, frames)?,
             Deed::See(state) => {
                 self.look(act.nic, state);
                 true

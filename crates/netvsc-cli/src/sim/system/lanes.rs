@@ -116,6 +116,15 @@ impl System {
         Ok(moved)
     }
 
+    /// Frames to send, as many of which as there is room for are sent before anybody else has a turn.
+    pub(super) fn burst(&mut self, nic: usize, frames: u64) -> Result<bool, String> {
+        let Some(lane) = self.lanes.get_mut(nic) else { return Ok(false) };
+        lane.out.want(frames);
+        // None is, if others were under way and the ring is full already.
+        self.carry(nic)?;
+        Ok(true)
+    }
+
     /// New frames for everybody.
     pub(super) fn feed(&mut self) {
         // More than small rings hold, although one message carries several frames.

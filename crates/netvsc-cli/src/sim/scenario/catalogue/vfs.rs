@@ -7,7 +7,7 @@ use super::super::Scenario;
 use super::super::expect::Expect::{Never, NotBefore, OnlyAfter, Times, Told, Within};
 use super::super::setup::Set;
 use super::{BY_BOTH, BY_MAC, OFF_VF, ON_VF, PLAIN, millis};
-use crate::sim::deed::Deed::{Eject, Give, Link, See, TearAway};
+use crate::sim::deed::Deed::{Burst, Eject, Give, Link, See, TearAway};
 
 /// All of them.
 pub(super) const ALL: &[Scenario] = &[
@@ -266,6 +266,21 @@ pub(super) const ALL: &[Scenario] = &[
             (5500, 0, See("accelerated")),
         ],
         expect: &[NotBefore(4900, BY_BOTH, ON_VF)],
+        ..PLAIN
+    },
+    Scenario {
+        name: "carrier-back-in-a-burst",
+        rows: &["S6.5"],
+        what: "the carrier comes back while the ring is full of frames: the request to switch waits for room, and is not lost",
+        setup: &[Set::Rings(2)],
+        steps: &[
+            (500, 0, Link(false)),
+            (600, 0, See("paired")),
+            (705, 0, Burst(4096)),
+            (705, 0, Link(true)),
+            (1000, 0, See("accelerated")),
+        ],
+        expect: &[Times(2, ON_VF)],
         ..PLAIN
     },
     Scenario {
