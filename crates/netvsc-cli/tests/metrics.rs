@@ -3,6 +3,7 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+mod idle;
 mod schema;
 
 use std::collections::BTreeSet;
@@ -272,6 +273,8 @@ fn metrics_are_served_to_who_asks_for_them_and_everything_else_is_refused() {
         let answer = server.ask(request);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
     }
+    // Nothing wakes it up but a request.
+    assert_eq!(idle::longest_sleep(server.0.id()), None);
     let mode = std::fs::metadata(&path).expect("the socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
     let id = rustix::process::Pid::from_child(&server.0);

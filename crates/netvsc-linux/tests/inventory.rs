@@ -5,8 +5,10 @@ mod guest;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use guest::{Guest, kinds};
-use netvsc_linux::inventory::{Depth, Parent, PciAddress, RootError, Snapshot, SoftKind, take};
+use guest::{Guest, MLX5, kinds};
+use netvsc_linux::inventory::{
+    Depth, NetDevice, Parent, PciAddress, RootError, Snapshot, SoftKind, take, take_counting,
+};
 use vmbus::{Guid, Serial};
 
 fn read(guest: &Guest) -> Snapshot {
@@ -249,6 +251,72 @@ fn files_that_vanish_while_they_are_read_are_no_failure() {
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+/// What decides about pairs, of every link, however it was learnt.
+fn links(snapshot: &Snapshot) -> Vec<String> {
+    let line = |link: &NetDevice| {
+        let mut around = [link.uppers.clone(), link.lowers.clone()];
+        around.iter_mut().for_each(|names| names.sort());
+        let is = (&link.name, link.index, link.kind, link.mac, link.permanent, &link.parent);
+        let has = (link.soft, &link.master, around, link.port, link.flags, link.mtu);
+        format!("{is:?} {has:?} {:?} {:?}", link.operstate, link.carrier)
+    };
+    snapshot.links.iter().map(line).collect()
+}
+
+#[test]
+fn what_netlink_tells_is_what_sysfs_shows() {
+    type Make = fn() -> Guest;
+    let kinds: [Make; 12] = [
+        kinds::azure_mlx4,
+        kinds::azure_mlx5,
+        kinds::azure_mana,
+        kinds::mana_only,
+        kinds::on_prem,
+        kinds::emulated_beside,
+        kinds::mid_servicing,
+        kinds::after_hibernation,
+        kinds::driver_missing,
+        kinds::bonded,
+        kinds::duplicate_slot,
+        kinds::uio_bound,
+    ];
+    for (at, make) in kinds.into_iter().enumerate() {
+        let guest = make();
+        let shown = take(Some(guest.root()), Depth::Pairs).unwrap();
+        assert!(shown.links.iter().all(|link| link.told.is_none()));
+        guest.tell_links();
+        let told = take(Some(guest.root()), Depth::Pairs).unwrap();
+        assert!(told.links.iter().all(|link| link.told.is_some()));
+        assert_eq!(links(&told), links(&shown), "guest {at}");
+        assert_eq!(told.functions, shown.functions, "guest {at}");
+    }
+}
+
+#[test]
+fn an_interface_that_is_renamed_while_it_is_read_is_looked_at_again() {
+    let mut guest = Guest::new();
+    let function = guest.function(kinds::BUS_A, "1", &MLX5);
+    let port = guest.port(&function, "enP37498s1", kinds::NIC_A.1, 3);
+    guest.tell_links();
+    // What netlink said is older than the tree: another interface has that name now.
+    guest.remove("sys/class/net/enP37498s1");
+    guest.software("enP37498s1", "02:00:00:00:00:07");
+    std::fs::rename(guest.path(&port.net), guest.path(&port.net.replace("enP37498s1", "fast0")))
+        .unwrap();
+    let snapshot = take(Some(guest.root()), Depth::Pairs).unwrap();
+    let link = snapshot.link("enP37498s1").unwrap();
+    assert_eq!((&link.parent, link.permanent), (&Parent::None, None));
+}
+
+#[test]
+fn sixty_four_pairs_take_few_reads() {
+    let guest = kinds::many(64);
+    let touched = |depth| take_counting(Some(guest.root()), depth).unwrap().1;
+    // Per pair 7 for two VMBus devices, 1 for a slot, 4 for a function, 1 for its port.
+    assert!(touched(Depth::Pairs) < 13 * 64 + 32, "{}", touched(Depth::Pairs));
+    assert!(touched(Depth::Full) > 64 * 64, "{}", touched(Depth::Full));
 }
 
 #[test]

@@ -258,7 +258,7 @@ fn by_serial<'a, 'b>(relations: &'b Relations<'a>, serial: u32) -> Result<&'b Ni
 /// # Errors
 /// If the root cannot be used or the output not be written.
 pub fn lsvmbus(args: &LsvmbusArgs) -> Result<(), Error> {
-    let snapshot = snapshot(&args.source, Depth::Pairs)?;
+    let snapshot = snapshot(&args.source, Depth::Full)?;
     complain(&snapshot);
     if !snapshot.hyperv {
         eprintln!("netvsc: {NO_HYPERV}");

@@ -27,11 +27,11 @@ use std::path::Path;
 pub use self::config::{ConfigFile, ConfigKind, folders};
 pub use self::log::{KernelLog, LogEvent, LogLine, LogStream, LogUnreadable, Subject};
 pub use self::machine::{Interrupts, MODULES, Machine, Manager, Sample, sample};
-pub(crate) use self::model::mac_hint;
 pub use self::model::{
     Channel, Elsewhere, Function, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source,
     VmbusDevice,
 };
+pub(crate) use self::model::{bus_of, mac_hint, vmbus_instance};
 pub use self::record::{Collection, Kept};
 pub use self::tree::{RootError, Unreadable};
 
@@ -62,6 +62,16 @@ impl Depth {
 /// [`RootError`] if the directory cannot be used at all.
 pub fn take(root: Option<&Path>, depth: Depth) -> Result<Snapshot, RootError> {
     gather(&mut Tree::open(root)?, root.is_none(), depth, true)
+}
+
+/// Reads a snapshot and counts the files, directories and links that were opened or read for it.
+///
+/// # Errors
+/// As [`take`].
+pub fn take_counting(root: Option<&Path>, depth: Depth) -> Result<(Snapshot, u32), RootError> {
+    let mut tree = Tree::open(root)?;
+    let snapshot = gather(&mut tree, root.is_none(), depth, true)?;
+    Ok((snapshot, tree.touched()))
 }
 
 /// Reads all that there is to read, and gives that itself beside the snapshot: whoever [takes](take) a snapshot of a
@@ -95,10 +105,11 @@ fn gather(
     let hyperv = tree_ref.exists("sys/bus/vmbus");
     let devices = if hyperv { scan::devices(tree_ref, depth) } else { Vec::new() };
     let slots = scan::slots(tree_ref);
-    let functions = scan::functions(tree_ref, &devices, &slots);
-    let mut links = scan::links(tree_ref, depth);
+    let functions = scan::functions(tree_ref, &devices, &slots, depth);
     let mut teller = Teller::new(tree_ref, live);
-    told::links(tree_ref, &mut teller, &mut links);
+    let told = told::Links::ask(tree_ref, &mut teller);
+    let mut links = scan::links(tree_ref, &told, &functions, depth);
+    told.add(&mut links);
     let log = if hyperv && with_log { KernelLog::read(tree_ref) } else { KernelLog::default() };
     if depth.full() {
         shares::read(tree_ref, live, &mut links);

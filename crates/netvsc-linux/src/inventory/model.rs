@@ -96,6 +96,19 @@ impl PciAddress {
     }
 }
 
+/// The VMBus device that owns the root bus of a function's domain, by the names of the directories above the function.
+/// Bridges between the two do not matter.
+pub(crate) fn bus_of(ancestors: &[&str], address: PciAddress) -> Option<Guid> {
+    let root = format!("pci{:04x}:00", address.domain);
+    let at = ancestors.iter().rposition(|part| *part == root)?;
+    vmbus_instance(ancestors.get(at.checked_sub(1)?)?)
+}
+
+/// The instance that names the directory of a VMBus device.
+pub(crate) fn vmbus_instance(name: &str) -> Option<Guid> {
+    name.parse().ok().filter(|_| name.len() == 36)
+}
+
 fn hex(text: &str, length: std::ops::RangeInclusive<usize>) -> Option<u32> {
     let good = length.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     good.then(|| u32::from_str_radix(text, 16).ok()).flatten()
@@ -126,23 +139,22 @@ pub struct Channel {
 pub struct VmbusDevice {
     /// Instance of the offer.
     pub guid: Guid,
-    /// Number of the primary channel (`id`).
+    /// Number of the primary channel (`id`); read from [`Depth::Full`](super::Depth::Full) on.
     pub id: Option<u32>,
     /// Class of the offer (`class_id`).
     pub class: Option<Guid>,
     /// Driver that is bound (`driver`).
     pub driver: Option<String>,
-    /// What the operator wants to be bound (`driver_override`).
+    /// What the operator wants to be bound (`driver_override`); read from [`Depth::Full`](super::Depth::Full) on.
     pub driver_override: Option<String>,
-    /// 0 offered, 1 opening, 2 open, 3 opened (`state`).
+    /// 0 offered, 1 opening, 2 open, 3 opened (`state`); read from [`Depth::Full`](super::Depth::Full) on.
     pub state: Option<u32>,
-    /// NUMA node (`numa_node`); none if the host named none.
+    /// NUMA node (`numa_node`); none if the host named none. Read from [`Depth::Full`](super::Depth::Full) on.
     pub numa_node: Option<u32>,
-    /// Channels and their processors, the primary one first (`channel_vp_mapping`).
+    /// Channels and their processors, the primary one first (`channel_vp_mapping`); of NICs, and of others from
+    /// [`Depth::Full`](super::Depth::Full) on.
     pub mapping: Vec<(u32, u32)>,
-    /// Domain of the PCI bus that its driver made (`pciDDDD:00`).
-    pub domain: Option<u32>,
-    /// Name of its UIO device, if a user-space driver has it (`uio/`).
+    /// Name of its UIO device, if a user-space driver has it (`uio/`); read from [`Depth::Full`](super::Depth::Full) on.
     pub uio: Option<String>,
     /// Its channels with their counters; read at [`Depth::Full`](super::Depth::Full) only.
     pub channels: Vec<Channel>,
@@ -203,7 +215,7 @@ pub struct Function {
     pub class: Option<u32>,
     /// Driver that is bound.
     pub driver: Option<String>,
-    /// NUMA node; none if the host named none.
+    /// NUMA node; none if the host named none. Read from [`Depth::Full`](super::Depth::Full) on.
     pub numa_node: Option<u32>,
     /// Name of its slot. Several functions may share it, and it need not be a number.
     pub slot: Option<String>,
@@ -238,6 +250,19 @@ pub enum Parent {
     None,
 }
 
+impl Parent {
+    /// What a device of this name is: the name alone says so, for the two buses that matter.
+    pub(crate) fn named(name: &str, bus: impl FnOnce() -> String) -> Self {
+        if let Some(address) = PciAddress::parse(name) {
+            return Self::Pci(address);
+        }
+        match vmbus_instance(name) {
+            Some(guid) => Self::Vmbus(guid),
+            None => Self::Other(bus(), name.to_owned()),
+        }
+    }
+}
+
 /// What kind of network device made by software it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SoftKind {
@@ -253,6 +278,19 @@ pub enum SoftKind {
     Loopback,
     /// Anything else.
     Other,
+}
+
+impl SoftKind {
+    /// What the kernel made for somebody who asked for this kind (`IFLA_INFO_KIND`).
+    pub(crate) fn made(kind: &str) -> Self {
+        match kind {
+            "bond" => Self::Bond,
+            "bridge" => Self::Bridge,
+            "vlan" => Self::Vlan,
+            "tun" => Self::Tap,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// A network device.
@@ -274,7 +312,8 @@ pub struct NetDevice {
     pub soft: SoftKind,
     /// Name of the device that it belongs to (`master`).
     pub master: Option<String>,
-    /// Names of the devices below it (`lower_*`).
+    /// Names of the devices below it (`lower_*`); where netlink tells enough, at [`Depth::Pairs`](super::Depth::Pairs), those whose
+    /// master it is and what a VLAN or the like is made on.
     pub lowers: Vec<String>,
     /// Names of the devices above it (`upper_*`).
     pub uppers: Vec<String>,
@@ -288,7 +327,7 @@ pub struct NetDevice {
     pub operstate: Option<String>,
     /// Carrier; none while the interface is down.
     pub carrier: Option<bool>,
-    /// Speed in Mbit/s, if known.
+    /// Speed in Mbit/s, if known; read from [`Depth::Full`](super::Depth::Full) on.
     pub speed: Option<u32>,
     /// Transmit and receive queues; read at [`Depth::Full`](super::Depth::Full) only.
     pub queues: Option<(u32, u32)>,
@@ -297,7 +336,8 @@ pub struct NetDevice {
     /// What the driver of a synthetic NIC counts of its VF, by the names that it gives them (`vf_rx_packets` and others); empty if
     /// nobody could ask. Read at [`Depth::Full`](super::Depth::Full) only.
     pub shares: BTreeMap<String, u64>,
-    /// Properties in the udev database; none if there is no entry.
+    /// Properties in the udev database; none if there is no entry. Read from [`Depth::Full`](super::Depth::Full) on, and of VFs without
+    /// a slot.
     pub udev: Option<BTreeMap<String, String>>,
     /// When udev first knew it, since boot.
     pub initialized: Option<Duration>,
@@ -350,6 +390,17 @@ impl NetDevice {
             lro: None,
             path: String::new(),
         }
+    }
+
+    /// Takes over what netlink says about the link itself.
+    pub(crate) fn take(&mut self, told: &Link) {
+        self.mac = told.mac.or(self.mac);
+        self.permanent = told.permanent.or(self.permanent);
+        self.flags = Some(told.stored_flags());
+        self.mtu = told.mtu.or(self.mtu);
+        self.operstate = told.operstate.as_ref().map(|state| state.to_lowercase());
+        self.carrier = told.carrier.filter(|_| told.is_up());
+        self.told = Some(Box::new(told.clone()));
     }
 
     /// Whether it is administratively up.

@@ -1,13 +1,16 @@
 //! Reads the parts of a snapshot, each at a fixed depth: a bus's list, the things in it, their attributes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use netvsc::mac::MacAddress;
 use vmbus::Guid;
 
 use super::Depth;
-use super::model::{Channel, Function, NetDevice, Parent, PciAddress, SoftKind, VmbusDevice};
+use super::model::{
+    Channel, Function, NetDevice, Parent, PciAddress, SoftKind, VmbusDevice, bus_of,
+};
+use super::told::Links;
 use super::tree::{ATTRIBUTE_LIMIT, FILE_LIMIT, Folder, Tree};
 
 /// Attributes of a channel that count something, or say how full its rings are (bytes).
@@ -58,32 +61,32 @@ pub(super) fn devices(tree: &mut Tree, depth: Depth) -> Vec<VmbusDevice> {
 
 fn device(tree: &mut Tree, folder: &Folder, guid: Guid, depth: Depth) -> VmbusDevice {
     let braced = |text: &str| text.trim_matches(['{', '}']).parse().ok();
-    let mapping = tree.parsed(folder, "channel_vp_mapping", "pairs `channel:cpu`", mapping);
-    let names = tree.names(folder);
-    let domain = names.iter().find_map(|name| {
-        let digits = name.strip_prefix("pci")?.strip_suffix(":00")?;
-        let good = digits.len() >= 4 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-        good.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
-    });
-    let has = |name: &str| names.iter().any(|entry| entry == name);
-    let uio = if has("uio") { tree.names_below(folder, "uio").into_iter().next() } else { None };
-    let full = depth.full() && has("channels");
-    let channels = if full { channels(tree, folder) } else { Vec::new() };
-    let full = depth.full();
-    VmbusDevice {
+    let mut device = VmbusDevice {
         guid,
-        id: tree.small(folder, "id"),
+        id: None,
         class: tree.parsed(folder, "class_id", "a GUID in braces", braced),
         driver: tree.link(folder, "driver"),
-        driver_override: tree.text(folder, "driver_override").filter(|name| set(name)),
-        state: if full { tree.small(folder, "state") } else { None },
-        numa_node: if full { numa_node(tree, folder) } else { None },
-        mapping: mapping.unwrap_or_default(),
-        domain,
-        uio,
-        channels,
+        driver_override: None,
+        state: None,
+        numa_node: None,
+        mapping: Vec::new(),
+        uio: None,
+        channels: Vec::new(),
         path: folder.path.clone(),
+    };
+    if depth.full() || device.is_nic() {
+        let mapping = tree.parsed(folder, "channel_vp_mapping", "pairs `channel:cpu`", mapping);
+        device.mapping = mapping.unwrap_or_default();
     }
+    if depth.full() {
+        device.id = tree.small(folder, "id");
+        device.driver_override = tree.text(folder, "driver_override").filter(|name| set(name));
+        device.state = tree.small(folder, "state");
+        device.numa_node = numa_node(tree, folder);
+        device.uio = tree.names_below(folder, "uio").into_iter().next();
+        device.channels = channels(tree, folder);
+    }
+    device
 }
 
 /// Whether an override is one: the kernel writes `(null)` for none.
@@ -136,10 +139,11 @@ fn counters(
 
 /// Slots by name, with domain, bus and device.
 pub(super) fn slots(tree: &mut Tree) -> Vec<(String, (u32, u8, u8))> {
+    let Some(folder) = tree.folder(SLOTS) else { return Vec::new() };
     let mut slots = Vec::new();
-    for name in tree.names_at(SLOTS) {
-        let Some(folder) = tree.folder(&format!("{SLOTS}/{name}")) else { continue };
-        let place = tree.parsed(&folder, "address", "an address such as 927a:00:02", |text| {
+    for name in tree.names(&folder) {
+        let address = format!("{name}/address");
+        let place = tree.parsed(&folder, &address, "an address such as 927a:00:02", |text| {
             PciAddress::parse_place(text)
         });
         slots.extend(place.map(|place| (name, place)));
@@ -151,36 +155,32 @@ pub(super) fn functions(
     tree: &mut Tree,
     devices: &[VmbusDevice],
     slots: &[(String, (u32, u8, u8))],
+    depth: Depth,
 ) -> Vec<Function> {
-    let buses: BTreeMap<u32, Guid> = devices
-        .iter()
-        .filter(|device| device.is_vpci())
-        .filter_map(|device| Some((device.domain?, device.guid)))
-        .collect();
+    let buses: BTreeSet<Guid> =
+        devices.iter().filter(|device| device.is_vpci()).map(|device| device.guid).collect();
     let places: BTreeMap<_, &str> =
         slots.iter().rev().map(|(name, place)| (*place, name.as_str())).collect();
     let mut functions = Vec::new();
-    for name in tree.names_at(PCI) {
+    let Some(list) = tree.folder(PCI) else { return functions };
+    for name in tree.names(&list) {
         let path = format!("{PCI}/{name}");
         let Some(address) = PciAddress::parse(&name) else {
             tree.note(format!("/{path}"), "expected a name such as 927a:00:02.0");
             continue;
         };
+        let target = tree.target(&list, &name).unwrap_or_default();
         let Some(folder) = tree.folder(&path) else { continue };
-        let bus = buses.get(&address.domain).copied();
-        let id = |tree: &mut Tree, name| {
-            tree.parsed(&folder, name, "16 bits in hexadecimal", |text| {
-                super::tree::number(text)?.try_into().ok()
-            })
-        };
+        let bus = bus_of(&target.split('/').collect::<Vec<_>>(), address);
+        let Kind { vendor, device, class } = kind(tree, &folder, depth);
         functions.push(Function {
             address,
-            bus,
-            vendor: id(tree, "vendor"),
-            device: id(tree, "device"),
-            class: tree.small(&folder, "class"),
+            bus: bus.filter(|bus| buses.contains(bus)),
+            vendor,
+            device,
+            class,
             driver: tree.link(&folder, "driver"),
-            numa_node: numa_node(tree, &folder),
+            numa_node: if depth.full() { numa_node(tree, &folder) } else { None },
             slot: places.get(&address.place()).map(|name| (*name).to_owned()),
             path: folder.path.clone(),
         });
@@ -189,14 +189,68 @@ pub(super) fn functions(
     functions
 }
 
-pub(super) fn links(tree: &mut Tree, depth: Depth) -> Vec<NetDevice> {
+/// What a PCI function is.
+#[derive(Default)]
+struct Kind {
+    vendor: Option<u16>,
+    device: Option<u16>,
+    class: Option<u32>,
+}
+
+/// `modalias` says all of it in one read. (`uevent` does too, and may wait for a driver that is starting.)
+fn kind(tree: &mut Tree, folder: &Folder, depth: Depth) -> Kind {
+    if !depth.full()
+        && let Some(kind) = tree.text(folder, "modalias").as_deref().and_then(Kind::parse)
+    {
+        return kind;
+    }
+    let id = |tree: &mut Tree, name| {
+        tree.parsed(folder, name, "16 bits in hexadecimal", |text| {
+            super::tree::number(text)?.try_into().ok()
+        })
+    };
+    Kind {
+        vendor: id(tree, "vendor"),
+        device: id(tree, "device"),
+        class: tree.small(folder, "class"),
+    }
+}
+
+impl Kind {
+    /// From such as `pci:v00008086d00001515sv00008086sd00001515bc02sc00i00`.
+    fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("pci:v")?;
+        let (vendor, rest) = rest.split_once('d')?;
+        let (device, rest) = rest.split_once("sv")?;
+        let (_, rest) = rest.split_once("bc")?;
+        let (base, rest) = rest.split_once("sc")?;
+        let (sub, interface) = rest.split_once('i')?;
+        let byte = |text: &str| u8::from_str_radix(text, 16).ok();
+        let class = [0, byte(base)?, byte(sub)?, byte(interface)?];
+        Some(Self {
+            vendor: Some(u32::from_str_radix(vendor, 16).ok()?.try_into().ok()?),
+            device: Some(u32::from_str_radix(device, 16).ok()?.try_into().ok()?),
+            class: Some(u32::from_be_bytes(class)),
+        })
+    }
+}
+
+pub(super) fn links(
+    tree: &mut Tree,
+    told: &Links,
+    functions: &[Function],
+    depth: Depth,
+) -> Vec<NetDevice> {
     let mut links = Vec::new();
     for name in tree.names_at(NET) {
         // `bonding_masters` is a file among the directories.
         if name == "bonding_masters" {
             continue;
         }
-        if let Some(folder) = tree.folder(&format!("{NET}/{name}")) {
+        let quick = if depth.full() { None } else { told.device(tree, &name, functions) };
+        if let Some(link) = quick {
+            links.push(link);
+        } else if let Some(folder) = tree.folder(&format!("{NET}/{name}")) {
             links.push(link(tree, &folder, name, depth));
         }
     }
@@ -234,7 +288,8 @@ fn link(tree: &mut Tree, folder: &Folder, name: String, depth: Depth) -> NetDevi
         operstate: tree.text(folder, "operstate"),
         carrier: tree.small(folder, "carrier").map(|carrier| carrier != 0),
         // A negative speed means that it is not known.
-        speed: tree.text(folder, "speed").and_then(|text| text.parse().ok()),
+        speed: if full { tree.text(folder, "speed") } else { None }
+            .and_then(|text| text.parse().ok()),
         queues: if full { queues(tree, folder) } else { None },
         counters: statistics
             .map(|statistics| counters(tree, &statistics, &LINK_COUNTERS))
@@ -250,19 +305,13 @@ fn link(tree: &mut Tree, folder: &Folder, name: String, depth: Depth) -> NetDevi
     }
 }
 
-/// What the `device` link points to. The name alone says what it is, for the two buses that matter.
+/// What the `device` link points to.
 fn parent(tree: &mut Tree, folder: &Folder) -> Parent {
     let Some(name) = tree.link(folder, "device") else { return Parent::None };
-    if let Some(address) = PciAddress::parse(&name) {
-        return Parent::Pci(address);
-    }
-    if let Some(guid) = name.parse().ok().filter(|_| name.len() == 36) {
-        return Parent::Vmbus(guid);
-    }
-    let bus = tree
-        .folder(&format!("{}/device", folder.path.trim_start_matches('/')))
-        .and_then(|device| tree.link(&device, "subsystem"));
-    Parent::Other(bus.unwrap_or_default(), name)
+    Parent::named(&name, || {
+        let device = tree.folder(&format!("{}/device", folder.path.trim_start_matches('/')));
+        device.and_then(|device| tree.link(&device, "subsystem")).unwrap_or_default()
+    })
 }
 
 fn soft(tree: &mut Tree, folder: &Folder, has: &impl Fn(&str) -> bool) -> SoftKind {
@@ -296,7 +345,10 @@ fn queues(tree: &mut Tree, folder: &Folder) -> Option<(u32, u32)> {
 }
 
 /// An entry of the udev database: the properties, and when udev first knew the device.
-fn udev(tree: &mut Tree, index: u32) -> Option<(BTreeMap<String, String>, Option<Duration>)> {
+pub(super) fn udev(
+    tree: &mut Tree,
+    index: u32,
+) -> Option<(BTreeMap<String, String>, Option<Duration>)> {
     let text = tree.contents(&format!("run/udev/data/n{index}"), FILE_LIMIT)?;
     let properties = text
         .lines()

@@ -1,13 +1,16 @@
 //! What the kernel says by netlink, live or recorded, beside what sysfs shows.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::model::{Elsewhere, NetDevice, Snapshot};
-use super::tree::Tree;
+use super::model::{Elsewhere, Function, NetDevice, Parent, Snapshot, SoftKind};
+use super::tree::{ATTRIBUTE_LIMIT, Tree};
 use crate::netlink::{Connection, DriverTable, Link, Reply, Table};
 
 /// Longest recorded answer, in bytes.
 const REPLY_LIMIT: usize = 64 << 20;
+/// Hardware type of the loopback interface (`linux/if_arp.h`).
+const LOOPBACK: u16 = 772;
 /// How many other network namespaces are looked into.
 const NAMESPACE_LIMIT: usize = 256;
 
@@ -67,17 +70,106 @@ fn good<T>(tree: &mut Tree, table: Table, (values, bad): (Vec<T>, usize)) -> Vec
     values
 }
 
-/// Adds to every link what the kernel says about it.
-pub(super) fn links(tree: &mut Tree, teller: &mut Teller, links: &mut [NetDevice]) {
-    let Some(reply) = teller.ask(tree, Table::Links) else { return };
-    let mut told = good(tree, Table::Links, reply.links());
-    told.sort_by_key(|link| link.index);
-    for link in links {
-        let Some(index) = link.index else { continue };
-        let Ok(at) = told.binary_search_by_key(&index, |told| told.index) else { continue };
-        let told = &told[at];
-        link.permanent = told.permanent.or(link.permanent);
-        link.told = Some(Box::new(told.clone()));
+/// Kinds of links that the kernel notes above the one that they are made from.
+const MADE_ON_ANOTHER: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
+
+/// The links of a guest as netlink tells them, all of one moment.
+#[derive(Default)]
+pub(super) struct Links {
+    /// In the order of their numbers.
+    links: Vec<Link>,
+    names: BTreeMap<String, usize>,
+    /// Names of those above and below each, by its number.
+    above: BTreeMap<u32, Vec<String>>,
+    below: BTreeMap<u32, Vec<String>>,
+}
+
+impl Links {
+    /// Asks; empty if nobody answers.
+    pub(super) fn ask(tree: &mut Tree, teller: &mut Teller) -> Self {
+        let Some(reply) = teller.ask(tree, Table::Links) else { return Self::default() };
+        Self::new(good(tree, Table::Links, reply.links()))
+    }
+
+    fn new(mut links: Vec<Link>) -> Self {
+        links.sort_by_key(|link| link.index);
+        let mut told = Self { links, ..Self::default() };
+        for (at, link) in told.links.iter().enumerate() {
+            told.names.insert(link.name.clone(), at);
+            let made_on = link.lower.filter(|_| {
+                let made = link.made.as_deref();
+                made.is_some_and(|made| MADE_ON_ANOTHER.contains(&made))
+                    && link.peer_namespace.is_none()
+            });
+            let pairs =
+                [link.master.map(|upper| (upper, link.index)), made_on.map(|l| (link.index, l))];
+            for (upper, lower) in pairs.into_iter().flatten() {
+                let name = |index| told.find(index).map(|link| link.name.clone());
+                if let (Some(upper_name), Some(lower_name)) = (name(upper), name(lower)) {
+                    told.above.entry(lower).or_default().push(upper_name);
+                    told.below.entry(upper).or_default().push(lower_name);
+                }
+            }
+        }
+        told
+    }
+
+    fn find(&self, index: u32) -> Option<&Link> {
+        let at = self.links.binary_search_by_key(&index, |link| link.index).ok()?;
+        self.links.get(at)
+    }
+
+    /// A link as far as it matters to pairs, if netlink says enough for that: kernels before 5.14 do not say what it
+    /// sits on.
+    pub(super) fn device(
+        &self,
+        tree: &mut Tree,
+        name: &str,
+        functions: &[Function],
+    ) -> Option<NetDevice> {
+        let told = self.links.get(*self.names.get(name)?)?;
+        let loopback = told.kind == LOOPBACK;
+        let (parent, soft) = match (&told.parent, &told.made) {
+            (Some(parent), _) => {
+                let bus = || told.parent_bus.clone().unwrap_or_default();
+                (Parent::named(parent, bus), SoftKind::Other)
+            }
+            (None, _) if loopback => (Parent::None, SoftKind::Loopback),
+            (None, Some(made)) => (Parent::None, SoftKind::made(made)),
+            (None, None) => return None,
+        };
+        let mut device = NetDevice::software(told.index, name.to_owned(), soft);
+        device.take(told);
+        device.kind = Some(told.kind.into());
+        device.master =
+            told.master.and_then(|index| self.find(index)).map(|link| link.name.clone());
+        device.uppers = self.above.get(&told.index).cloned().unwrap_or_default();
+        device.lowers = self.below.get(&told.index).cloned().unwrap_or_default();
+        device.path = format!("/sys/class/net/{name}");
+        device.parent = parent;
+        if let Parent::Pci(address) = device.parent {
+            // By way of the function: an interface that has another name by now is not there.
+            let number = format!("sys/bus/pci/devices/{address}/net/{name}/dev_port");
+            device.port = tree.contents(&number, ATTRIBUTE_LIMIT)?.parse().ok()?;
+            let function = functions.binary_search_by_key(&address, |function| function.address);
+            let function = function.ok().and_then(|at| functions.get(at));
+            // Without a slot, the name that udev made of it has to do.
+            if function.is_some_and(|function| function.bus.is_some() && function.slot.is_none())
+                && let Some((properties, since)) = super::scan::udev(tree, told.index)
+            {
+                (device.udev, device.initialized) = (Some(properties), since);
+            }
+        }
+        Some(device)
+    }
+
+    /// Adds to every link what the kernel says about it.
+    pub(super) fn add(self, links: &mut [NetDevice]) {
+        for link in links {
+            let Some(told) = link.index.and_then(|index| self.find(index)) else { continue };
+            link.permanent = told.permanent.or(link.permanent);
+            link.told = Some(Box::new(told.clone()));
+        }
     }
 }
 

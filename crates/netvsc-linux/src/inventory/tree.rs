@@ -6,11 +6,13 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat, statat,
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, openat, openat2,
+    readlinkat, statat,
 };
 use rustix::io::Errno;
 
@@ -22,6 +24,8 @@ pub(crate) const ATTRIBUTE_LIMIT: usize = 4096;
 pub(crate) const FILE_LIMIT: usize = 1 << 20;
 /// How many entries of one directory are looked at. A machine cannot have more NICs than that.
 pub(crate) const ENTRY_LIMIT: usize = 65_536;
+/// How many bytes of entries one call reads: a directory of sysfs in one.
+const ENTRY_BUFFER: usize = 4096;
 /// How many notes are kept. One more says how many there were.
 const NOTE_LIMIT: usize = 256;
 /// How often a path is resolved anew because somebody renamed parts of it meanwhile.
@@ -278,15 +282,15 @@ impl Tree {
 
     /// The names in a directory, sorted. Names that are no text are left out, with a note.
     pub(crate) fn names(&mut self, folder: &Folder) -> Vec<String> {
-        let entries = match rustix::fs::Dir::read_from(&folder.fd) {
-            Ok(entries) => entries,
-            Err(error) => {
-                self.refused(folder.path.clone(), error);
-                return Vec::new();
-            }
-        };
         let mut names = Vec::new();
-        for entry in entries {
+        // Another look may have left the place to read from elsewhere.
+        if let Err(error) = rustix::fs::seek(&folder.fd, SeekFrom::Start(0)) {
+            self.refused(folder.path.clone(), error);
+            return names;
+        }
+        let mut buffer = [MaybeUninit::uninit(); ENTRY_BUFFER];
+        let mut entries = RawDir::new(&folder.fd, &mut buffer);
+        while let Some(entry) = entries.next() {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
@@ -322,10 +326,21 @@ impl Tree {
         self.below(folder, name).map(|folder| self.names(&folder)).unwrap_or_default()
     }
 
-    /// An attribute, without white space around it. `None` if it is not there, or could not be read (then with a note).
-    pub(crate) fn text(&mut self, folder: &Folder, name: &str) -> Option<String> {
+    /// Opens a file in a directory, or in one directly below it; no link is followed.
+    fn open_in(&self, folder: &Folder, name: &str) -> Result<OwnedFd, Errno> {
         self.touch();
-        let fd = match openat(&folder.fd, name, READ | OFlags::NOFOLLOW, Mode::empty()) {
+        let flags = READ | OFlags::NOFOLLOW;
+        if self.confined && name.contains('/') {
+            let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            return openat2(&folder.fd, name, flags, Mode::empty(), how);
+        }
+        openat(&folder.fd, name, flags, Mode::empty())
+    }
+
+    /// An attribute, without white space around it; of something directly below the directory, if there is a slash in
+    /// its name. `None` if it is not there, or could not be read (then with a note).
+    pub(crate) fn text(&mut self, folder: &Folder, name: &str) -> Option<String> {
+        let fd = match self.open_in(folder, name) {
             Ok(fd) => fd,
             Err(error) => {
                 self.recorded(folder, name, Recorder::refused);

@@ -62,6 +62,13 @@ impl Link {
         self.flags & 1 != 0
     }
 
+    /// The flags that are the interface's own, as sysfs shows them: without what follows from its state (`RUNNING` and all
+    /// above 16 bits).
+    #[must_use]
+    pub const fn stored_flags(&self) -> u32 {
+        self.flags & 0xffff & !0x40
+    }
+
     /// Whether the kernel has marked it as somebody's slave (IFF_SLAVE).
     #[must_use]
     pub const fn is_slave(&self) -> bool {

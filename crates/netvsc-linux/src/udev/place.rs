@@ -2,7 +2,7 @@
 
 use vmbus::Guid;
 
-use crate::inventory::PciAddress;
+use crate::inventory::{PciAddress, bus_of, vmbus_instance};
 
 /// Longest path that is looked at, in bytes.
 const PATH_LIMIT: usize = 1024;
@@ -41,21 +41,10 @@ impl Place {
         let [ancestors @ .., parent, "net", _name] = parts.as_slice() else { return None };
         let parent = match PciAddress::parse(parent) {
             Some(address) => Parent::Vpci(bus_of(ancestors, address)?, address),
-            None => Parent::Vmbus(guid(parent)?),
+            None => Parent::Vmbus(vmbus_instance(parent)?),
         };
         Some(Self { path: format!("sys/{path}"), parent })
     }
-}
-
-/// The VMBus device that owns the root bus of the function's domain. Bridges between the two do not matter.
-pub(super) fn bus_of(ancestors: &[&str], address: PciAddress) -> Option<Guid> {
-    let root = format!("pci{:04x}:00", address.domain);
-    let at = ancestors.iter().rposition(|part| *part == root)?;
-    guid(ancestors.get(at.checked_sub(1)?)?)
-}
-
-fn guid(part: &str) -> Option<Guid> {
-    part.parse().ok().filter(|_| part.len() == 36)
 }
 
 #[cfg(test)]

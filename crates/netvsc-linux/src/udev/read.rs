@@ -6,10 +6,10 @@ use netvsc::mac::MacAddress;
 use vmbus::message::{NIC_CLASS, VPCI_CLASS};
 use vmbus::{Guid, Serial};
 
-use super::place::{Parent, Place, bus_of};
+use super::place::{Parent, Place};
 use super::{AskMac, Identity, LINKED, Role};
 use crate::inventory::tree::{Folder, Tree};
-use crate::inventory::{PciAddress, RootError, Source, mac_hint};
+use crate::inventory::{PciAddress, RootError, Source, bus_of, mac_hint};
 use crate::relation::Sourced;
 
 const VMBUS: &str = "sys/bus/vmbus/devices";
@@ -236,10 +236,10 @@ impl<'a, 'b> Reader<'a, 'b> {
 
     /// The name of the slot in which a function sits.
     fn slot(&mut self, address: PciAddress) -> Option<String> {
-        let names = self.tree.names_at(SLOTS);
+        let slots = self.tree.folder(SLOTS)?;
+        let names = self.tree.names(&slots);
         names.into_iter().take(SLOT_LIMIT).find(|name| {
-            let folder = self.tree.folder(&format!("{SLOTS}/{name}"));
-            let place = folder.and_then(|folder| self.tree.text(&folder, "address"));
+            let place = self.tree.text(&slots, &format!("{name}/address"));
             place.and_then(|text| PciAddress::parse_place(&text)) == Some(address.place())
         })
     }

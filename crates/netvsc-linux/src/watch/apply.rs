@@ -306,14 +306,7 @@ impl Watch {
         let master = told.master.map(|index| name_of(&self.snapshot.links, index));
         let Some(link) = self.snapshot.links.get_mut(at) else { return Told::LookAgain };
         let old = std::mem::replace(&mut link.name, told.name.clone());
-        link.mac = told.mac.or(link.mac);
-        link.permanent = told.permanent.or(link.permanent);
-        // The bits that sysfs tells as well.
-        link.flags = Some(told.flags & 0xffff);
-        link.mtu = told.mtu.or(link.mtu);
-        link.operstate = told.operstate.as_ref().map(|state| state.to_lowercase());
-        link.carrier = told.carrier.filter(|_| told.is_up());
-        link.told = Some(Box::new(told.clone()));
+        link.take(told);
         if old != told.name {
             self.rename(&old, &told.name);
         }
@@ -395,12 +388,6 @@ impl Watch {
 
 /// An interface made by software, as netlink tells it.
 fn software(link: &Link) -> NetDevice {
-    let soft = match link.made.as_deref() {
-        Some("bond") => SoftKind::Bond,
-        Some("bridge") => SoftKind::Bridge,
-        Some("vlan") => SoftKind::Vlan,
-        Some("tun") => SoftKind::Tap,
-        _ => SoftKind::Other,
-    };
+    let soft = link.made.as_deref().map_or(SoftKind::Other, SoftKind::made);
     NetDevice::software(link.index, link.name.clone(), soft)
 }

@@ -11,11 +11,15 @@ const MASTER: u16 = 10;
 pub const ADDRESS: u16 = 1;
 pub const MTU: u16 = 4;
 pub const QDISC: u16 = 6;
+const OPERSTATE: u16 = 16;
+const LINK_INFO: u16 = 18;
 pub const RX_QUEUES: u16 = 32;
 pub const XDP: u16 = 43;
 pub const MAX_MTU: u16 = 51;
 pub const PERM_ADDRESS: u16 = 54;
+const CARRIER: u16 = 33;
 pub const PARENT: u16 = 56;
+const PARENT_BUS: u16 = 57;
 /// A nest with `IFLA_XDP_ATTACHED` = 1, in the driver.
 pub const XDP_DRIVER: [u8; 8] = [5, 0, 2, 0, 1, 0, 0, 0];
 
@@ -71,12 +75,100 @@ impl Guest {
 
     /// A link, in the namespace of the guest or (`netns/NAME/`) another one.
     pub fn tell(&self, namespace: &str, index: u32, name: &str, attributes: &[(u16, Vec<u8>)]) {
-        let mut header = vec![0, 0, 1, 0];
+        self.tell_with(namespace, (index, 1, 0x1003), name, attributes);
+    }
+
+    /// A link by its number, hardware type and flags.
+    fn tell_with(
+        &self,
+        namespace: &str,
+        (index, kind, flags): (u32, u16, u32),
+        name: &str,
+        attributes: &[(u16, Vec<u8>)],
+    ) {
+        let mut header = vec![0, 0];
+        header.extend_from_slice(&kind.to_ne_bytes());
         header.extend_from_slice(&index.to_ne_bytes());
-        header.extend_from_slice(&[3, 0x10, 0, 0, 0, 0, 0, 0]);
+        header.extend_from_slice(&flags.to_ne_bytes());
+        header.extend_from_slice(&[0; 4]);
         let mut all = vec![(IFNAME, format!("{name}\0").into_bytes())];
         all.extend(attributes.iter().cloned());
         self.append(&format!("{namespace}links"), &message(16, &header, &all));
+    }
+
+    /// Every link that the tree shows, as a kernel from 5.14 on tells it.
+    pub fn tell_links(&self) {
+        let links = fs::read_dir(self.path("sys/class/net")).expect("a folder");
+        let mut names: Vec<String> = links
+            .map(|link| link.expect("an entry").file_name().into_string().expect("text"))
+            .collect();
+        names.sort();
+        for name in names {
+            let read = |attribute: &str| {
+                let text =
+                    fs::read_to_string(self.path(&format!("sys/class/net/{name}/{attribute}")));
+                text.ok().map(|text| text.trim().to_owned())
+            };
+            // `bonding_masters` is no link.
+            let Some(index) = read("ifindex").and_then(|index| index.parse().ok()) else {
+                continue;
+            };
+            let flags =
+                read("flags").and_then(|flags| u32::from_str_radix(flags.get(2..)?, 16).ok());
+            let flags = flags.unwrap_or_default();
+            let kind = read("type").and_then(|kind| kind.parse().ok()).unwrap_or(1);
+            let attributes = self.attributes_of(&name, &read);
+            self.tell_with("", (index, kind, flags), &name, &attributes);
+        }
+    }
+
+    fn attributes_of(
+        &self,
+        name: &str,
+        read: &impl Fn(&str) -> Option<String>,
+    ) -> Vec<(u16, Vec<u8>)> {
+        let text = |text: &str| format!("{text}\0").into_bytes();
+        let mut all = Vec::new();
+        let own = read("addr_assign_type").as_deref() == Some("0");
+        if let Some(address) = read("address") {
+            all.push((ADDRESS, mac(&address)));
+            all.extend(own.then(|| (PERM_ADDRESS, mac(&address))));
+        }
+        let mtu = read("mtu").and_then(|mtu| mtu.parse::<u32>().ok());
+        all.extend(mtu.map(|mtu| (MTU, mtu.to_ne_bytes().to_vec())));
+        all.push((OPERSTATE, vec![if read("operstate").as_deref() == Some("up") { 6 } else { 2 }]));
+        all.push((CARRIER, vec![u8::from(read("carrier").as_deref() == Some("1"))]));
+        let link = |link: &str| fs::read_link(self.path(&format!("sys/class/net/{name}/{link}")));
+        let last = |path: &std::path::Path| {
+            path.file_name().and_then(|name| name.to_str()).map(str::to_owned)
+        };
+        if let Some(master) = link("master").ok().and_then(|path| last(&path)) {
+            let index = fs::read_to_string(self.path(&format!("sys/class/net/{master}/ifindex")));
+            let index = index.ok().and_then(|index| index.trim().parse().ok());
+            all.extend(index.map(Self::master_of));
+        }
+        match link("device").ok().and_then(|path| last(&path)) {
+            Some(parent) => {
+                all.push((PARENT, text(&parent)));
+                let bus = link("device/subsystem").ok().and_then(|path| last(&path));
+                all.extend(bus.map(|bus| (PARENT_BUS, text(&bus))));
+            }
+            None => all.push((LINK_INFO, attribute(1, &text(self.made(name, read))))),
+        }
+        all
+    }
+
+    /// What asked for it, as far as the tree shows it.
+    fn made(&self, name: &str, read: &impl Fn(&str) -> Option<String>) -> &'static str {
+        let has = |entry: &str| self.path(&format!("sys/class/net/{name}/{entry}")).exists();
+        let event = read("uevent").unwrap_or_default();
+        match () {
+            () if has("bonding") => "bond",
+            () if has("bridge") => "bridge",
+            () if has("tun_flags") => "tun",
+            () if event.contains("DEVTYPE=vlan") => "vlan",
+            () => "dummy",
+        }
     }
 
     /// An address of an interface, `10.0.0.4/24`.

@@ -14,9 +14,9 @@ pub const NVME: Made = Made {
     device_number: 0,
 };
 
-const NIC_A: (&str, &str) = ("7c1e5225-55d2-7c1e-5225-55d27c1e5225", "7c:1e:52:25:55:d2");
+pub const NIC_A: (&str, &str) = ("7c1e5225-55d2-7c1e-5225-55d27c1e5225", "7c:1e:52:25:55:d2");
 const NIC_B: (&str, &str) = ("7c1e5225-5ca6-7c1e-5225-5ca67c1e5225", "7c:1e:52:25:5c:a6");
-const BUS_A: &str = "d3cbd5f3-927a-45ec-985d-2ddb43e90b83";
+pub const BUS_A: &str = "d3cbd5f3-927a-45ec-985d-2ddb43e90b83";
 const BUS_B: &str = "9970f259-1a65-4a22-bce2-500aee5b8543";
 
 /// One NIC with its VF, and both in full, for kinds that then change something.
@@ -263,5 +263,6 @@ pub fn many(nics: u16) -> Guest {
         let serial = (number + 1).to_string();
         pair(&mut guest, (&guid, &format!("eth{number}"), &mac), &bus, &serial, &vf, &MLX5);
     }
+    guest.tell_links();
     guest
 }

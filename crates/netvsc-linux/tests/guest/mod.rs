@@ -299,6 +299,14 @@ impl Guest {
         self.write(&format!("{path}/vendor"), &format!("{:#06x}", made.vendor));
         self.write(&format!("{path}/device"), &format!("{:#06x}", made.device));
         self.write(&format!("{path}/class"), &format!("{:#08x}", made.class));
+        let [_, base, sub, interface] = made.class.to_be_bytes();
+        self.write(
+            &format!("{path}/modalias"),
+            &format!(
+                "pci:v{:08X}d{:08X}sv00000000sd00000000bc{base:02X}sc{sub:02X}i{interface:02X}",
+                made.vendor, made.device
+            ),
+        );
         self.write(&format!("{path}/numa_node"), "0");
         self.symlink(&format!("sys/bus/pci/devices/{address}"), path);
         self.symlink(&format!("{path}/subsystem"), "sys/bus/pci");
