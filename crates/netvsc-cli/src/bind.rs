@@ -1,6 +1,6 @@
 //! `netvsc bind`: which driver has a NIC.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use clap::{ArgGroup, Args};
@@ -8,13 +8,16 @@ use netvsc_linux::check::Guest;
 use netvsc_linux::inventory::{Depth, take};
 use netvsc_linux::relation::{NicView, Relations};
 use netvsc_linux::uio::{
-    Binding, Journal, KERNEL_NIC_DRIVER, Record, UIO_DRIVER, restore, restore_all,
+    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, UIO_DRIVER, restore,
+    restore_all,
 };
+use serde::Serialize;
 
 use crate::error::Error;
-use crate::inspect::args::SourceArgs;
+use crate::inspect::args::{OutputArgs, SourceArgs};
+use crate::inspect::document::SCHEMA_VERSION;
 use crate::inspect::page::{Found, find};
-use crate::inspect::print;
+use crate::inspect::{print, print_json};
 use crate::session::session;
 
 /// Where records of taken devices are, below the root. It goes with the boot, as the bindings do.
@@ -78,6 +81,43 @@ pub struct BindArgs {
     /// Where to look.
     #[command(flatten)]
     pub source: SourceArgs,
+
+    /// How to say what was done.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What became of a device.
+#[derive(Debug, Default, Serialize)]
+struct Outcome {
+    /// Its GUID.
+    device: String,
+    /// The driver that it has now.
+    driver: Option<String>,
+    /// Whether something was written.
+    done: bool,
+    /// What was written, or would have been.
+    changes: Vec<Written>,
+    /// Why it is not done.
+    error: Option<String>,
+    /// The same for people.
+    #[serde(skip)]
+    text: String,
+}
+
+/// One write to an attribute.
+#[derive(Debug, Serialize)]
+struct Written {
+    path: String,
+    value: String,
+}
+
+/// What `netvsc bind` did, as JSON.
+#[derive(Debug, Serialize)]
+struct Bound<'a> {
+    schema_version: u32,
+    dry_run: bool,
+    devices: &'a [Outcome],
 }
 
 /// `netvsc bind`.
@@ -87,40 +127,80 @@ pub struct BindArgs {
 pub fn run(args: &BindArgs) -> Result<(), Error> {
     let root = args.source.sysfs_root.as_deref().unwrap_or(Path::new("/"));
     let journal = Journal::new(root.join(JOURNAL));
-    if args.restore {
-        return give_all_back(root, &journal, args.dry_run);
-    }
-    let device = device(args)?;
-    if args.uio {
-        let record = Record::of(root, &device)?;
-        if record.driver.as_deref() == Some(UIO_DRIVER) {
-            return print(&format!("{device} is user space's already\n"));
+    let mut failed = None;
+    let outcomes = if args.restore {
+        give_all_back(root, &journal, args.dry_run, &mut failed)?
+    } else {
+        let device = device(args)?;
+        vec![if args.uio { take_away } else { give_back }(root, device, journal, args.dry_run)?]
+    };
+    if args.output.json() {
+        let devices = &outcomes;
+        let bound = Bound { schema_version: SCHEMA_VERSION, dry_run: args.dry_run, devices };
+        print_json(&bound, &args.output)?;
+    } else {
+        for outcome in &outcomes {
+            print(&outcome.text)?;
         }
-        if args.dry_run {
-            return show(&record.changes_to(root, UIO_DRIVER));
-        }
-        Binding::to(root, &device, UIO_DRIVER, journal)?.keep();
-        return print(&format!("{device} is user space's: {UIO_DRIVER}\n"));
     }
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Gives a NIC to user space.
+fn take_away(root: &Path, device: String, journal: Journal, dry: bool) -> Result<Outcome, Error> {
+    let record = Record::of(root, &device)?;
+    if record.driver.as_deref() == Some(UIO_DRIVER) {
+        let text = format!("{device} is user space's already\n");
+        return Ok(Outcome { device, driver: record.driver, text, ..Outcome::default() });
+    }
+    let changes = record.changes_to(root, UIO_DRIVER);
+    if dry {
+        return Ok(shown(device, record.driver, &changes));
+    }
+    Binding::to(root, &device, UIO_DRIVER, journal)?.keep();
+    let text = format!("{device} is user space's: {UIO_DRIVER}\n");
+    let driver = Record::of(root, &device)?.driver;
+    Ok(Outcome { device, driver, done: true, changes: written(&changes), error: None, text })
+}
+
+/// Gives a NIC back to the kernel.
+fn give_back(root: &Path, device: String, journal: Journal, dry: bool) -> Result<Outcome, Error> {
+    let has = Record::of(root, &device)?;
     let record = match journal.record(&device)? {
         Some(record) => record,
         // Without a record there is nothing to undo, and its interface is not to vanish for a moment.
-        None if Record::of(root, &device)?.driver.as_deref() == Some(KERNEL_NIC_DRIVER) => {
-            return print(&format!("{device} is the kernel's already\n"));
+        None if has.driver.as_deref() == Some(KERNEL_NIC_DRIVER) => {
+            let text = format!("{device} is the kernel's already\n");
+            return Ok(Outcome { device, driver: has.driver, text, ..Outcome::default() });
         }
         // Somebody else took it; what he found is not known, so it gets what every NIC has.
-        None => Record {
-            driver: Some(KERNEL_NIC_DRIVER.to_owned()),
-            driver_override: None,
-            ..Record::of(root, &device)?
-        },
+        None => {
+            let driver = Some(KERNEL_NIC_DRIVER.to_owned());
+            Record { driver, driver_override: None, ..has.clone() }
+        }
     };
-    if args.dry_run {
-        return show(&record.changes_back(root));
+    let changes = record.changes_back(root);
+    if dry {
+        return Ok(shown(device, has.driver, &changes));
     }
     restore(root, &record, &journal)?;
     let driver = Record::of(root, &device)?.driver;
-    print(&format!("{device} is back: {}\n", driver.as_deref().unwrap_or("it had no driver")))
+    let text = format!("{device} is back: {}\n", driver.as_deref().unwrap_or("it had no driver"));
+    Ok(Outcome { device, driver, done: true, changes: written(&changes), error: None, text })
+}
+
+/// What would be done.
+fn shown(device: String, driver: Option<String>, changes: &[Change]) -> Outcome {
+    let text = changes.iter().map(|change| format!("{change}\n")).collect();
+    Outcome { device, driver, done: false, changes: written(changes), error: None, text }
+}
+
+fn written(changes: &[Change]) -> Vec<Written> {
+    let of = |change: &Change| Written {
+        path: change.path.display().to_string(),
+        value: change.value.clone(),
+    };
+    changes.iter().map(of).collect()
 }
 
 /// The GUID of the NIC that is meant, if it may be taken.
@@ -156,26 +236,43 @@ pub(crate) fn spare(nic: &NicView<'_>, guest: &Guest<'_>) -> Result<(), Error> {
     }
 }
 
-fn show(changes: &[netvsc_linux::uio::Change]) -> Result<(), Error> {
-    let lines: String = changes.iter().map(|change| format!("{change}\n")).collect();
-    print(&lines)
-}
-
-fn give_all_back(root: &Path, journal: &Journal, dry_run: bool) -> Result<(), Error> {
+/// Gives back everything that was taken; the last failure is kept, and none keeps the others from their turn.
+fn give_all_back(
+    root: &Path,
+    journal: &Journal,
+    dry_run: bool,
+    failed: &mut Option<BindError>,
+) -> Result<Vec<Outcome>, Error> {
+    // What is to be written depends on what has the device now.
+    let planned: BTreeMap<_, _> = journal
+        .records()?
+        .into_iter()
+        .map(|record| (record.device.to_string(), record.changes_back(root)))
+        .collect();
+    let driver = |device: &str| Record::of(root, device).ok().and_then(|has| has.driver);
     if dry_run {
-        let records = journal.records()?;
-        let changes: Vec<_> = records.iter().flat_map(|record| record.changes_back(root)).collect();
-        return show(&changes);
+        let show = |(device, changes): (String, Vec<Change>)| {
+            let driver = driver(&device);
+            shown(device, driver, &changes)
+        };
+        return Ok(planned.into_iter().map(show).collect());
     }
-    let mut failed = None;
+    let mut outcomes = Vec::new();
     for restored in restore_all(root, journal)? {
+        let device = restored.record.device.to_string();
+        let mut outcome = Outcome { driver: driver(&device), ..Outcome::default() };
         match restored.outcome {
-            Ok(()) => print(&format!("{} is back\n", restored.record.device))?,
+            Ok(()) => {
+                outcome.changes = planned.get(&device).map(|it| written(it)).unwrap_or_default();
+                outcome.text = format!("{device} is back\n");
+                outcome.done = true;
+            }
             Err(error) => {
-                eprintln!("netvsc: {}: {error}", restored.record.device);
-                failed = Some(error);
+                eprintln!("netvsc: {device}: {error}");
+                outcome.error = Some(failed.insert(error).to_string());
             }
         }
+        outcomes.push(Outcome { device, ..outcome });
     }
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    Ok(outcomes)
 }

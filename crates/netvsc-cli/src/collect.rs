@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use netvsc_linux::inventory::collect as read;
+use serde::Serialize;
 
 use crate::archive::pack;
 use crate::error::Error;
-use crate::inspect::args::SourceArgs;
-use crate::inspect::complain;
+use crate::inspect::args::{OutputArgs, SourceArgs};
+use crate::inspect::document::SCHEMA_VERSION;
+use crate::inspect::{complain, print_json};
 
 /// What is said at length about the verb.
 pub const LONG: &str = "\
@@ -40,6 +42,28 @@ pub struct CollectArgs {
     /// Where to look.
     #[command(flatten)]
     pub source: SourceArgs,
+
+    /// How to say what was done.
+    #[command(flatten)]
+    pub say: OutputArgs,
+}
+
+/// What was done, as JSON.
+#[derive(Debug, Serialize)]
+struct Collected<'a> {
+    schema_version: u32,
+    /// The file that was written.
+    path: &'a Path,
+    /// How many files, folders and links are in it.
+    entries: usize,
+    unreadable: Vec<Missing<'a>>,
+}
+
+/// What could not be read, and is not in it.
+#[derive(Debug, Serialize)]
+struct Missing<'a> {
+    path: &'a str,
+    why: &'a str,
 }
 
 /// `netvsc collect`.
@@ -48,9 +72,15 @@ pub struct CollectArgs {
 /// If the root cannot be used or the archive not be written.
 pub fn collect(args: &CollectArgs) -> Result<(), Error> {
     let failed = |source| Error::Collect { path: args.output.clone(), source };
+    let to_standard_output = args.output == Path::new("-");
+    if to_standard_output && args.say.json() {
+        return Err(Error::TwoOutputs);
+    }
     let (snapshot, collection) = read(args.source.sysfs_root.as_deref())?;
-    complain(&snapshot);
-    if args.output == Path::new("-") {
+    if !args.say.json() {
+        complain(&snapshot);
+    }
+    if to_standard_output {
         return match pack(&collection, std::io::stdout().lock()) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(failed(error)),
             _ => Ok(()),
@@ -58,5 +88,16 @@ pub fn collect(args: &CollectArgs) -> Result<(), Error> {
     }
     let file = OpenOptions::new().write(true).create_new(true).open(&args.output);
     let file = file.map_err(failed)?;
-    pack(&collection, BufWriter::new(file)).map_err(failed)
+    pack(&collection, BufWriter::new(file)).map_err(failed)?;
+    if !args.say.json() {
+        return Ok(());
+    }
+    let unreadable = snapshot.unreadable.iter();
+    let collected = Collected {
+        schema_version: SCHEMA_VERSION,
+        path: &args.output,
+        entries: collection.len(),
+        unreadable: unreadable.map(|it| Missing { path: &it.path, why: &it.why }).collect(),
+    };
+    print_json(&collected, &args.say)
 }

@@ -87,6 +87,11 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The archive and what is said of it are to go to the same place.
+    #[error(
+        "standard output is to get the archive and the JSON; expected --output FILE beside --json"
+    )]
+    TwoOutputs,
     /// The directory that holds the guest cannot be used.
     #[error(transparent)]
     Root(#[from] netvsc_linux::inventory::RootError),
@@ -206,7 +211,7 @@ impl Error {
     /// The exit status that belongs to this error.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(FAILED)
+        ExitCode::from(if matches!(self, Self::TwoOutputs) { USAGE } else { FAILED })
     }
 }
 

@@ -3,6 +3,7 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+mod schema;
 
 use std::process::{Command, Output};
 
@@ -39,6 +40,35 @@ fn a_dry_run_shows_the_three_writes_and_makes_none() {
     let back = bind(&guest, &["--kernel", ETH1, "--dry-run"]);
     assert!(String::from_utf8_lossy(&back.stdout).starts_with("echo '' > "));
     assert!(bind(&guest, &["--restore", "--dry-run"]).stdout.is_empty());
+}
+
+#[test]
+fn json_says_of_each_device_what_is_written_and_what_it_has() {
+    let guest = kinds::worked_example();
+    let said = |arguments: &[&str]| {
+        let output = bind(&guest, arguments);
+        assert!(output.status.success(), "{output:?}");
+        schema::valid(&String::from_utf8(output.stdout).expect("text"), "bind-1.json")
+    };
+    let value = said(&["--uio", "eth1", "--dry-run", "--json"]);
+    let device = &value["devices"][0];
+    assert_eq!((&value["dry_run"], &device["done"]), (&true.into(), &false.into()));
+    assert_eq!((&device["device"], &device["driver"]), (&ETH1.into(), &"hv_netvsc".into()));
+    let changes = device["changes"].as_array().expect("a list");
+    assert_eq!((changes.len(), &changes[0]["value"]), (3, &"uio_hv_generic".into()));
+    let value = said(&["--kernel", "eth1", "--json"]);
+    assert_eq!(value["devices"][0]["changes"], serde_json::json!([]));
+    let value = said(&["--restore", "--json"]);
+    assert_eq!(value["devices"], serde_json::json!([]));
+    // One that was taken, and cannot be given back: no kernel moves it to another driver here.
+    let journal = guest.path("run/netvsc/bind");
+    std::fs::create_dir_all(&journal).expect("a folder");
+    let record = format!("device {ETH1}\ndriver other\noverride \n");
+    std::fs::write(journal.join(ETH1), record).expect("a record");
+    let output = bind(&guest, &["--restore", "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let value = schema::valid(&String::from_utf8_lossy(&output.stdout), "bind-1.json");
+    assert!(value["devices"][0]["error"].is_string(), "{value}");
 }
 
 #[test]

@@ -284,3 +284,24 @@ fn the_running_system_can_be_checked_wherever_this_runs() {
     let value = valid(&String::from_utf8(output.stdout).expect("text"));
     assert_eq!(value["source"]["kind"], "live");
 }
+
+#[test]
+fn findings_fit_into_columns_and_into_one_line_each() {
+    let complaint = COMPLAINTS.iter().find(|it| it.expected.len() > 1).expect("one with several");
+    let guest = (complaint.build)();
+    let found = |arguments: &[&str]| -> Vec<String> {
+        let output = check(guest.root(), arguments);
+        String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
+    };
+    let brief = found(&["-br"]);
+    let table = found(&["-o", "check,severity,safe,since,subject,text,fix"]);
+    assert_eq!(table.len(), brief.len() + 1);
+    assert!(table[0].starts_with("CHECK") && table[0].contains("  SAFE  "), "{table:#?}");
+    for (line, row) in brief.iter().zip(&table[1..]) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        assert!(row.starts_with(words[1]) && row.contains(words[0]), "{line} in {row}");
+    }
+    let bad = check(guest.root(), &["-o", "colour"]);
+    assert_eq!(bad.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("possible values: severity"), "{bad:?}");
+}

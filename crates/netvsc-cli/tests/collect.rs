@@ -3,6 +3,7 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+mod schema;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -368,4 +369,25 @@ fn nothing_is_left_of_what_was_unpacked() {
             .expect("the program runs");
         assert!(fs::read_dir(&temporary).expect("a folder").next().is_none(), "{arguments:?}");
     }
+}
+
+#[test]
+fn json_says_what_was_written_and_what_could_not_be_read() {
+    let (guest, folder) = (kinds::worked_example(), folder());
+    guest.remove("sys/bus/pci/slots/1/address");
+    fs::create_dir(guest.path("sys/bus/pci/slots/1/address")).expect("a folder");
+    let archive = folder.path().join("guest.tar");
+    let asked = archive.to_str().expect("text");
+    let place = guest.root();
+    let output = netvsc(&["collect", "--json", "-o", asked], "--sysfs-root", place);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let value = schema::valid(&String::from_utf8_lossy(&output.stdout), "collect-1.json");
+    assert_eq!(value["path"], asked);
+    assert!(value["entries"].as_u64().is_some_and(|entries| entries > 100), "{value}");
+    let unreadable = value["unreadable"].as_array().expect("a list");
+    let slot = |note: &&serde_json::Value| note["path"] == "/sys/bus/pci/slots/1/address";
+    assert_eq!(unreadable.iter().filter(slot).count(), 1, "{value}");
+    let output = netvsc(&["collect", "--json", "-o", "-"], "--sysfs-root", place);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--output FILE"), "{output:?}");
 }

@@ -300,3 +300,53 @@ fn the_running_system_can_be_listed_wherever_this_runs() {
     assert_eq!(value["source"]["kind"], "live");
     assert!(value["generated_at"].is_string());
 }
+
+/// What a verb says on both outputs if it may read what everybody may, and no more.
+fn unprivileged(guest: &Guest, arguments: &[&str]) -> (String, String) {
+    // Only root can drop capabilities, and only root has any to drop; the user stays, so that the program can be read.
+    let program = env!("CARGO_BIN_EXE_netvsc");
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--", program]);
+        command
+    } else {
+        Command::new(program)
+    };
+    let output = command.args(arguments).arg("--sysfs-root").arg(guest.root()).output();
+    let output = output.expect("setpriv of util-linux, which tests with the kernel need");
+    // What a check found is no failure; what it could not decide is 3.
+    let status = output.status.code();
+    assert!(status == Some(0) || (arguments[0] == "check" && status == Some(3)), "{output:?}");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn without_privilege_all_that_is_readable_is_shown_and_each_capability_that_is_missed_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let guest = kinds::worked_example();
+    guest.write("etc/netplan/50-cloud-init.yaml", "network: {version: 2}");
+    for secret in ["dev/kmsg", "etc/netplan/50-cloud-init.yaml"] {
+        let nobodys = std::fs::Permissions::from_mode(0);
+        std::fs::set_permissions(guest.path(secret), nobodys).expect("a file of this test");
+    }
+    let log = "cannot read /dev/kmsg: permission denied; it needs CAP_SYSLOG\n";
+    for (arguments, shown) in [
+        (&["list"][..], "eth1  enP6757s2   7c:1e:52:25:5c:a6  ~2 "),
+        (&["show", "eth0"], "eth0 is unknown: only the kernel log tells"),
+        (&["explain", "eth0"], "enP37498s1"),
+        (&["lsvmbus", "-br"], "7c1e5225-55d2-7c1e-5225-55d27c1e5225  hv_netvsc"),
+        (&["metrics"], "netvsc_state{device=\"eth1\",state=\"unknown\"} 1"),
+        (&["check"], "path.synthetic  the kernel log could not be read; it needs CAP_SYSLOG"),
+        (&["udev", "eth0"], "NETVSC_ROLE="),
+    ] {
+        let (text, errors) = unprivileged(&guest, arguments);
+        assert!(text.contains(shown), "{arguments:?}: {text}");
+        let complains = !matches!(arguments[0], "explain" | "udev");
+        assert_eq!(errors.contains(log), complains, "{arguments:?}: {errors}");
+        let reads_all = matches!(arguments[0], "check" | "metrics");
+        assert_eq!(errors.contains("it needs CAP_DAC_READ_SEARCH"), reads_all, "{errors}");
+    }
+    let (text, _) = unprivileged(&guest, &["explain", "eth0"]);
+    assert!(text.contains("CAP_SYSLOG"), "{text}");
+}

@@ -147,7 +147,12 @@ fn a_pair_is_told_with_its_state_its_path_and_its_traffic_apart() {
 fn every_kind_of_guest_is_told_in_the_format_and_within_its_budget() {
     for (name, guest) in guests() {
         let samples = parse(&text(&guest));
-        assert!(samples.iter().any(|((family, _), _)| family == "netvsc_build_info"), "{name}");
+        let of_the_program = |((family, labels), _): &&(Series, f64)| {
+            family == "netvsc_build_info"
+                && labels.contains("version=")
+                && labels.contains("commit=")
+        };
+        assert_eq!(samples.iter().filter(of_the_program).count(), 1, "{name}");
         let states = samples.iter().filter(|((family, _), _)| family == "netvsc_state");
         let now = states.filter(|(_, value)| *value > 0.0).count();
         let nics: BTreeSet<_> = samples

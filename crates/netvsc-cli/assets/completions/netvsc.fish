@@ -152,6 +152,13 @@ bool\t'0 nothing at or above --threshold, 1 otherwise; for scripts'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l threshold -d 'What counts for --exit-style bool' -r -f -a "info\t'Everything'
 warn\t'Warnings and worse'
 critical\t'Critical only'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand check" -s o -l columns -d 'A table of these columns, in this order, instead of the text' -r -f -a "severity\t'How bad it is; unknown for a check that could not decide'
+check\t'The check'
+subject\t'What it is about'
+text\t'What is wrong, or why a check could not decide'
+fix\t'How to mend it'
+safe\t'Whether --fix mends it: yes or no'
+since\t'Since when, in seconds after boot'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l interval -d 'How far apart the three samples of the counters are, on the running system' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
@@ -159,6 +166,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l color -d 'When t
 always\t'Always'
 never\t'Never'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l list -d 'List the checks instead of running them'
+complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l brief -d 'One line per finding, without header: severity, check, subject (also -br)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l fix -d 'Carry out the safe fixes, and print what undoes them'
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l dry-run -d 'Only show what --fix would do'
 complete -c netvsc -n "__fish_netvsc_using_subcommand check" -l force -d 'Touch also what carries this session or the default route'
@@ -229,6 +237,11 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand metrics" -s h -l help -d '
 complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -s o -l output -d 'File to write, which must not be there yet; - for standard output' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand collect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand udev" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
@@ -263,11 +276,16 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand uninstall" -s h -l help -d
 complete -c netvsc -n "__fish_netvsc_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
+always\t'Always'
+never\t'Never'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l uio -d 'Give the NIC to user space (uio_hv_generic)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l kernel -d 'Give the NIC back to the driver that it had, or to the kernel\'s own (hv_netvsc)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l restore -d 'Give back every device that was taken, as it was'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l dry-run -d 'Show every write and make none'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l force -d 'Take it although a default route or this session goes through it'
+complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -s j -l json -d 'Print JSON'
+complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch metrics collect udev install uninstall completions bind help" -f -a "run" -d 'Bring up the NICs, pair them with their VFs and carry traffic'
 complete -c netvsc -n "__fish_netvsc_using_subcommand help; and not __fish_seen_subcommand_from run host sim list show explain check resolve lsvmbus watch metrics collect udev install uninstall completions bind help" -f -a "host" -d 'Be the simulated host, for a guest in another process'

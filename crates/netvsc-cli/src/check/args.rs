@@ -5,6 +5,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use netvsc_linux::check::{self, Severity};
 
+use super::columns::{BRIEF, FindingColumn};
 use crate::inspect::args::{OutputArgs, SourceArgs};
 use crate::units::Span;
 
@@ -117,6 +118,22 @@ pub struct CheckArgs {
     #[arg(long, value_enum, value_name = "SEVERITY", default_value_t = Threshold::Warn, help_heading = "Output")]
     pub threshold: Threshold,
 
+    /// A table of these columns, in this order, instead of the text
+    #[arg(
+        short = 'o',
+        long = "columns",
+        value_name = "COL,..",
+        value_enum,
+        value_delimiter = ',',
+        conflicts_with_all = ["fix", "list"],
+        help_heading = "Output"
+    )]
+    pub columns: Option<Vec<FindingColumn>>,
+
+    /// One line per finding, without header: severity, check, subject (also -br)
+    #[arg(long, conflicts_with_all = ["columns", "fix", "list"], help_heading = "Output")]
+    pub brief: bool,
+
     /// How far apart the three samples of the counters are, on the running system
     #[arg(long, value_name = "SPAN", default_value = "200ms")]
     pub interval: Span,
@@ -143,6 +160,12 @@ pub struct CheckArgs {
 }
 
 impl CheckArgs {
+    /// The columns of the table that is wanted instead of the text.
+    #[must_use]
+    pub fn columns(&self) -> Option<&[FindingColumn]> {
+        self.columns.as_deref().or(self.brief.then_some(&BRIEF))
+    }
+
     /// Whether a check is wanted.
     #[must_use]
     pub fn wants(&self, id: &str) -> bool {

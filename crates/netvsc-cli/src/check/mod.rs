@@ -1,6 +1,7 @@
 //! `netvsc check`: what is wrong, and what mends it.
 
 pub mod args;
+pub mod columns;
 pub mod document;
 pub mod fixing;
 mod text;
@@ -62,10 +63,14 @@ fn say(snapshot: &Snapshot, report: &Report, args: &CheckArgs) -> Result<(), Err
         return print(&text::npd(report));
     }
     complain(snapshot);
+    let style = Style::choose(args.output.color);
+    if let Some(columns) = args.columns() {
+        return print(&columns::listing(report, columns, !args.brief, style));
+    }
     if !snapshot.hyperv {
         return print(&format!("NETVSC OK - {NO_HYPERV}\n"));
     }
-    print(&text::report(report, status(report), Style::choose(args.output.color)))
+    print(&text::report(report, status(report), style))
 }
 
 /// Carries out what is safe, and says so as it goes.

@@ -11,7 +11,7 @@ use crate::inspect::table::{Style, paint, table};
 const NPD_LINE: usize = 80;
 
 /// Text without what a terminal would obey: names and files are somebody else's.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }
 

@@ -110,6 +110,12 @@ fn sample<const N: usize>(labels: [(&'static str, String); N], value: f64) -> Sa
     Sample { labels: labels.into(), value }
 }
 
+/// What the program was built from, if whoever built it said so in `NETVSC_COMMIT`: it need not have been a checkout.
+const COMMIT: &str = match option_env!("NETVSC_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
 /// All metrics of a guest, those without numbers left out.
 #[must_use]
 pub fn of(
@@ -119,9 +125,9 @@ pub fn of(
     observer: &Observer,
 ) -> Vec<Family> {
     let mut all = Families(Vec::new());
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    all.family("netvsc_build_info", Kind::Gauge, "Always 1; says which version tells this.")
-        .push(sample([("version", version)], 1.0));
+    let (version, commit) = (env!("CARGO_PKG_VERSION").to_owned(), COMMIT.to_owned());
+    all.family("netvsc_build_info", Kind::Gauge, "Always 1; says which program tells this.")
+        .push(sample([("version", version), ("commit", commit)], 1.0));
     for nic in &relations.nics {
         pair(&mut all, relations, nic);
         switches(&mut all, snapshot, nic);
