@@ -327,7 +327,7 @@ fn without_privilege_all_that_is_readable_is_shown_and_each_capability_that_is_m
     let guest = kinds::worked_example();
     guest.write("etc/netplan/50-cloud-init.yaml", "network: {version: 2}");
     for secret in ["dev/kmsg", "etc/netplan/50-cloud-init.yaml"] {
-        let nobodys = std::fs::Permissions::from_mode(0);
+        let nobodys = std::fs::Permissions::from_mode(0o000);
         std::fs::set_permissions(guest.path(secret), nobodys).expect("a file of this test");
     }
     let log = "cannot read /dev/kmsg: permission denied; it needs CAP_SYSLOG\n";
