@@ -59,6 +59,9 @@ fn columns_and_brevity_are_the_users_choice() {
     let text = said(&guest, &["list", "-o", "guid,slot"]);
     assert!(text.starts_with("GUID") && text.contains("55d27c1e5225  1"), "{text}");
     assert!(said(&guest, &["list", "-o", "+mtu"]).contains("REASON        MTU\n"));
+    let one = said(&guest, &["show", "eth1", "-o", "serial,pci"]);
+    assert_eq!(one, "SERIAL  PCI\n2       1a65:00:02.0\n");
+    assert_eq!(said(&guest, &["show", "-br"]), said(&guest, &["list", "-br"]));
     let brief = said(&guest, &["list", "-br"]);
     assert_eq!(brief, "eth0  accelerated  enP37498s1\neth1  accelerated  enP6757s2\n");
     let text = refused(&guest, &["list", "-o", "colour"], 2);

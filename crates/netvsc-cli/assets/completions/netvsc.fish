@@ -129,11 +129,13 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand list" -l brief -d 'One lin
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s j -l json -d 'Print JSON'
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s o -l columns -d 'Which columns, in which order; +COL adds to the usual ones' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'
 always\t'Always'
 never\t'Never'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand show" -l brief -d 'One line per NIC, without header: NIC, state, VF (also -br)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s j -l json -d 'Print JSON'
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand show" -s h -l help -d 'Print help (see more with \'--help\')'

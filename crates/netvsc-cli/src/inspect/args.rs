@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
-use super::columns::ColumnChoice;
+use super::columns::{Column, ColumnChoice};
 use super::lsvmbus::DeviceColumn;
 
 /// Where to look.
@@ -79,9 +79,9 @@ impl OutputArgs {
     }
 }
 
-/// Options of `netvsc list`.
-#[derive(Clone, Debug, Args)]
-pub struct ListArgs {
+/// Which columns a table of NICs has.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RowArgs {
     /// Which columns, in which order; +COL adds to the usual ones
     #[arg(
         short = 'o',
@@ -95,6 +95,23 @@ pub struct ListArgs {
     /// One line per NIC, without header: NIC, state, VF (also -br)
     #[arg(long, conflicts_with = "columns", help_heading = "Output")]
     pub brief: bool,
+}
+
+impl RowArgs {
+    /// The columns, if a choice was made.
+    #[must_use]
+    pub fn chosen(&self) -> Option<Vec<Column>> {
+        let brief = || self.brief.then(|| vec![Column::Nic, Column::State, Column::Vf]);
+        self.columns.as_ref().map(|ColumnChoice(columns)| columns.clone()).or_else(brief)
+    }
+}
+
+/// Options of `netvsc list`.
+#[derive(Clone, Debug, Args)]
+pub struct ListArgs {
+    /// Which of it.
+    #[command(flatten)]
+    pub rows: RowArgs,
 
     /// Where to look.
     #[command(flatten)]
@@ -111,6 +128,10 @@ pub struct ShowArgs {
     /// Interfaces, GUIDs, PCI addresses or MAC addresses; everything if none is given
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
+
+    /// A table instead of pages.
+    #[command(flatten)]
+    pub rows: RowArgs,
 
     /// Where to look.
     #[command(flatten)]

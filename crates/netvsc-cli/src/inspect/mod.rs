@@ -87,16 +87,12 @@ pub fn list(args: &ListArgs) -> Result<(), Error> {
     if document.nics.is_empty() && document.standalone.is_empty() {
         return print(&format!("{NO_NICS}\n"));
     }
-    print(&listing(&document, args, Style::choose(args.output.color)))
+    let columns = args.rows.chosen().unwrap_or_else(|| ColumnChoice::default().0);
+    print(&listing(&document, &columns, !args.rows.brief, Style::choose(args.output.color)))
 }
 
-/// The table of `netvsc list`.
-fn listing(document: &Document, args: &ListArgs, style: Style) -> String {
-    let columns = match (&args.columns, args.brief) {
-        (Some(ColumnChoice(columns)), _) => columns.clone(),
-        (None, true) => vec![Column::Nic, Column::State, Column::Vf],
-        (None, false) => ColumnChoice::default().0,
-    };
+/// A table of NICs, and of ports that belong to none.
+fn listing(document: &Document, columns: &[Column], header: bool, style: Style) -> String {
     let nics = document.nics.iter();
     let mut rows: Vec<Vec<String>> =
         nics.map(|nic| columns.iter().map(|column| column.of_nic(nic)).collect()).collect();
@@ -107,7 +103,7 @@ fn listing(document: &Document, args: &ListArgs, style: Style) -> String {
             .map(|port| columns.iter().map(|column| column.of_port(port)).collect()),
     );
     let headers: Vec<_> = columns.iter().map(|column| column.header()).collect();
-    table(if args.brief { &[] } else { &headers }, &rows, style)
+    table(if header { &headers } else { &[] }, &rows, style)
 }
 
 /// `netvsc show`.
@@ -126,16 +122,22 @@ pub fn show(args: &ShowArgs) -> Result<(), Error> {
         let found = args.names.iter().map(|name| named(&relations, name));
         found.collect::<Result<_, _>>()?
     };
-    if args.output.json() {
+    let document = || {
         let mut document = Document::of(&snapshot, &relations);
         select(&mut document, &relations, &found);
-        return print_json(&document, &args.output);
+        document
+    };
+    if args.output.json() {
+        return print_json(&document(), &args.output);
     }
     complain(&snapshot);
     if !snapshot.hyperv {
         return print(&format!("{NO_HYPERV}\n"));
     }
     let style = Style::choose(args.output.color);
+    if let Some(columns) = args.rows.chosen() {
+        return print(&listing(&document(), &columns, !args.rows.brief, style));
+    }
     let pages: Vec<String> = found
         .iter()
         .filter_map(|found| match *found {
