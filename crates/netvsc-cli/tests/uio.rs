@@ -17,8 +17,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fake_uio::{Fake, MAC, NIC};
-use guest::{Guest, kinds};
+use fake_uio::{Fake, MAC, NIC, OfVf, VF_END};
+use guest::{Guest, MLX5, kinds};
 use hyperv_host::nic::NicServiceConfig;
 use namespace::{Neighbour, exists, in_namespace, ip};
 use netvsc_linux::Tap;
@@ -62,6 +62,7 @@ impl Run {
 
     fn wait_for(&mut self, name: &str) -> Value {
         let end = Instant::now() + PATIENCE;
+        let mut seen = String::new();
         loop {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
@@ -70,9 +71,10 @@ impl Run {
                         return event;
                     }
                     assert_ne!(event["event"], "failed", "before {name}: {event}");
+                    seen.push_str(&format!("\n{event}"));
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("no {name} within {PATIENCE:?}"),
-                Err(RecvTimeoutError::Disconnected) => panic!("it ended before {name}"),
+                Err(RecvTimeoutError::Timeout) => panic!("no {name} within {PATIENCE:?}:{seen}"),
+                Err(RecvTimeoutError::Disconnected) => panic!("it ended before {name}:{seen}"),
             }
         }
     }
@@ -322,6 +324,157 @@ fn what_the_host_does_not_allow_is_taken_back() {
         converse(64 << 10);
         run.signal(Signal::TERM);
         assert!(run.end().success());
+    });
+}
+
+// ---- with the kernel's VF beside it ----
+
+const BUS: &str = "9970f259-1a65-4a22-bce2-500aee5b8543";
+const VF: &str = "vfg";
+
+fn make_vf() {
+    ip(&format!("link add {VF} type veth peer name {VF_END}"));
+    ip(&format!("link set {VF_END} up"));
+}
+
+impl Far {
+    /// The same with an interface that sysfs calls the VF's, in a slot of this name; the host has not said so yet.
+    fn with_vf(slot: &str, mac: &str) -> (Self, Fake) {
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
+        make_vf();
+        let (far, mut fake) = Self::new(NicServiceConfig::new(MAC), 3000);
+        let function = fake.guest.function(BUS, slot, &MLX5);
+        fake.guest.port(&function, VF, mac, 0);
+        (far, fake)
+    }
+}
+
+impl Run {
+    fn wait_for_path(&mut self, path: &str) -> Value {
+        loop {
+            let event = self.wait_for("path");
+            if event["path"] == path {
+                return event;
+            }
+        }
+    }
+}
+
+fn carries_what_the_host_gives_to_the_vf(driver: &str) {
+    let (_far, fake) = Far::with_vf("7", &MAC.to_string());
+    let mut run = Run::start(&fake, &["--vf-link", VF, "--vf-driver", driver]);
+    // By MAC alone, since the host has said nothing of a VF; such a pair carries nothing.
+    assert_eq!(run.wait_for("paired")["reason"], "Mac");
+    settle();
+    converse(1 << 20);
+    assert_eq!(fake.over_vf(), OfVf::default(), "before the host has said anything");
+    fake.vf(Some(7));
+    assert_eq!(run.wait_for("associated")["serial"], 7);
+    run.wait_for_path("vf");
+    converse(4 << 20);
+    let first = fake.over_vf();
+    assert!(first.from_guest > 500 && first.to_guest > 500, "{first:?}");
+    // Asked back: the host waits until nothing comes any more.
+    fake.vf(None);
+    run.wait_for("disassociated");
+    run.wait_for_path("synthetic");
+    converse(1 << 20);
+    let before = fake.over_vf();
+    converse(1 << 20);
+    assert_eq!(fake.over_vf(), before, "nothing on the VF that is not the guest's");
+    fake.vf(Some(7));
+    run.wait_for_path("vf");
+    // The link goes down, and away, under traffic.
+    for torment in ["set vfg down", "del vfg"] {
+        let before = fake.over_vf();
+        let conversation = thread::spawn(|| converse(4 << 20));
+        ip(&format!("link {torment}"));
+        run.wait_for_path("synthetic");
+        conversation.join().expect("every byte comes back");
+        match torment {
+            "del vfg" => make_vf(),
+            _ => _ = ip("link set vfg up"),
+        }
+        run.wait_for_path("vf");
+        converse(1 << 20);
+        assert!(fake.over_vf().from_guest > before.from_guest + 100);
+    }
+    run.signal(Signal::TERM);
+    assert!(run.end().success());
+    let account = fake.end();
+    let counters = account.counters;
+    assert_eq!((counters.leaked, counters.lent, counters.failed), (0, 0, 0));
+    assert!(!ip("link show vfg").contains("xdp"), "left behind");
+}
+
+#[test]
+fn the_kernels_vf_is_the_fast_path_of_a_nic_driven_from_user_space() {
+    in_namespace("the_kernels_vf_is_the_fast_path_of_a_nic_driven_from_user_space", || {
+        carries_what_the_host_gives_to_the_vf("packet");
+    });
+}
+
+#[test]
+fn so_it_is_past_the_kernels_stack() {
+    in_namespace("so_it_is_past_the_kernels_stack", || {
+        carries_what_the_host_gives_to_the_vf("xdp");
+    });
+}
+
+#[test]
+fn a_nic_that_begins_anew_takes_its_vf_along() {
+    in_namespace("a_nic_that_begins_anew_takes_its_vf_along", || {
+        let (_far, fake) = Far::with_vf("7", &MAC.to_string());
+        fake.vf(Some(7));
+        let mut run = Run::start(&fake, &["--vf-link", VF]);
+        run.wait_for_path("vf");
+        settle();
+        ip("link set vfh mtu 3000");
+        for mtu in [3000, 1500] {
+            ip(&format!("link set nvt0 mtu {mtu}"));
+            run.wait_for("unpaired");
+            assert_eq!(run.wait_for("nic_ready")["mtu"], mtu);
+            run.wait_for_path("vf");
+            let before = fake.over_vf();
+            converse(1 << 20);
+            assert!(fake.over_vf().from_guest > before.from_guest + 100);
+        }
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        assert_eq!(fake.end().counters.failed, 0);
+    });
+}
+
+#[test]
+fn an_interface_that_is_not_this_nics_vf_carries_nothing() {
+    in_namespace("an_interface_that_is_not_this_nics_vf_carries_nothing", || {
+        // Another serial, and another MAC.
+        let (_far, fake) = Far::with_vf("8", "00:15:5d:00:00:08");
+        fake.vf(Some(7));
+        let mut run = Run::start(&fake, &["--vf-link", VF]);
+        run.wait_for("associated");
+        settle();
+        converse(64 << 10);
+        assert_eq!(fake.over_vf(), OfVf::default());
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        fake.end();
+    });
+}
+
+#[test]
+fn an_emulated_card_with_the_nics_mac_is_no_vf_here_either() {
+    in_namespace("an_emulated_card_with_the_nics_mac_is_no_vf_here_either", || {
+        make_vf();
+        let (_far, mut fake) = Far::new(NicServiceConfig::new(MAC), 1500);
+        fake.guest.emulated(VF, &MAC.to_string());
+        fake.vf(Some(7));
+        let mut run = Run::start(&fake, &["--vf-link", VF]);
+        let ignored = run.wait_for("ignored");
+        assert!(ignored["why"].as_str().is_some_and(|why| why.contains("P1")), "{ignored}");
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        fake.end();
     });
 }
 

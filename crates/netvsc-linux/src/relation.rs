@@ -137,6 +137,8 @@ pub struct VfPort<'a> {
     pub function: &'a Function,
     /// Its interface.
     pub link: &'a NetDevice,
+    /// What the rules call its function; none where the serial is not known.
+    pub key: Option<FunctionKey>,
     /// Its serial and where that was read.
     pub serial: Option<Sourced<Serial>>,
     /// Where the rules see it, in words.
@@ -318,6 +320,7 @@ impl Rules {
             ports.push(VfPort {
                 function,
                 link,
+                key: key(places, function),
                 serial: serial(function, link),
                 standing: standing.map(|standing| standing.to_string()),
                 should: id.and_then(|id| given.get(id)).copied(),

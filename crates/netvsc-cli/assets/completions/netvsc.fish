@@ -56,7 +56,7 @@ mana\t'The same, but the associations name another number, as MANA\'s do: only t
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l disks -d 'NVMe disks beside the VFs, each with the serial number of one of them' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l tap -d 'Attach the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l peer-tap -d 'Attach the far side of the virtual switch to this TAP interface' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf-link -d 'The interface of the kernel\'s that is the first NIC\'s VF (needs root or CAP_NET_RAW)' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf-link -d 'The interface of the kernel\'s that is a NIC\'s VF (needs root or CAP_NET_RAW)' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf-driver -d 'How the frames of that interface are reached' -r -f -a "auto\t'AF_XDP if the driver needs no copies for it, otherwise AF_PACKET'
 packet\t'AF_PACKET'
 xdp\t'AF_XDP with copies if need be, or AF_PACKET where there is none'"

@@ -73,9 +73,6 @@ impl RunArgs {
             }
             _ => {}
         }
-        if self.host == HostChoice::Uio && self.vf_link.is_some() {
-            return Err(conflict("--vf-link goes with --host unix:PATH".into()));
-        }
         if self.host == HostChoice::Uio {
             return match of_transfer {
                 Some(option) => Err(conflict(format!(
@@ -96,7 +93,11 @@ impl RunArgs {
             return Err((ErrorKind::MissingRequiredArgument, message));
         }
         if self.vf_link.is_some() && !matches!(self.host, HostChoice::Unix(_)) {
-            return Err(conflict("--vf-link goes with --host unix:PATH".into()));
+            return Err(conflict("--vf-link goes with --host unix:PATH or uio".into()));
+        }
+        if self.vf_link.is_some() && self.tap.is_none() {
+            let message = "--vf-link goes with --tap NAME or --host uio".to_owned();
+            return Err((ErrorKind::MissingRequiredArgument, message));
         }
         match of_process {
             Some(option) if !matches!(self.host, HostChoice::Unix(_)) => {

@@ -314,6 +314,8 @@ impl RemoteGuest {
             match change {
                 Change::Work => self.guest.port_interrupt(bus),
                 Change::Gone => self.guest.driver_stopped(bus, now),
+                // Its function has no driver as it is.
+                Change::Left => {}
                 Change::There => {
                     self.guest.driver_started(bus, now);
                 }

@@ -112,11 +112,13 @@ pub struct VfInterface {
 
 /// What happened to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// The port over it has something to do.
     Work,
-    /// It is gone.
+    /// It is gone, and the port over it with it.
     Gone,
+    /// It is gone, and no port was over it.
+    Left,
     /// It is there, and no port is over it.
     There,
 }
@@ -140,20 +142,25 @@ pub struct KernelLink {
 }
 
 impl KernelLink {
-    pub(super) fn new(interface: &VfInterface) -> Result<Self, NetlinkError> {
+    pub(crate) fn new(interface: &VfInterface) -> Result<Self, NetlinkError> {
         let monitor = Monitor::open(Topics::LINKS)?;
         let (interface, notes) = (interface.clone(), Vec::new());
         let (bus, open, again) = (None, None, None);
         Ok(Self { interface, notes, monitor, bus, open, again, losses: 0, up: true })
     }
 
+    /// The name under which it comes.
+    pub(crate) fn name(&self) -> &str {
+        &self.interface.name
+    }
+
     /// What has become known since the last call.
-    pub(super) fn take_notes(&mut self) -> Vec<String> {
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
     }
 
     /// Takes the interface as the port of a function whose host gave it this MAC.
-    pub(super) fn open(&mut self, bus: Guid, mac: MacAddress) -> Result<RemotePort, String> {
+    pub(crate) fn open(&mut self, bus: Guid, mac: MacAddress) -> Result<RemotePort, String> {
         self.bus = Some(bus);
         let (port, index, ears) = self.drive(mac)?;
         // The kernel's own IP has no business there.
@@ -198,23 +205,23 @@ impl KernelLink {
     }
 
     /// The port over it has gone with its interface.
-    pub(super) fn closed(&mut self) {
+    pub(crate) fn closed(&mut self) {
         self.open = None;
     }
 
     /// What to wait for.
-    pub(super) fn ears(&self) -> Vec<std::sync::Arc<std::os::fd::OwnedFd>> {
+    pub(crate) fn ears(&self) -> Vec<std::sync::Arc<std::os::fd::OwnedFd>> {
         let ears = self.open.as_ref().map(|(_, ears)| ears.descriptors());
         ears.unwrap_or_default().into_iter().chain([self.monitor.handle()]).collect()
     }
 
     /// When to try again what the kernel did not take.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.again
     }
 
     /// What has happened since the last call.
-    pub(super) fn look(&mut self, now: Instant) -> Vec<Change> {
+    pub(crate) fn look(&mut self, now: Instant) -> Vec<Change> {
         let ears = self.ears();
         let mut fds: Vec<_> = ears.iter().map(|fd| PollFd::new(&**fd, PollFlags::IN)).collect();
         let none = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -249,6 +256,9 @@ impl KernelLink {
                 }
                 Event::Link(link) if own.is_none() && link.name == self.interface.name => {
                     changes.push(Change::There);
+                }
+                Event::LinkGone(link) if own.is_none() && link.name == self.interface.name => {
+                    changes.push(Change::Left);
                 }
                 _ => {}
             }

@@ -2,7 +2,7 @@
 //! for the device's file, and on the other end of all of them what the kernel and the host would do. The host is the NIC service
 //! of `hyperv-host`; behind its switch is a TAP interface.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
@@ -11,8 +11,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant as Clock};
 
 use hyperv_host::nic::{GuestView, NicCounters, NicService, NicServiceConfig, NicServiceEvent};
-use hyperv_host::switch::{Path, PortConfig, SwitchPort, WireConfig};
-use netvsc::MacAddress;
+use hyperv_host::switch::{Offered, Path, PortConfig, SideState, SwitchPort, WireConfig};
+use netvsc::rndis::PacketFilter;
+use netvsc::{MacAddress, PortError, PortLink, PortSettings, VfPort as _};
+use netvsc_linux::vf::{PacketConfig, PacketPort, Reception};
 use netvsc_linux::{SharedFile, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
@@ -21,17 +23,21 @@ use rustix::net::{
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::memory::{PAGE_SIZE, PageList, SharedMemory, SharedPages};
 use vmbus::time::earliest;
-use vmbus::{GpadlId, Instant, Pfn};
+use vmbus::{GpadlId, Instant, Pfn, Serial};
 
 use crate::guest::Guest;
 
 pub const NIC: &str = "f8615163-0000-1000-2000-00155d000007";
 pub const MAC: MacAddress = MacAddress([0x00, 0x15, 0x5d, 0, 0, 7]);
 const CLASS: &str = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
+/// The host's end of the VF's interface, if there is one.
+pub const VF_END: &str = "vfh";
 const RECEIVE: GpadlId = GpadlId(0xe1e10);
 const SEND: GpadlId = GpadlId(0xe1e11);
 /// Pages of both rings of a channel.
 const RINGS: usize = 2 * 128;
+/// How often the host looks whether its end of the VF's interface is back.
+const LOOK: Duration = Duration::from_millis(50);
 /// Byte of a ring's header at which the mask is.
 const MASK: usize = 8;
 
@@ -39,8 +45,19 @@ const MASK: usize = 8;
 enum Order {
     /// Takes the NIC back.
     Rescind,
+    /// Has a VF with this serial for the NIC from now on, or none.
+    Vf(Option<Serial>),
+    /// Says what went over the VF so far.
+    Count(Sender<OfVf>),
     /// Says what it counted, and ends.
     End,
+}
+
+/// Frames that went over the VF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OfVf {
+    pub from_guest: u64,
+    pub to_guest: u64,
 }
 
 /// What a host has to tell in the end.
@@ -51,8 +68,74 @@ pub struct Account {
     /// How often the device was opened, and closed again.
     pub opened: u64,
     pub closed: u64,
-    /// Frames that came from the guest's NIC.
+    /// Frames that came from the guest's NIC, or its VF.
     pub from_guest: u64,
+}
+
+/// The host's end of the VF's interface. It may go and come back.
+struct VfEnd {
+    name: &'static str,
+    port: Option<PacketPort>,
+    /// Frames that the switch had no room for, and one that the kernel had none for.
+    arrived: VecDeque<Vec<u8>>,
+    held: Option<Vec<u8>>,
+    wanted: bool,
+    count: OfVf,
+}
+
+impl VfEnd {
+    fn new(name: &'static str) -> Self {
+        let (arrived, count) = (VecDeque::new(), OfVf::default());
+        let mut end = Self { name, port: None, arrived, held: None, wanted: false, count };
+        end.look();
+        end
+    }
+
+    /// Takes the interface if it is there, and lets it go once it is not.
+    fn look(&mut self) {
+        if self.port.as_mut().is_some_and(|port| port.link() == PortLink::Gone) {
+            self.port = None;
+        }
+        if self.port.is_none() {
+            let config = PacketConfig { reception: Reception::Queue, ..PacketConfig::default() };
+            self.port = PacketPort::open(self.name, config).ok();
+        }
+        if let Some(port) = self.port.as_mut().filter(|port| port.mtu() != port.settled_mtu()) {
+            let filter = PacketFilter::PROMISCUOUS | PacketFilter::ALL_MULTICAST;
+            let _ = port.configure(PortSettings { mtu: port.mtu(), filter });
+        }
+    }
+
+    /// Moves frames between the interface and the VF's side of the switch.
+    fn exchange(&mut self, switch: &mut SwitchPort, now: Instant) -> bool {
+        self.look();
+        match (self.wanted, switch.data_path()) {
+            (true, _) => switch.set_side(Path::Vf, SideState::Up),
+            // One that is asked back goes when the guest has left it.
+            (false, Path::Synthetic) => switch.set_side(Path::Vf, SideState::Absent),
+            (false, Path::Vf) => {}
+        }
+        let Self { port: Some(port), arrived, held, count, .. } = self else { return false };
+        let mut moved = false;
+        port.receive(&mut |frame| arrived.push_back(frame.to_vec()));
+        while let Some(frame) = arrived.front() {
+            if switch.accept_from_guest(Path::Vf, frame, now) == Offered::Busy {
+                break;
+            }
+            arrived.pop_front();
+            (moved, count.from_guest) = (true, count.from_guest + 1);
+        }
+        while let Some(frame) = held.take().or_else(|| switch.next_for_guest(Path::Vf, now)) {
+            if port.transmit(&frame) == Err(PortError::Full) {
+                *held = Some(frame);
+                break;
+            }
+            (moved, count.to_guest) = (true, count.to_guest + 1);
+            switch.recycle(frame);
+        }
+        port.flush();
+        moved
+    }
 }
 
 /// The device, and the thread that is kernel and host.
@@ -107,6 +190,7 @@ impl Fake {
             let mut host = Host {
                 service: NicService::new(config),
                 port: SwitchPort::new(port),
+                vf: VfEnd::new(VF_END),
                 memory,
                 channels,
                 subs: BTreeMap::new(),
@@ -135,6 +219,18 @@ impl Fake {
         send(&self.wake, &[1], SendFlags::empty()).expect("the host lives");
     }
 
+    /// Has a VF with this serial for the NIC, or takes it away in order.
+    pub fn vf(&self, serial: Option<u32>) {
+        self.order(Order::Vf(serial.map(Serial)));
+    }
+
+    /// What went over the VF so far.
+    pub fn over_vf(&self) -> OfVf {
+        let (sender, answer) = channel();
+        self.order(Order::Count(sender));
+        answer.recv().expect("the host lives")
+    }
+
     /// Takes the NIC back, as a host does.
     pub fn rescind(&self) {
         self.order(Order::Rescind);
@@ -161,6 +257,7 @@ fn socket() -> OwnedFd {
 struct Host {
     service: NicService,
     port: SwitchPort,
+    vf: VfEnd,
     /// By map.
     memory: Vec<SharedPages>,
     /// The folder of channels.
@@ -200,10 +297,10 @@ impl Host {
             poll(&mut fds, None).expect("poll");
             let called = !fds[0].revents().is_empty();
             while recv(woken, &mut [0; 8][..], RecvFlags::empty()).is_ok_and(|(len, _)| len > 0) {}
-            match orders.try_recv() {
-                Ok(Order::End) => return,
-                Ok(Order::Rescind) => taken_back = true,
-                Err(_) => {}
+            match self.next_order(orders) {
+                Some(Order::Rescind) => taken_back = true,
+                Some(_) => return,
+                None => {}
             }
             if !called {
                 continue;
@@ -225,8 +322,8 @@ impl Host {
             }
             self.account.closed += 1;
             match order {
-                Some(Order::End) => return,
                 Some(Order::Rescind) => taken_back = true,
+                Some(_) => return,
                 None => {}
             }
         }
@@ -246,13 +343,31 @@ impl Host {
                 // An eventful device has a packet that was not read: that is enough.
                 let _ = send(guest, &1_u32.to_ne_bytes(), SendFlags::DONTWAIT);
             }
-            if let Ok(order) = orders.try_recv() {
+            if let Some(order) = self.next_order(orders) {
                 return Some(order);
             }
             if !self.wait(guest, woken, if moved { Some(now) } else { None }) {
                 return None;
             }
         }
+    }
+
+    /// Carries out orders, up to one that ends or takes away.
+    fn next_order(&mut self, orders: &Receiver<Order>) -> Option<Order> {
+        while let Ok(order) = orders.try_recv() {
+            match order {
+                Order::Vf(serial) => {
+                    self.vf.wanted = serial.is_some();
+                    match serial {
+                        Some(serial) => self.service.vf_added(serial, self.now()),
+                        None => self.service.vf_lost(),
+                    }
+                }
+                Order::Count(answer) => answer.send(self.vf.count).expect("it is waited for"),
+                order => return Some(order),
+            }
+        }
+        None
     }
 
     /// Frames in both directions. True if there were any.
@@ -280,6 +395,7 @@ impl Host {
                 _ => {}
             }
         }
+        moved |= self.vf.exchange(&mut self.port, now);
         while let Some(frame) = self.port.peer_receive(now) {
             let _ = self.far.write_frame(&frame);
             self.account.from_guest += 1;
@@ -308,14 +424,18 @@ impl Host {
         let now = self.now();
         let due = earliest(self.service.poll_deadline(), self.port.poll_deadline());
         let wake = self.port.take_wake(Path::Synthetic, now).then_some(now);
-        let at = earliest(earliest(at, wake), due).unwrap_or(now + Duration::from_secs(1));
+        let at = earliest(earliest(at, wake), due).unwrap_or(now + LOOK);
         let limit = Timespec::try_from(at.since(now)).expect("soon");
-        let mut fds = [
+        let fds = [
             PollFd::new(guest, PollFlags::IN),
             PollFd::new(&self.far, PollFlags::IN),
             PollFd::new(woken, PollFlags::IN),
         ];
+        let ears = self.vf.port.as_ref().map(|port| port.ears().descriptors()).unwrap_or_default();
+        let mut fds: Vec<_> = fds.into_iter().collect();
+        fds.extend(ears.iter().map(|ear| PollFd::new(&**ear, PollFlags::IN)));
         poll(&mut fds, Some(&limit)).expect("poll");
+        while recv(woken, &mut [0; 8][..], RecvFlags::empty()).is_ok_and(|(len, _)| len > 0) {}
         loop {
             let mut word = [0; 4];
             match recv(guest, &mut word[..], RecvFlags::DONTWAIT) {

@@ -6,6 +6,10 @@
 //!
 //! What the kernel keeps for itself: GPADLs cannot be made, sub-channels not be closed one by one, and the interrupt mask in the
 //! ring header is the user's alone from here on.
+//!
+//! Nor are there page lists (GPA-direct packets): they name pages by frame number, and the driver tells those of nothing, its own
+//! buffers included, for which GPADL numbers stand in the names of the maps. A process would have to read `/proc/self/pagemap`, which takes
+//! CAP_SYS_ADMIN, and to keep the kernel from moving those pages, which takes huge pages; what goes through the send buffer needs neither.
 
 mod bind;
 mod device;

@@ -4,11 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use netvsc::adapter::{Adapter, append};
+use hyperv_host::switch::Uncut;
+use netvsc::NicConfig;
+use netvsc::adapter::{Adapter, AdapterCounters, append};
 use netvsc::nic::{Nic, NicError, QueuedNic, SharedBuffer};
-use netvsc::port::{PortLink, PortSettings};
 use netvsc::rndis::scaling::KEY_SIZE;
-use netvsc::{MacAddress, NicConfig, PortError, VfPort};
 use netvsc_linux::uio::{Device, Interrupt, UioDoorbell, UioError};
 use vmbus::time::earliest;
 use vmbus::{Guid, Instant};
@@ -16,45 +16,12 @@ use vmbus::{Guid, Instant};
 use crate::error::Error;
 use crate::guest::{adapter_config, sending};
 use crate::line::Line;
+use crate::remote::RemotePort;
 
 /// How often the kernel is asked for sub-channels that it has not opened yet.
 const LOOK: Duration = Duration::from_millis(20);
 /// And for how long, after the host has granted them.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The port of a NIC that takes no VF.
-#[derive(Debug)]
-pub(super) enum NoPort {}
-
-impl VfPort for NoPort {
-    fn permanent_mac(&self) -> Option<MacAddress> {
-        match *self {}
-    }
-
-    fn link(&mut self) -> PortLink {
-        match *self {}
-    }
-
-    fn configure(&mut self, _: PortSettings) -> Result<(), PortError> {
-        match *self {}
-    }
-
-    fn transmit(&mut self, _: &[u8]) -> Result<(), PortError> {
-        match *self {}
-    }
-
-    fn flush(&mut self) {
-        match *self {}
-    }
-
-    fn receive(&mut self, _: &mut dyn FnMut(&[u8])) -> usize {
-        match *self {}
-    }
-
-    fn confirmed(&mut self) -> u64 {
-        match *self {}
-    }
-}
 
 /// Sub-channels that the host has granted and the kernel opens, sooner or later.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +34,7 @@ struct Search {
 /// An open device and what drives it. With it go all views of the device's memory, and only then does the kernel close the
 /// channel.
 pub(super) struct Card {
-    adapter: Adapter<QueuedNic<UioDoorbell>, NoPort>,
+    adapter: Adapter<QueuedNic<UioDoorbell>, RemotePort>,
     search: Option<Search>,
     device: Device,
 }
@@ -90,11 +57,13 @@ impl Card {
         device.unmask().map_err(|source| Error::System { doing: "unmask a NIC", source })?;
         let nic = Nic::new(channel, receive, Some(send), config, now);
         let nic = nic.map_err(|error| Error::Run(format!("{guid}: {error}")))?;
-        let adapter = Adapter::new(QueuedNic::new(nic, key), adapter_config());
+        let mut adapter = Adapter::new(QueuedNic::new(nic, key), adapter_config());
+        // The kernel takes segments as they are.
+        adapter.take_whole(true);
         Ok(Self { adapter, search: None, device })
     }
 
-    pub(super) fn adapter(&mut self) -> &mut Adapter<QueuedNic<UioDoorbell>, NoPort> {
+    pub(super) fn adapter(&mut self) -> &mut Adapter<QueuedNic<UioDoorbell>, RemotePort> {
         &mut self.adapter
     }
 
@@ -107,10 +76,9 @@ impl Card {
         self.adapter.nic_mut().shutdown(now);
     }
 
-    /// Frames out and in so far.
-    pub(super) fn frames(&self) -> (u64, u64) {
-        let counters = self.adapter.counters();
-        (counters.frames_synthetic, counters.frames_received)
+    /// What went out and came in so far.
+    pub(super) fn counters(&self) -> AdapterCounters {
+        self.adapter.counters()
     }
 
     /// Takes the interrupts, of which there are some, or the news that the device is gone.
@@ -124,7 +92,7 @@ impl Card {
         self.adapter.poll(now, &mut |_, frame| {
             line.push(|buffer| {
                 append(frame, buffer);
-                None
+                frame.large().map(|send| Uncut::of(buffer, send))
             });
         })
     }

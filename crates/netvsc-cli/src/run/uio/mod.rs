@@ -7,6 +7,7 @@ pub(crate) mod args;
 mod card;
 mod choose;
 mod nic;
+mod vf;
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -14,6 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant as Clock;
 
+use netvsc::adapter::AdapterCounters;
 use netvsc::rndis::scaling::KEY_SIZE;
 use netvsc_linux::TapName;
 use rand_core::{Rng, SeedableRng};
@@ -24,6 +26,7 @@ use vmbus::Instant;
 use vmbus::time::earliest;
 
 use self::nic::{Setup, UioNic};
+use self::vf::Vf;
 use crate::args::RunArgs;
 use crate::capture::Capture;
 use crate::error::Error;
@@ -48,8 +51,12 @@ pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode,
     let mut service = Service::start(&args.log)?;
     // Whatever can be refused without touching a NIC comes first.
     let lines = names.iter().map(Line::open).collect::<Result<Vec<_>, _>>()?;
+    let guids: Vec<_> = chosen.iter().map(|chosen| chosen.guid).collect();
+    let interface = args.vf_interface();
+    let vf = interface.map(|vf| Vf::new(root, &vf, &guids, Instant::ZERO)).transpose()?;
     let mut run = Run {
         nics: Vec::new(),
+        vf,
         events: VecDeque::new(),
         started: Clock::now(),
         next_statistics: None,
@@ -69,6 +76,7 @@ pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode,
             root: root.to_owned(),
             mtu: args.mtu,
             queues: args.uio.queues,
+            vf: run.vf.is_some(),
             key,
             capture: capture.cloned(),
         };
@@ -102,6 +110,8 @@ fn tap_names(args: &RunArgs, nics: usize) -> Result<Vec<TapName>, Error> {
 
 struct Run<'a> {
     nics: Vec<UioNic>,
+    /// The kernel's VF of one of them.
+    vf: Option<Vf>,
     events: VecDeque<Event>,
     started: Clock,
     next_statistics: Option<Instant>,
@@ -175,6 +185,11 @@ impl Run<'_> {
             self.events.extend(told.into_iter().map(|what| Event { at: now, what }));
             moved |= stepped?;
         }
+        if let Some(vf) = &mut self.vf {
+            moved |= vf.poll(now, &mut self.nics)?;
+            let told = vf.take_events();
+            self.events.extend(told.into_iter().map(|what| Event { at: now, what }));
+        }
         Ok(moved)
     }
 
@@ -182,6 +197,8 @@ impl Run<'_> {
     fn wait(&mut self, at: Option<Instant>, service: Option<&Service>) -> Result<(), Error> {
         let now = self.now();
         let at = self.nics.iter().map(UioNic::deadline).fold(at, earliest);
+        let at = earliest(at, self.vf.as_ref().and_then(Vf::deadline));
+        let ears = self.vf.as_ref().map(Vf::ears).unwrap_or_default();
         let timeout = at.map(|at| at.since(now)).and_then(|span| Timespec::try_from(span).ok());
         let (mut fds, mut owners) = (Vec::new(), Vec::new());
         for (number, nic) in self.nics.iter().enumerate().filter(|(_, nic)| !nic.is_ended()) {
@@ -195,6 +212,7 @@ impl Run<'_> {
         if let Some(service) = service {
             fds.push(PollFd::from_borrowed_fd(service.as_fd(), PollFlags::IN));
         }
+        fds.extend(ears.iter().map(|ear| PollFd::new(&**ear, PollFlags::IN)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
@@ -217,12 +235,17 @@ impl Run<'_> {
     }
 
     fn statistics(&mut self) {
-        let mut what = (0, 0, 0);
+        let mut all = (AdapterCounters::default(), 0);
         for nic in &self.nics {
-            let (out, into, refused) = nic.frames();
-            what = (what.0 + out, what.1 + into, what.2 + refused);
+            let (counters, refused) = nic.counters();
+            all = (all.0 + counters, all.1 + refused);
         }
-        let (tx_synthetic, rx, refused) = what;
-        self.tell(What::Statistics { tx_synthetic, tx_vf: 0, rx, refused });
+        let (counters, refused) = all;
+        self.tell(What::Statistics {
+            tx_synthetic: counters.frames_synthetic,
+            tx_vf: counters.frames_vf,
+            rx: counters.frames_received,
+            refused,
+        });
     }
 }

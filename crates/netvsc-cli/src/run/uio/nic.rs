@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use netvsc::adapter::AdapterEvent;
+use netvsc::adapter::{AdapterCounters, AdapterEvent};
+use netvsc::failover::Cause;
 use netvsc::nic::{NicEvent, NicOffloads, SettingError};
 use netvsc::rndis::scaling::KEY_SIZE;
 use netvsc::rndis::{Oid, PacketFilter, Status};
@@ -14,12 +15,14 @@ use rustix::event::PollFlags;
 use vmbus::time::earliest;
 use vmbus::{Guid, Instant};
 
-use super::card::{Card, NoPort};
+use super::card::Card;
+use super::vf::Fact;
 use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::What;
 use crate::guest::nvsp_name;
 use crate::line::Line;
+use crate::remote::RemotePort;
 use crate::run::follow::{Follow, Settings};
 
 /// How long the host may take to let a NIC stop.
@@ -43,6 +46,8 @@ pub(super) struct Setup {
     pub(super) root: PathBuf,
     pub(super) mtu: u32,
     pub(super) queues: u16,
+    /// There may be a VF for it.
+    pub(super) vf: bool,
     pub(super) key: [u8; KEY_SIZE],
     pub(super) capture: Option<Capture>,
 }
@@ -64,8 +69,12 @@ pub(super) struct UioNic {
     /// The interface is to be up, and the NIC to receive.
     up: bool,
     life: Life,
-    /// Frames of cards that are gone, out and in.
-    past: (u64, u64),
+    /// What cards did that are gone.
+    past: AdapterCounters,
+    /// Pairing knows it.
+    known: bool,
+    /// For pairing.
+    facts: Vec<Fact>,
     events: Vec<What>,
 }
 
@@ -80,8 +89,8 @@ impl UioNic {
         let config = NicConfig {
             mtu: setup.mtu,
             queues: setup.queues,
-            // A VF would be the kernel's, and there is nobody to use it.
-            sriov: false,
+            // Without an interface for it there is nobody to use one.
+            sriov: setup.vf,
             offloads: NicOffloads { coalescing: false, ..NicOffloads::ALL },
             ..NicConfig::default()
         };
@@ -98,7 +107,9 @@ impl UioNic {
             rung: false,
             up: true,
             life: Life::Working,
-            past: (0, 0),
+            past: AdapterCounters::default(),
+            known: false,
+            facts: Vec::new(),
             events: Vec::new(),
         };
         let (number, instance) = (nic.setup.number, nic.setup.guid);
@@ -117,11 +128,55 @@ impl UioNic {
     }
 
     fn close(&mut self) {
+        self.leave();
         if let Some(card) = self.card.take() {
-            let (out, into) = card.frames();
-            self.past = (self.past.0 + out, self.past.1 + into);
+            self.past = self.past + card.counters();
         }
         self.ready = false;
+    }
+
+    /// Pairing is to know that it stops.
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.known) {
+            self.facts.push(Fact::Left);
+        }
+    }
+
+    /// What pairing has not heard yet.
+    pub(super) fn take_facts(&mut self) -> Vec<Fact> {
+        std::mem::take(&mut self.facts)
+    }
+
+    /// The address that it has now.
+    pub(super) fn address(&self) -> Option<MacAddress> {
+        self.mac
+    }
+
+    /// Its VF has something to do.
+    pub(super) fn ring(&mut self) {
+        self.rung = true;
+    }
+
+    /// Gives it a port. False if it takes none now.
+    pub(super) fn bind(&mut self, port: RemotePort, now: Instant) -> bool {
+        let working = self.life == Life::Working;
+        let Some(card) = self.card.as_mut().filter(|_| working) else { return false };
+        self.rung = true;
+        card.adapter().bind(port, now).is_ok()
+    }
+
+    /// Has it let go of its port, in order or because it is gone; [`Fact::Released`] follows. False if it has none.
+    pub(super) fn release(&mut self, gone: bool, now: Instant) -> bool {
+        let card = self.card.as_mut();
+        let Some(adapter) = card.map(Card::adapter).filter(|adapter| adapter.has_port()) else {
+            return false;
+        };
+        match gone {
+            true => adapter.port_gone(now),
+            false => adapter.release(Cause::Unbound, now),
+        }
+        self.rung = true;
+        true
     }
 
     fn tell(&mut self, what: What) {
@@ -141,10 +196,10 @@ impl UioNic {
         self.life == Life::Ended
     }
 
-    /// Frames out and in, and those that the kernel did not take.
-    pub(super) fn frames(&self) -> (u64, u64, u64) {
-        let now = self.card.as_ref().map_or((0, 0), Card::frames);
-        (self.past.0 + now.0, self.past.1 + now.1, self.line.refused())
+    /// What it did, over all its openings, and frames that the kernel did not take.
+    pub(super) fn counters(&self) -> (AdapterCounters, u64) {
+        let now = self.card.as_ref().map(Card::counters).unwrap_or_default();
+        (self.past + now, self.line.refused())
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -219,14 +274,62 @@ impl UioNic {
         Ok(moved)
     }
 
-    fn handle(&mut self, event: AdapterEvent<NicEvent, NoPort>, now: Instant) -> Result<(), Error> {
-        let AdapterEvent::Nic(event) = event else { return Ok(()) };
+    fn handle(
+        &mut self,
+        event: AdapterEvent<NicEvent, RemotePort>,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let nic = self.setup.number;
+        match event {
+            AdapterEvent::Nic(event) => return self.handle_nic(event, now),
+            AdapterEvent::Path { path, cause } => {
+                self.tell(What::Path { nic, path, why: cause.to_string() });
+            }
+            AdapterEvent::Resending { frames } => {
+                self.tell(What::Resent { nic, frames: frames as u64 });
+            }
+            AdapterEvent::Resumed { path, blackout, pushed_back } => {
+                self.tell(What::Resumed { nic, path, blackout, pushed_back });
+            }
+            AdapterEvent::SwitchOverdue { path } => {
+                let what = format!("nic{nic}: the host has not switched to the {path} path");
+                self.tell(What::Overdue { what });
+            }
+            // With the value, the port goes.
+            AdapterEvent::Released { .. } => {
+                self.facts.push(Fact::Released);
+                if let (Life::Stopping { .. }, Some(card)) = (self.life, &mut self.card) {
+                    card.shutdown(now);
+                    self.rung = true;
+                }
+            }
+            AdapterEvent::Retrying { .. }
+            | AdapterEvent::Unfit { .. }
+            | AdapterEvent::Flapping { .. } => {
+                let (nic, why) = (Some(nic), in_words(&event));
+                self.tell(What::Pairing { nic, why });
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_nic(&mut self, event: NicEvent, now: Instant) -> Result<(), Error> {
         let nic = self.setup.number;
         match event {
             NicEvent::Ready { mac, mtu, version, .. } => {
                 let nvsp = nvsp_name(version);
                 self.tell(What::NicReady { nic, mac, nvsp, mtu });
                 self.begin(mac, mtu)?;
+                self.known = true;
+                self.facts.push(Fact::Arrived(mac));
+            }
+            NicEvent::Associated { serial } => {
+                self.tell(What::Associated { nic, serial });
+                self.facts.push(Fact::Associated(serial));
+            }
+            NicEvent::Disassociated { .. } => {
+                self.tell(What::Disassociated { nic });
+                self.facts.push(Fact::Disassociated);
             }
             NicEvent::QueuesGranted { count } => {
                 if let Some(card) = &mut self.card {
@@ -364,8 +467,12 @@ impl UioNic {
     pub(super) fn stop(&mut self, again: bool, now: Instant) {
         match (self.life, &mut self.card) {
             (Life::Working, Some(card)) => {
-                card.shutdown(now);
+                // One that has a VF lets go of it first.
+                if !card.adapter().has_port() {
+                    card.shutdown(now);
+                }
                 (self.life, self.rung) = (Life::Stopping { by: now + REST, again }, true);
+                self.leave();
             }
             (Life::Stopping { by, .. }, Some(_)) => self.life = Life::Stopping { by, again },
             _ => self.end(),
@@ -390,5 +497,19 @@ impl UioNic {
         {
             self.fail(&format!("{error}; `netvsc bind --restore` tries again"));
         }
+    }
+}
+
+/// What an adapter says of its path, to be told.
+fn in_words(event: &AdapterEvent<NicEvent, RemotePort>) -> String {
+    match event {
+        AdapterEvent::Retrying { attempt } => {
+            format!("the host is asked for the VF again, try {attempt}")
+        }
+        AdapterEvent::Unfit { error } => format!("the VF is not used: {error}"),
+        AdapterEvent::Flapping { switches } => {
+            format!("the path has switched {switches} times within an hour")
+        }
+        other => other.word().to_owned(),
     }
 }
