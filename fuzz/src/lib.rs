@@ -1,6 +1,6 @@
 //! Fuzz targets: whatever takes the bytes of a peer, against bytes that no peer should send.
 //!
-//! Each target is a plain function that takes bytes and panics if something is wrong. `cargo fuzz` looks for bytes that make
+//! Each target is a plain function that takes bytes and panics if something is wrong. `checks/fuzz` looks for bytes that make
 //! one panic; `tests/corpus.rs` runs all of them over the inputs in `corpus/`, on any compiler. What each asserts stands in
 //! docs/FUZZING.md.
 
