@@ -188,6 +188,28 @@ fn work_is_done_by_the_kernel_or_the_far_port() {
 }
 
 #[test]
+fn segments_that_the_interface_does_not_cut_are_cut_by_the_kernel() {
+    in_namespace("segments_that_the_interface_does_not_cut_are_cut_by_the_kernel", || {
+        let (mut a, mut b) = ports();
+        ip("link set va gso_max_size 20000");
+        let send = LargeSend { segment: 1448, layer4: 34, ipv6: false };
+        let large = segment(40_000);
+        for count in 1..3 {
+            let work = TxWork { large_send: Some(send), ..TxWork::NONE };
+            a.transmit_with(&large, &work).expect("room");
+            until("the kernel takes it", || {
+                a.flush();
+                a.confirmed() == count
+            });
+            let got = take(&mut b, 40_000_usize.div_ceil(1448));
+            assert!(got.iter().all(|piece| is_right(piece) && piece.len() <= 1514));
+            let payload: Vec<u8> = got.iter().flat_map(|piece| piece[54..].to_vec()).collect();
+            assert_eq!(payload, large[54..]);
+        }
+    });
+}
+
+#[test]
 fn mtu_and_filter_are_the_nics() {
     in_namespace("mtu_and_filter_are_the_nics", || {
         let (mut a, mut b) = ports();

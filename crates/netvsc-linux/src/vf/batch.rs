@@ -45,6 +45,11 @@ impl Batch {
         self.frames.len() - self.taken
     }
 
+    /// Whether the next frame is a segment that is to be cut.
+    pub(super) fn is_to_be_cut(&self) -> bool {
+        self.frames.get(self.taken).is_some_and(|([_, kind, ..], _)| *kind != 0)
+    }
+
     /// Whether a frame of so many bytes can be collected.
     pub(super) fn has_room(&self, len: usize) -> bool {
         self.frames.len() < MOST_SENT && self.bytes.len() + len <= ROOM

@@ -40,6 +40,8 @@ const PATIENCE: u32 = 1;
 /// Frames that are handed on before whoever receives them gets to do something else.
 const BURST: usize = 4096;
 
+/// How often in a row a segment is not taken before it goes the usual way.
+const INSISTENCE: u32 = 16;
 /// Frames taken out of a socket's queue at once.
 const SLOTS: usize = 32;
 /// Bytes that may wait in a socket's queue, of which the kernel counts about half for itself.
@@ -70,7 +72,7 @@ pub struct PacketConfig {
     /// Whether the port asks for large sends and receives all there is (MTU-sized frames only, if not).
     pub large_sends: bool,
     /// Whether frames go past the queueing discipline. A segment that the kernel has to cut for the interface it only takes on
-    /// the usual way.
+    /// the usual way: with the first one that it does not take, all frames go there.
     pub bypass: bool,
 }
 
@@ -111,6 +113,10 @@ pub struct PacketPort {
     /// Frames wait in it that the kernel did not take.
     stuck: Arc<AtomicBool>,
     large_sends: bool,
+    /// Frames go past the queueing discipline.
+    bypass: bool,
+    /// How often in a row the next frame, a segment, was not taken.
+    insisted: u32,
     /// MTU that the NIC has.
     mtu: u32,
     memberships: Memberships,
@@ -153,6 +159,8 @@ impl PacketPort {
             batch: Batch::new(),
             stuck: Arc::default(),
             large_sends,
+            bypass,
+            insisted: 0,
             mtu: 1500,
             memberships: Memberships::new()?,
             confirmed: 0,
@@ -256,16 +264,19 @@ impl PacketPort {
 
     fn try_hand_over(&mut self) {
         loop {
-            let Self { batch, sender, confirmed, counters, .. } = self;
+            let Self { batch, sender, confirmed, counters, insisted, .. } = self;
             let sent = batch.send(&**sender, |count| {
                 *confirmed += count as u64;
                 counters.sent += count as u64;
+                *insisted = 0;
             });
             match sent {
                 Sent::All => return,
                 Sent::Later => {
                     counters.pushed_back += 1;
-                    return;
+                    if !self.goes_the_usual_way() {
+                        return;
+                    }
                 }
                 Sent::Refused(error @ (Errno::NETDOWN | Errno::NXIO | Errno::NODEV)) => {
                     tracing::debug!(%error, "an interface takes no frames");
@@ -282,6 +293,24 @@ impl PacketPort {
                 }
             }
         }
+    }
+
+    /// Whether frames go on the usual way from now on. Past it the kernel says of a segment that the interface cannot cut what it
+    /// says when there is no room, however often one asks.
+    fn goes_the_usual_way(&mut self) -> bool {
+        if !self.bypass || !self.batch.is_to_be_cut() {
+            return false;
+        }
+        self.insisted += 1;
+        if self.insisted < INSISTENCE {
+            return false;
+        }
+        self.insisted = 0;
+        match set(&self.sender, Setting::Bypass, 0, "go through the queues") {
+            Ok(()) => self.bypass = false,
+            Err(error) => tracing::debug!(%error, "segments that nobody cuts"),
+        }
+        !self.bypass
     }
 
     /// Hands on what there is, segments as they are or in pieces; how many frames that is.
