@@ -192,13 +192,14 @@ impl XdpPort {
             // What a socket remembers of the last change would wake up whoever waits for it, again and again.
             let _ = rustix::net::sockopt::socket_error(&*lane.socket);
         }
+        let stopped = self.watch.state() == LinkState::Down;
         match self.watch.state() {
             LinkState::Up => self.confirmed += std::mem::take(&mut self.cut_off),
             LinkState::Gone => {}
             LinkState::NoCarrier | LinkState::Down => {
                 // It shall not be sent later, as the caller sends it elsewhere.
                 self.reap();
-                self.cut_off += self.lanes.first_mut().map_or(0, Lane::take_back);
+                self.cut_off += self.lanes.first_mut().map_or(0, |lane| lane.take_back(stopped));
             }
         }
         self.stuck.store(false, Ordering::Relaxed);

@@ -8,12 +8,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{
     set_xdp_rx_ring_size, set_xdp_tx_ring_size, set_xdp_umem_completion_ring_size,
-    set_xdp_umem_fill_ring_size, set_xdp_umem_reg, xdp_mmap_offsets,
+    set_xdp_umem_fill_ring_size, set_xdp_umem_reg, xdp_mmap_offsets, xdp_options,
 };
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
-    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpRingOffset, XdpUmemReg,
-    XdpUmemRegFlags,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpOptionsFlags, XdpRingOffset,
+    XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, socket_with};
 use vmbus::memory::{PAGE_SIZE, SharedMemory, SharedPages};
@@ -63,7 +63,7 @@ pub(super) struct Lane {
 /// How a socket is joined to a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Joint {
-    /// Frames are not copied on their way between memory and driver.
+    /// Frames are not copied on their way between memory and driver, as the kernel says (`XDP_OPTIONS`).
     pub(super) zero_copy: bool,
     /// A frame may have several pieces.
     pub(super) several: bool,
@@ -218,8 +218,12 @@ impl Lane {
         done
     }
 
-    /// Takes back frames that the kernel has not looked at: the interface is down, and nobody does. How many.
-    pub(super) fn take_back(&mut self) -> u64 {
+    /// Takes back frames that the kernel has not looked at: the interface is down, and nobody does. How many. A driver that reaches
+    /// the memory by itself may look at any time until the interface is `stopped`; what it has not sent then is left to it.
+    pub(super) fn take_back(&mut self, stopped: bool) -> u64 {
+        if self.joint.zero_copy && !stopped {
+            return 0;
+        }
         let Self { sent, free, ends, .. } = self;
         let mut count = 0;
         sent.take_back(|entry| {
@@ -310,7 +314,11 @@ fn join(socket: &OwnedFd, index: u32, queue: u32, copy: bool) -> Result<Joint, O
             let more = if several { PIECES } else { SocketAddrXdpFlags::empty() };
             let address = SocketAddrXdp::new(means | wakeup | more, index, queue);
             match bind_in_time(socket, &address) {
-                Ok(()) => return Ok(Joint { zero_copy, several }),
+                Ok(()) => {
+                    let options = xdp_options(socket).map_err(at("ask how it is joined"))?;
+                    let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
+                    return Ok(Joint { zero_copy, several });
+                }
                 Err(error) => {
                     tracing::debug!(%error, queue, zero_copy, several, "not joined to a queue");
                     last = error;
