@@ -232,8 +232,12 @@ impl<'a> Unpacking<'a> {
     }
 }
 
+/// Why it cannot be read. What the decoder says may hold what stands in the file, which is perhaps none of ours.
 fn broken(error: &io::Error) -> String {
-    format!("it is damaged or cut off: {error}")
+    match error.raw_os_error() {
+        Some(_) => error.to_string(),
+        None => "it is damaged or cut off, or no such archive".to_owned(),
+    }
 }
 
 /// Where an entry goes, from the root.

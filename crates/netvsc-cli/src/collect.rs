@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use netvsc_linux::inventory::collect as read;
+use netvsc_linux::relation::Relations;
 use serde::Serialize;
 
 use crate::archive::pack;
 use crate::error::Error;
 use crate::inspect::args::{OutputArgs, SourceArgs};
 use crate::inspect::document::SCHEMA_VERSION;
-use crate::inspect::{complain, print_json};
+use crate::inspect::{INTERVAL, complain, print_json, watch_counters};
 
 /// What is said at length about the verb.
 pub const LONG: &str = "\
@@ -76,7 +77,11 @@ pub fn collect(args: &CollectArgs) -> Result<(), Error> {
     if to_standard_output && args.say.json() {
         return Err(Error::TwoOutputs);
     }
-    let (snapshot, collection) = read(args.source.sysfs_root.as_deref())?;
+    let (snapshot, collection) = read(args.source.sysfs_root.as_deref(), |snapshot| {
+        if Relations::of(snapshot).nics.iter().any(|nic| nic.joined) {
+            watch_counters(snapshot, INTERVAL);
+        }
+    })?;
     if !args.say.json() {
         complain(&snapshot);
     }

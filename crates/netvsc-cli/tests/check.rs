@@ -86,9 +86,9 @@ fn a_finding_is_told_with_its_evidence_and_its_fix() {
          NetworkManager does not leave enP37498s1 alone, which belongs to a NIC\n  \
          because: managed=true (state, /run/NetworkManager/devices/3)\n  \
          because: ID_NET_MANAGED_BY is unmanaged (udev, /run/udev/data/n3)\n  \
-         to mend: write /etc/NetworkManager/conf.d/00-netvsc-vf-7c1e522555d2.conf, then nmcli general reload; \
+         to mend: write /etc/NetworkManager/conf.d/90-netvsc-vf-7c1e522555d2.conf, then nmcli general reload; \
          `netvsc install` does it for all VFs\n    \
-         cat > /etc/NetworkManager/conf.d/00-netvsc-vf-7c1e522555d2.conf <<'END'\n    \
+         cat > /etc/NetworkManager/conf.d/90-netvsc-vf-7c1e522555d2.conf <<'END'\n    \
          [keyfile]\n    unmanaged-devices+=mac:7c:1e:52:25:55:d2;except:driver:hv_netvsc\n    END\n"
     );
 }
@@ -197,7 +197,7 @@ fn a_dry_run_shows_all_and_changes_nothing() {
     let text = said(&guest, &["--fix", "--dry-run"], 0);
     assert_eq!(files(guest.root()), before);
     assert!(
-        text.contains("cat > /etc/NetworkManager/conf.d/00-netvsc-vf-7c1e522555d2.conf"),
+        text.contains("cat > /etc/NetworkManager/conf.d/90-netvsc-vf-7c1e522555d2.conf"),
         "{text}"
     );
     assert!(
@@ -213,7 +213,7 @@ fn a_fix_mends_what_was_found_and_what_undoes_it_is_printed() {
     let text = said(&guest, &["--fix"], 0);
     assert!(text.contains("done; this undoes it:\n    rm /etc/NetworkManager/conf.d/"), "{text}");
     let mut after = files(guest.root());
-    let fresh = after.remove(Path::new("etc/NetworkManager/conf.d/00-netvsc-vf-7c1e522555d2.conf"));
+    let fresh = after.remove(Path::new("etc/NetworkManager/conf.d/90-netvsc-vf-7c1e522555d2.conf"));
     assert!(fresh.is_some() && after == before, "one file, and no other");
     said(&guest, &[], 0);
 }

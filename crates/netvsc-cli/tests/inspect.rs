@@ -202,6 +202,29 @@ fn a_pair_is_found_by_every_name_it_has() {
 }
 
 #[test]
+fn a_pair_is_found_by_names_written_as_other_tools_write_them() {
+    let guest = kinds::worked_example();
+    guest.tell("", 2, "eth0", &[guest::kernel::altname("the-uplink")]);
+    guest.tell("", 3, "enP37498s1", &[guest::kernel::altname("enP37498p0s2")]);
+    for name in [
+        "the-uplink",
+        "enP37498p0s2",
+        "{7C1E5225-55D2-7C1E-5225-55D27C1E5225}",
+        "7C-1E-52-25-55-D2",
+        "927A:00:02.0",
+        "{d3cbd5f3-927a-45ec-985d-2ddb43e90b83}",
+    ] {
+        let text = said(&guest, &["show", name]);
+        assert!(text.starts_with("eth0 is accelerated"), "{name}: {text}");
+    }
+    let value = valid(&said(&guest, &["list", "--json"]), "guest-1.json");
+    assert_eq!(value["nics"][0]["altnames"][0], "the-uplink");
+    assert_eq!(value["nics"][0]["vf"]["altnames"][0], "enP37498p0s2");
+    // Case matters in names.
+    assert!(refused(&guest, &["show", "ETH0"], 1).contains("ETH0"));
+}
+
+#[test]
 fn the_first_thing_in_the_way_is_explained() {
     for (guest, words) in [
         (kinds::driver_missing(), "function 927a:00:00.0 is here, and no driver has it"),
@@ -283,6 +306,32 @@ fn what_could_not_be_read_is_said_beside_the_table() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("/sys/class/net/eth0/mtu") && !errors.contains('\u{1b}'), "{errors}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("eth0  enP37498s1"));
+}
+
+#[test]
+fn names_that_would_command_a_terminal_are_not_repeated_by_any_verb() {
+    let mut guest = Guest::new();
+    let nic = ("7c1e5225-55d2-7c1e-5225-55d27c1e5225", "e\u{1b}[31m0", "7c:1e:52:25:55:d2");
+    let bus = "d3cbd5f3-927a-45ec-985d-2ddb43e90b83";
+    kinds::pair(&mut guest, nic, bus, "1", "v\u{1b}[2J\u{9b}", &kinds::IXGBEVF);
+    for arguments in [
+        &["list"][..],
+        &["list", "-br"],
+        &["show"],
+        &["explain", "7c:1e:52:25:55:d2"],
+        &["resolve", "--mac", "7c:1e:52:25:55:d2"],
+        &["resolve", "--mac", "7c:1e:52:25:55:d2", "--print", "vf"],
+        &["lsvmbus", "-vv"],
+        &["check"],
+        &["watch"],
+        &["udev", "v\u{1b}[2J\u{9b}"],
+    ] {
+        let output = netvsc(guest.root(), arguments);
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert!(!text.is_empty(), "{arguments:?}");
+        let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+        assert!(!text.contains(obeyed), "{arguments:?}: {text:?}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use vmbus::{Guid, Instant, Serial};
 
 use self::places::{Owned, Places};
 use crate::inventory::{
-    Function, LogEvent, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source, Subject,
+    Function, LogEvent, NetDevice, Parent, PciAddress, Sample, Snapshot, SoftKind, Source, Subject,
     VmbusDevice,
 };
 
@@ -166,8 +166,10 @@ pub struct NicView<'a> {
     pub state: State,
     /// Why the pair is one; none if a fact for that is missing, or there is no pair.
     pub reason: Option<Reason>,
-    /// The path that the host last confirmed.
+    /// The path that the host last confirmed, or that frames were seen to take.
     pub path: Option<Path>,
+    /// From where the path is known: the kernel log, or counters that moved.
+    pub path_source: Option<Source>,
     /// Since when, on the clock of the kernel log.
     pub since: Option<Duration>,
     /// What stands between it and acceleration.
@@ -343,8 +345,11 @@ impl Rules {
         let port = did.and_then(|at| ports.get(at));
         let association = association(places, device, port);
         let standing = self.pairing.nic(device.guid).and_then(|nic| self.pairing.state(nic).ok());
-        let path = path(places, device.guid, did.is_some());
+        let path = path(places, device.guid, did.is_some())
+            .or_else(|| moving(places, link?).filter(|_| did.is_some()));
         let reason = match port {
+            // Joined although the MACs differ: no rule makes such a pair.
+            Some(port) if differ(link, port) => None,
             Some(port) => reason(association, port),
             None => should.and_then(|at| ports.get(at)?.should).map(|(_, reason)| reason),
         };
@@ -356,8 +361,9 @@ impl Rules {
             joined: did.is_some(),
             state: State::Unknown,
             reason,
-            path: path.map(|(path, _)| path),
-            since: path.and_then(|(_, since)| since),
+            path: path.map(|known| known.path),
+            path_source: path.map(|known| known.source),
+            since: path.and_then(|known| known.since),
             obstacle: None,
         };
         view.state = state(places, &view, standing);
@@ -392,10 +398,23 @@ fn named_serial(function: &Function, link: &NetDevice) -> Option<Serial> {
     if function.slot.is_some() {
         return None;
     }
-    let name = link.property("ID_NET_NAME_SLOT")?;
-    let rest = name.strip_prefix(&format!("enP{}s", function.address.domain))?;
-    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
-    vpci::naming::serial_of(digits)
+    let prefix = format!("enP{}s", function.address.domain);
+    let serial_in = |name: &str| {
+        let (digits, port) = split_digits(name.strip_prefix(&prefix)?);
+        // What udev puts behind it: `np0`, the port's name, or `d1`, its number.
+        let good = port.is_empty() || port.starts_with("np") || port.starts_with('d');
+        vpci::naming::serial_of(digits).filter(|_| good)
+    };
+    let altnames = link.told.iter().flat_map(|told| &told.altnames);
+    link.property("ID_NET_NAME_SLOT")
+        .into_iter()
+        .chain(altnames.map(String::as_str))
+        .find_map(serial_in)
+}
+
+/// The digits that a text begins with, and the rest.
+fn split_digits(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
 fn association(
@@ -413,6 +432,12 @@ fn association(
     places.snapshot.log.complete.then_some(Sourced { value: None, source: Source::KernelLog })
 }
 
+/// Whether a NIC and a port have permanent MACs, and not the same.
+fn differ(link: Option<&NetDevice>, port: &VfPort<'_>) -> bool {
+    let ours = link.and_then(|link| link.permanent);
+    ours.zip(port.link.permanent).is_some_and(|(ours, theirs)| ours != theirs)
+}
+
 fn reason(association: Option<Sourced<Option<Serial>>>, port: &VfPort<'_>) -> Option<Reason> {
     let told = association.filter(|told| told.source == Source::KernelLog)?.value;
     match (told, port.serial) {
@@ -422,14 +447,38 @@ fn reason(association: Option<Sourced<Option<Serial>>>, port: &VfPort<'_>) -> Op
     }
 }
 
+/// The path of a NIC's frames, as far as it is known.
+#[derive(Clone, Copy)]
+struct KnownPath {
+    path: Path,
+    since: Option<Duration>,
+    source: Source,
+}
+
 /// The path that was last confirmed. Without a VF there is only one.
-fn path(places: &Places<'_>, nic: Guid, joined: bool) -> Option<(Path, Option<Duration>)> {
+fn path(places: &Places<'_>, nic: Guid, joined: bool) -> Option<KnownPath> {
+    let logged = |path, since| KnownPath { path, since, source: Source::KernelLog };
     match (joined, places.switches.get(&nic).copied()) {
-        (true, Some((true, at))) => Some((Path::Vf, Some(at))),
-        (_, Some((false, at))) => Some((Path::Synthetic, Some(at))),
-        (false, _) => Some((Path::Synthetic, None)),
-        (true, None) => places.snapshot.log.complete.then_some((Path::Synthetic, None)),
+        (true, Some((true, at))) => Some(logged(Path::Vf, Some(at))),
+        (_, Some((false, at))) => Some(logged(Path::Synthetic, Some(at))),
+        (false, _) => Some(KnownPath { path: Path::Synthetic, since: None, source: Source::Link }),
+        (true, None) => places.snapshot.log.complete.then_some(logged(Path::Synthetic, None)),
     }
+}
+
+/// What the counters of a NIC tell where the log does not: frames that its driver has just given to the VF went that way. Where
+/// none went there is nothing to tell, since perhaps none was sent.
+fn moving(places: &Places<'_>, link: &NetDevice) -> Option<KnownPath> {
+    let samples = &places.snapshot.machine.samples;
+    let sent = |sample: &Sample| sample.get(&link.index?)?.sent_by_vf;
+    let (first, last) = (samples.first().and_then(sent)?, samples.last().and_then(sent)?);
+    (last > first).then_some(KnownPath { path: Path::Vf, since: None, source: Source::Counters })
+}
+
+/// Whether [samples](crate::inventory::sample) of the counters would tell something about a snapshot that its kernel log does not.
+#[must_use]
+pub fn wants_samples(snapshot: &Snapshot) -> bool {
+    Relations::of(snapshot).nics.iter().any(|nic| nic.joined && nic.path.is_none())
 }
 
 fn state(places: &Places<'_>, view: &NicView<'_>, rules: Option<NicState>) -> State {

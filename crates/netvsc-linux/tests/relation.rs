@@ -3,7 +3,7 @@
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
 
-use guest::{Guest, kinds};
+use guest::{Guest, kernel, kinds};
 use netvsc::pairing::Reason;
 use netvsc::port::Path;
 use netvsc_linux::inventory::{Depth, Snapshot, Source, take};
@@ -133,6 +133,29 @@ fn without_the_log_nothing_is_claimed() {
 }
 
 #[test]
+fn frames_that_go_through_the_vf_are_seen_in_counters_where_there_is_no_log() {
+    let mut guest = Guest::new();
+    let pair = kinds::one(&mut guest);
+    guest.remove("dev/kmsg");
+    let seen = |guest: &Guest| {
+        let snapshot = read(guest);
+        let nic = &Relations::of(&snapshot).nics[0];
+        (nic.state, nic.path, nic.path_source)
+    };
+    guest.sample_vf(pair.nic.index, [70, 70, 71]);
+    assert_eq!(seen(&guest), (State::Accelerated, Some(Path::Vf), Some(Source::Counters)));
+    // Where nothing went through the VF, perhaps nothing was sent.
+    guest.sample_vf(pair.nic.index, [70, 70, 70]);
+    assert_eq!(seen(&guest), (State::Unknown, None, None));
+    // What the host confirmed counts for more than what was on its way.
+    guest.say(0, "Linux version 6.8.0-1020-azure", None);
+    guest.say_nic(7_000_000, &pair.nic, "Data path switched from VF: enP37498s1");
+    guest.sample_vf(pair.nic.index, [70, 80, 90]);
+    let logged = Some(Source::KernelLog);
+    assert_eq!(seen(&guest), (State::Paired, Some(Path::Synthetic), logged));
+}
+
+#[test]
 fn a_log_that_was_cut_short_says_nothing_by_silence() {
     let guest = kinds::synthetic_only();
     guest.write("dev/kmsg", "6,900,5000000,-;something else");
@@ -166,10 +189,40 @@ fn a_serial_is_read_from_a_name_where_there_are_no_slots() {
 }
 
 #[test]
+fn a_serial_is_read_from_another_name_that_the_interface_has() {
+    for (name, serial) in [
+        ("enP37498s1296119428", Some(1_296_119_428)),
+        ("enP37498s7np0", Some(7)),
+        ("enP37498s7d1", Some(7)),
+        // Of another function, without a slot, and what nobody makes of a slot.
+        ("enP6757s7", None),
+        ("enP37498p0s2", None),
+        ("enP37498s7x", None),
+    ] {
+        let mut guest = Guest::new();
+        let pair = kinds::one(&mut guest);
+        guest.remove("sys/bus/pci/slots/1");
+        guest.tell("", pair.port.index, "enP37498s1", &[kernel::altname(name)]);
+        let snapshot = read(&guest);
+        let read = Relations::of(&snapshot).ports[0].serial;
+        let expected = serial.map(|value| (Serial(value), Source::SlotName));
+        assert_eq!(read.map(|it| (it.value, it.source)), expected, "{name}");
+    }
+}
+
+#[test]
 fn the_path_is_the_last_one_that_the_host_confirmed() {
     let guest = kinds::after_hibernation();
     let snapshot = read(&guest);
     let relations = Relations::of(&snapshot);
     assert_eq!(relations.nics[0].path, Some(Path::Vf));
     assert_eq!(relations.nics[0].since.unwrap().as_millis(), 91_200);
+}
+
+#[test]
+fn a_pair_of_two_macs_has_no_reason() {
+    let mut guest = Guest::new();
+    let pair = kinds::one(&mut guest);
+    guest.write(&format!("{}/address", pair.port.net), "7c:1e:52:25:5c:a6");
+    assert_eq!(states(&guest), [(State::Accelerated, Some("enP37498s1".into()), None)]);
 }

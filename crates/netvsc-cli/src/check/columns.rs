@@ -3,8 +3,7 @@
 use clap::ValueEnum;
 use netvsc_linux::check::{Finding, Report};
 
-use super::text::plain;
-use crate::inspect::table::{Style, table};
+use crate::inspect::table::{Style, plain, table};
 
 /// A column of a table of findings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

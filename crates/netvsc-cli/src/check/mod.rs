@@ -9,20 +9,18 @@ mod text;
 use std::process::ExitCode;
 
 use netvsc_linux::check::{self, Guest, Report, Severity};
-use netvsc_linux::inventory::{Depth, Snapshot, sample, take};
-use netvsc_linux::relation::{Relations, State};
+use netvsc_linux::inventory::{Depth, Snapshot, take};
+use netvsc_linux::relation::{Relations, State, wants_samples};
 
 use self::args::{CheckArgs, ExitStyle};
 use self::document::Checked;
 use crate::error::Error;
 use crate::inspect::table::Style;
-use crate::inspect::{NO_HYPERV, complain, print, print_json};
+use crate::inspect::{NO_HYPERV, complain, print, print_json, watch_counters};
 use crate::session::session;
 
 /// Exit status where the command line makes no sense, or there is nothing to look at: what Nagios calls unknown.
 pub const UNKNOWN: u8 = 3;
-/// How many samples of the counters are taken.
-const SAMPLES: usize = 3;
 
 /// `netvsc check`.
 ///
@@ -34,8 +32,10 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut snapshot = take(args.source.sysfs_root.as_deref(), Depth::Checks)?;
-    if args.wants("path.frozen") {
-        watch_counters(&mut snapshot, args);
+    if snapshot.live
+        && (wants_samples(&snapshot) || args.wants("path.frozen") && accelerated(&snapshot))
+    {
+        watch_counters(&mut snapshot, args.interval.0);
     }
     let relations = Relations::of(&snapshot);
     let mut guest = Guest::new(&snapshot, &relations);
@@ -89,21 +89,9 @@ fn mend(
     Ok(fixes)
 }
 
-/// Takes samples of the counters, if anything depends on them.
-fn watch_counters(snapshot: &mut Snapshot, args: &CheckArgs) {
-    let accelerated = {
-        let relations = Relations::of(snapshot);
-        relations.nics.iter().any(|nic| nic.state == State::Accelerated)
-    };
-    if !snapshot.live || !accelerated {
-        return;
-    }
-    for number in 0..SAMPLES {
-        if number > 0 {
-            std::thread::sleep(args.interval.0);
-        }
-        sample(snapshot);
-    }
+/// Whether a NIC says that it sends through its VF, which its counters then have to show.
+fn accelerated(snapshot: &Snapshot) -> bool {
+    Relations::of(snapshot).nics.iter().any(|nic| nic.state == State::Accelerated)
 }
 
 /// The word for all of it.

@@ -5,15 +5,10 @@ use std::fmt::Write;
 use netvsc_linux::check::{Finding, Report, Severity, checks};
 
 use super::fixing::Outcome;
-use crate::inspect::table::{Style, paint, table};
+use crate::inspect::table::{Style, paint, plain, table};
 
 /// Longest line that node-problem-detector takes, in characters.
 const NPD_LINE: usize = 80;
-
-/// Text without what a terminal would obey: names and files are somebody else's.
-pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
-}
 
 /// The catalogue.
 pub fn catalogue(style: Style) -> String {
@@ -76,7 +71,7 @@ fn page(finding: &Finding, style: Style) -> String {
         let (fact, path) = (plain(&evidence.fact), plain(&evidence.path));
         _ = writeln!(text, "  because: {fact} ({}, {path})", evidence.label.word());
     }
-    _ = writeln!(text, "  to mend: {}", plain(&finding.fix.text));
+    _ = writeln!(text, "  to mend: {}", plain(&finding.fix.text).replace('\n', "\n    "));
     for step in &finding.fix.steps {
         indented(&mut text, &step.to_string());
     }

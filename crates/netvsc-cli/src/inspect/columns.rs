@@ -9,7 +9,7 @@ use super::document::{Nic, Port};
 /// A column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Column {
-    /// Interface of the NIC.
+    /// Interface of the NIC, or its GUID while it has none.
     Nic,
     /// Interface of the VF.
     Vf,
@@ -109,7 +109,7 @@ impl Column {
     pub fn of_nic(self, nic: &Nic) -> String {
         let vf = nic.vf.as_ref();
         match self {
-            Self::Nic => some(nic.ifname.as_ref()),
+            Self::Nic => nic.ifname.as_ref().unwrap_or(&nic.guid).clone(),
             Self::Mac => some(nic.perm_mac.as_ref().or(nic.mac.as_ref())),
             Self::Serial => match nic.association.serial {
                 Some(serial) if nic.association.source == Some(Source::InferredLink.word()) => {

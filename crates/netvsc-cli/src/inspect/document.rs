@@ -51,6 +51,8 @@ pub struct Nic {
     pub ifname: Option<String>,
     /// The interface's number.
     pub ifindex: Option<u32>,
+    /// The interface's other names.
+    pub altnames: Vec<String>,
     /// MAC now.
     pub mac: Option<String>,
     /// Permanent MAC.
@@ -65,8 +67,10 @@ pub struct Nic {
     pub state: &'static str,
     /// Why the pair is one.
     pub reason: Option<&'static str>,
-    /// Path that the host last confirmed.
+    /// Path that the host last confirmed, or that frames were seen to take.
     pub path: Option<&'static str>,
+    /// From where that is known.
+    pub path_source: Option<&'static str>,
     /// Since when, in seconds since boot.
     pub since: Option<f64>,
     /// What the host last said.
@@ -107,6 +111,8 @@ pub struct Port {
     pub ifname: String,
     /// The interface's number.
     pub ifindex: Option<u32>,
+    /// The interface's other names.
+    pub altnames: Vec<String>,
     /// Address of its function.
     pub pci: String,
     /// Domain of that.
@@ -262,6 +268,7 @@ impl Nic {
             guid: view.device.guid.to_string(),
             ifname: link.map(|link| link.name.clone()),
             ifindex: link.and_then(|link| link.index),
+            altnames: link.map(|link| link.altnames().to_vec()).unwrap_or_default(),
             mac: link.and_then(|link| link.mac).map(|mac| mac.to_string()),
             perm_mac: link.and_then(|link| link.permanent).map(|mac| mac.to_string()),
             driver: view.device.driver.clone(),
@@ -273,6 +280,7 @@ impl Nic {
                 netvsc::port::Path::Synthetic => "synthetic",
                 netvsc::port::Path::Vf => "vf",
             }),
+            path_source: view.path_source.map(netvsc_linux::inventory::Source::word),
             since: view.since.map(|since| since.as_secs_f64()),
             association: Association {
                 allocated: view.association.map(|told| told.value.is_some()),
@@ -299,6 +307,7 @@ impl Port {
         Self {
             ifname: link.name.clone(),
             ifindex: link.index,
+            altnames: link.altnames().to_vec(),
             pci: function.address.to_string(),
             domain: function.address.domain,
             bus_guid: function.bus.map(|bus| bus.to_string()),

@@ -11,9 +11,10 @@ pub mod page;
 pub mod table;
 
 use std::io::Write;
+use std::time::Duration;
 
-use netvsc_linux::inventory::{Depth, Snapshot, take};
-use netvsc_linux::relation::{NicView, Relations};
+use netvsc_linux::inventory::{Depth, Snapshot, sample, take};
+use netvsc_linux::relation::{NicView, Relations, wants_samples};
 use serde::Serialize;
 
 use self::args::{
@@ -22,7 +23,7 @@ use self::args::{
 use self::columns::{Column, ColumnChoice};
 use self::document::{Document, SCHEMA_VERSION};
 use self::page::Found;
-use self::table::{Style, table};
+use self::table::{Style, plain, table};
 use crate::error::Error;
 
 /// What is said where there is nothing to look at.
@@ -31,8 +32,28 @@ pub const NO_HYPERV: &str = "no VMBus here: this machine is no Hyper-V guest";
 /// What there is to say on a guest that has no network card.
 const NO_NICS: &str = "no NIC on this VMBus, and no VF behind it";
 
-fn snapshot(source: &SourceArgs, depth: Depth) -> Result<Snapshot, Error> {
-    Ok(take(source.sysfs_root.as_deref(), depth)?)
+/// How far apart samples of the counters are, where the kernel log does not tell which way frames go.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
+/// How many samples there are.
+const SAMPLES: usize = 3;
+
+/// Reads a guest, and looks at its counters for a while if the kernel log does not tell the path of every pair.
+pub(crate) fn snapshot(source: &SourceArgs, depth: Depth) -> Result<Snapshot, Error> {
+    let mut snapshot = take(source.sysfs_root.as_deref(), depth)?;
+    if snapshot.live && wants_samples(&snapshot) {
+        watch_counters(&mut snapshot, INTERVAL);
+    }
+    Ok(snapshot)
+}
+
+/// Takes samples of the counters of the running system.
+pub(crate) fn watch_counters(snapshot: &mut Snapshot, interval: Duration) {
+    for number in 0..SAMPLES {
+        if number > 0 {
+            std::thread::sleep(interval);
+        }
+        sample(snapshot);
+    }
 }
 
 /// Says on standard error what could not be read.
@@ -145,7 +166,9 @@ pub fn show(args: &ShowArgs) -> Result<(), Error> {
                 relations.nics.get(at).map(|nic| page::nic(&snapshot, &relations, nic, style))
             }
             Found::Port(at) => relations.ports.get(at).map(|port| page::port(port, style)),
-            Found::Other(_) => Some(page::explain(&snapshot, &relations, *found).join(" ") + "\n"),
+            Found::Other(_) => {
+                Some(plain(&page::explain(&snapshot, &relations, *found).join(" ")) + "\n")
+            }
         })
         .collect();
     print(&pages.join("\n"))
@@ -197,7 +220,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Error> {
         let explained = Explained { schema_version: SCHEMA_VERSION, name: &args.name, sentences };
         return print_json(&explained, &args.output);
     }
-    print(&(sentences.join("\n") + "\n"))
+    print(&plain(&(sentences.join("\n") + "\n")))
 }
 
 #[derive(Serialize)]
@@ -236,7 +259,7 @@ pub fn resolve(args: &ResolveArgs) -> Result<(), Error> {
     if args.output.json() {
         return print_json(&Resolved { schema_version: SCHEMA_VERSION, value }, &args.output);
     }
-    print(&(value + "\n"))
+    print(&(plain(&value) + "\n"))
 }
 
 /// The one NIC that is associated with a serial. Serials need not be unique.

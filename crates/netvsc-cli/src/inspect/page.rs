@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use netvsc_linux::inventory::{LogLine, Snapshot, Source, Subject};
+use netvsc::MacAddress;
+use netvsc_linux::inventory::{LogLine, NetDevice, Snapshot, Source, Subject};
 use netvsc_linux::relation::{NicView, Relations, State, VfPort};
 
-use super::table::{Style, table};
+use super::table::{Style, plain, table};
 
 /// Lines of the kernel log on a page.
 const LOG_LINES: usize = 8;
@@ -21,21 +22,24 @@ pub enum Found {
     Other(usize),
 }
 
-/// Finds what an interface, GUID, PCI address or MAC address names. The NIC, where it names one of a pair.
+/// Finds what an interface (by any of its names), GUID, PCI address or permanent MAC address names. The NIC, where it names one of
+/// a pair. GUIDs may stand in braces, MACs be written with dashes as Windows does, and case does not matter but in names.
 #[must_use]
 pub fn find(relations: &Relations<'_>, name: &str) -> Option<Found> {
     let lower = name.trim_matches(['{', '}']).to_ascii_lowercase();
+    let mac = lower.parse::<MacAddress>().ok();
+    let called =
+        |link: &NetDevice| link.name == name || link.altnames().iter().any(|it| it == name);
+    let same_mac = |link: &NetDevice| mac.is_some() && link.permanent == mac;
     let of_port = |port: &VfPort<'_>| {
-        port.link.name == name
+        called(port.link)
+            || same_mac(port.link)
             || port.function.address.to_string() == lower
             || port.function.bus.is_some_and(|bus| bus.to_string() == lower)
-            || port.link.permanent.is_some_and(|mac| mac.to_string() == lower)
     };
     let of_nic = |nic: &NicView<'_>| {
         nic.device.guid.to_string() == lower
-            || nic.link.is_some_and(|link| {
-                link.name == name || link.permanent.is_some_and(|mac| mac.to_string() == lower)
-            })
+            || nic.link.is_some_and(|link| called(link) || same_mac(link))
     };
     let direct = relations.nics.iter().position(of_nic);
     let by_vf = || relations.nics.iter().position(|nic| relations.vf(nic).is_some_and(&of_port));
@@ -45,7 +49,7 @@ pub fn find(relations: &Relations<'_>, name: &str) -> Option<Found> {
     if let Some(at) = relations.ports.iter().position(of_port) {
         return Some(Found::Port(at));
     }
-    let other = relations.others.iter().position(|(link, _)| link.name == name);
+    let other = relations.others.iter().position(|(link, _)| called(link));
     other.map(Found::Other)
 }
 
@@ -57,7 +61,7 @@ pub fn nic(
     nic: &NicView<'_>,
     style: Style,
 ) -> String {
-    let mut page = format!("{} is {}", nic.name(), nic.state);
+    let mut page = format!("{} is {}", plain(&nic.name()), nic.state);
     match &nic.obstacle {
         Some(obstacle) => _ = writeln!(page, ": {obstacle}"),
         None => page.push('\n'),
@@ -82,7 +86,8 @@ pub fn nic(
     }
     let path = nic.path.map_or_else(|| "unknown".to_owned(), |path| path.to_string());
     let since = nic.since.map(|at| format!(", since {:.3} s after boot", at.as_secs_f64()));
-    facts.push(fact("path", path + &since.unwrap_or_default(), Source::KernelLog));
+    let source = nic.path_source.map_or("the kernel log is silent", Source::word);
+    facts.push(fact("path", path + &since.unwrap_or_default(), source));
     page.push_str(&table(&["FACT", "VALUE", "SOURCE"].map(str::to_owned), &facts, style));
     page.push('\n');
     page.push_str(&side_by_side(nic, port, style));
@@ -117,12 +122,12 @@ fn side_by_side(nic: &NicView<'_>, port: Option<&VfPort<'_>>, style: Style) -> S
     let links = [nic.link, port.map(|port| port.link)];
     let text = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let mut rows = Vec::new();
-    let mut row =
-        |name: &str, of: &dyn Fn(&netvsc_linux::inventory::NetDevice) -> Option<String>| {
-            let mut cells = vec![name.to_owned()];
-            cells.extend(links.iter().map(|link| text(link.and_then(of))));
-            rows.push(cells);
-        };
+    let mut row = |name: &str, of: &dyn Fn(&NetDevice) -> Option<String>| {
+        let mut cells = vec![name.to_owned()];
+        cells.extend(links.iter().map(|link| text(link.and_then(of))));
+        rows.push(cells);
+    };
+    row("other names", &|link| Some(link.altnames().join(" ")).filter(|names| !names.is_empty()));
     row("index", &|link| link.index.map(|index| index.to_string()));
     row("mac", &|link| link.mac.map(|mac| mac.to_string()));
     row("permanent mac", &|link| link.permanent.map(|mac| mac.to_string()));
@@ -134,6 +139,12 @@ fn side_by_side(nic: &NicView<'_>, port: Option<&VfPort<'_>>, style: Style) -> S
     row("managed by", &|link| link.property("ID_NET_MANAGED_BY").map(str::to_owned));
     for counter in ["rx_packets", "rx_bytes", "rx_dropped", "tx_packets", "tx_bytes"] {
         row(counter, &|link| link.counters.get(counter).map(u64::to_string));
+    }
+    // What the NIC's driver counts of its VF, over all VFs that there were.
+    for counter in ["vf_rx_packets", "vf_tx_packets", "vf_tx_dropped"] {
+        if links.iter().flatten().any(|link| link.shares.contains_key(counter)) {
+            row(counter, &|link| link.shares.get(counter).map(u64::to_string));
+        }
     }
     let vf = port.map_or("(no VF)", |port| port.link.name.as_str());
     table(&["".into(), nic.name(), vf.to_owned()], &rows, style)
@@ -175,8 +186,7 @@ fn words(page: &mut String, snapshot: &Snapshot, nic: &NicView<'_>, port: Option
     }
     page.push_str("\nkernel log:\n");
     for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES)) {
-        // The log is somebody else's text.
-        let text: String = line.text.chars().filter(|c| !c.is_control()).collect();
+        let text = plain(&line.text).replace('\n', " ");
         _ = writeln!(page, "  [{:>12.6}] {text}", line.at.as_secs_f64());
     }
 }
@@ -186,7 +196,7 @@ fn words(page: &mut String, snapshot: &Snapshot, nic: &NicView<'_>, port: Option
 pub fn port(port: &VfPort<'_>, style: Style) -> String {
     let mut page = format!(
         "{} is {}: no NIC has its serial or its MAC\n\n",
-        port.link.name,
+        plain(&port.link.name),
         State::Standalone
     );
     let rows = port_facts(port);
@@ -238,6 +248,9 @@ fn sentences(snapshot: &Snapshot, relations: &Relations<'_>, nic: &NicView<'_>) 
             }
             (true, Some((guid, _))) => {
                 format!("The kernel has joined {name} with it, but by the rules it is NIC {guid}'s.")
+            }
+            (true, None) if nic.link.is_some_and(|link| link.permanent != port.link.permanent) => {
+                format!("The kernel has joined {name} with it, and they have not the same permanent MAC: by the rules they are no pair.")
             }
             (true, None) => {
                 format!("The kernel has joined {name} with it; the rules cannot confirm that from what was read.")

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
 use super::args::ColorChoice;
 
@@ -42,6 +42,12 @@ impl Style {
     }
 }
 
+/// Text without what a terminal would obey: names and files are somebody else's.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}
+
 /// The colour of a state's or a severity's word. The word is always there as well.
 fn color(word: &str) -> Option<Color> {
     match word {
@@ -64,9 +70,35 @@ pub fn paint(word: &str, style: Style) -> String {
     format!("\u{1b}[{code}m{word}\u{1b}[0m")
 }
 
-/// A table without lines, its columns as wide as they need to be, or wrapped to fit the terminal.
+/// Least width of the last column of a table for which the others are not taken apart.
+const LAST: usize = 24;
+
+/// A table without lines, its columns as wide as they need to be. On a terminal that is too narrow the last column is wrapped, and where
+/// that does not help either every row becomes a block of its own, with a line for each column.
 #[must_use]
 pub fn table(headers: &[String], rows: &[Vec<String>], style: Style) -> String {
+    let Some(room) = style.width.map(usize::from) else { return lined_up(headers, rows, style) };
+    let wide = |cell: &String| cell.chars().count();
+    let columns = rows.iter().map(Vec::len).chain([headers.len()]).max().unwrap_or(0);
+    let width = |at: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(at)).chain(headers.get(at));
+        cells.map(wide).max().unwrap_or(0)
+    };
+    let first: usize = (0..columns.saturating_sub(1)).map(|at| width(at) + GAP).sum();
+    if first + width(columns.saturating_sub(1)).min(LAST) <= room || headers.is_empty() {
+        return lined_up(headers, rows, style);
+    }
+    let block = |row: &Vec<String>| {
+        let lines = headers.iter().zip(row).map(|(name, cell)| vec![name.clone(), cell.clone()]);
+        lined_up(&[], &lines.collect::<Vec<_>>(), style)
+    };
+    rows.iter().map(block).collect::<Vec<_>>().join("\n")
+}
+
+/// Between two columns.
+const GAP: usize = 2;
+
+fn lined_up(headers: &[String], rows: &[Vec<String>], style: Style) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     if style.color {
@@ -82,16 +114,21 @@ pub fn table(headers: &[String], rows: &[Vec<String>], style: Style) -> String {
         table.set_width(width);
     }
     if !headers.is_empty() {
-        table.set_header(headers.iter().map(|word| Cell::new(word).add_attribute(Attribute::Bold)));
+        let header = |word: &String| Cell::new(plain(word)).add_attribute(Attribute::Bold);
+        table.set_header(headers.iter().map(header));
     }
     for row in rows {
         table.add_row(row.iter().map(|word| match color(word) {
             Some(color) => Cell::new(word).fg(color),
-            None => Cell::new(word),
+            None => Cell::new(plain(word)),
         }));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    let last = table.column_count().saturating_sub(1);
+    for (at, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if at == last { 0 } else { GAP as u16 }));
+        if at < last {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
     }
     let mut text = String::new();
     for line in table.lines() {
@@ -125,12 +162,27 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_wraps_and_loses_nothing() {
+    fn a_narrow_terminal_wraps_the_last_column_and_leaves_words_whole() {
+        let headers = ["CHECK", "FINDS"].map(str::to_owned);
+        let row =
+            vec!["own.netns".to_owned(), "a VF and its NIC are in different places".to_owned()];
+        let text = table(&headers, &[row], Style { color: false, width: Some(40) });
+        let expected =
+            "CHECK      FINDS\nown.netns  a VF and its NIC are in\n           different places\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn one_that_is_too_narrow_for_that_gets_a_block_for_each_row_and_loses_nothing() {
         let (headers, rows) = two();
-        let text = table(&headers, &rows, Style { color: false, width: Some(18) });
-        assert!(text.lines().all(|line| line.chars().count() <= 18), "{text}");
+        let text = table(&headers, &rows, Style { color: false, width: Some(20) });
+        let expected = "NIC    eth0\nSTATE  accelerated\n\nNIC    a-longer-name\nSTATE  -\n";
+        assert_eq!(text, expected);
+        // Not even a block fits: what is too long is taken apart.
+        let text = table(&headers, &rows, Style { color: false, width: Some(14) });
+        assert!(text.lines().all(|line| line.chars().count() <= 14), "{text}");
         let letters: String = text.chars().filter(|c| c.is_alphabetic()).collect();
-        assert_eq!(letters.len(), "NICSTATEethacceleratedalongername".len());
+        assert_eq!(letters, "NICethSTATEacceleratedNICalongernameSTATE");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use netvsc_linux::check::{self, Guest};
-use netvsc_linux::inventory::{Depth, Snapshot, take};
+use netvsc_linux::inventory::{Depth, Snapshot};
 use netvsc_linux::relation::Relations;
 use serde::Serialize;
 
@@ -19,7 +19,7 @@ use self::args::MetricsArgs;
 use self::families::{Family, Observer};
 use crate::error::Error;
 use crate::inspect::document::SCHEMA_VERSION;
-use crate::inspect::{NO_HYPERV, complain, print, print_json};
+use crate::inspect::{NO_HYPERV, complain, print, print_json, snapshot};
 
 /// Metrics as JSON.
 #[derive(Serialize)]
@@ -60,7 +60,7 @@ pub fn metrics(args: &MetricsArgs) -> Result<(), Error> {
 
 /// Looks at the guest once.
 fn scan(args: &MetricsArgs, observer: &mut Observer) -> Result<(Snapshot, Vec<Family>), Error> {
-    let snapshot = take(args.source.sysfs_root.as_deref(), Depth::Checks)?;
+    let snapshot = snapshot(&args.source, Depth::Checks)?;
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     observer.at = since.ok().filter(|_| snapshot.live).map(|since| since.as_secs_f64().floor());
     observer.note(&snapshot);

@@ -1,12 +1,15 @@
 //! Whether interfaces have the names that they should have, and keep them.
 
+use vpci::Slot;
+use vpci::naming::{Interface, predict};
+
 use super::Check;
 use super::config::is_vf_name;
 use super::finding::{Finding, Label, Outcome, Severity};
 use super::fix::{Fix, Step};
 use super::guest::{self, Guest};
 use super::stanza::Stanza;
-use crate::inventory::ConfigKind;
+use crate::inventory::{ConfigKind, NetDevice, Parent};
 
 pub(super) const CHECKS: [Check; 3] = [
     Check::new("name.temp", "warn", "an interface kept a name that was meant for a moment", temp),
@@ -46,12 +49,13 @@ fn temp(guest: &Guest<'_>, out: &mut Outcome) {
         // The name that udev would give it, if nobody has it.
         let better = ["ID_NET_NAME_SLOT", "ID_NET_NAME_PATH", "ID_NET_NAME_MAC"]
             .iter()
-            .find_map(|key| link.property(key))
+            .find_map(|key| link.property(key).map(str::to_owned))
+            .or_else(|| slot_name(guest, link))
             .filter(|better| better.len() < 16 && guest.snapshot.link(better).is_none());
         let (words, steps) = match (better, guest::name(link)) {
             (Some(better), Some(link)) => (
                 format!("ip link set dev {name} name {better}"),
-                vec![Step::Rename { link, to: better.to_owned() }],
+                vec![Step::Rename { link, to: better }],
             ),
             _ => (format!("ip link set dev {name} name NAME"), Vec::new()),
         };
@@ -60,6 +64,20 @@ fn temp(guest: &Guest<'_>, out: &mut Outcome) {
             .fix(Fix::safe(words, steps));
         out.find(finding);
     }
+}
+
+/// The name that udev makes of the slot of a VF.
+fn slot_name(guest: &Guest<'_>, link: &NetDevice) -> Option<String> {
+    let Parent::Pci(address) = link.parent else { return None };
+    let function = guest.snapshot.function(address).filter(|f| f.bus.is_some())?;
+    predict(&Interface {
+        domain: address.domain.try_into().ok()?,
+        slot: Slot::new(address.device, address.function)?,
+        slot_name: function.slot.as_deref(),
+        multifunction: false,
+        dev_port: link.port,
+        port_name: None,
+    })
 }
 
 /// What takes a MAC and a driver, in the words of each kind of file.

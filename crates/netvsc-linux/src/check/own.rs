@@ -79,18 +79,19 @@ fn address(guest: &Guest<'_>, out: &mut Outcome) {
             finding = finding.because(address.clone(), Label::Netlink, "netlink/addresses");
         }
         if !routes.is_empty() {
-            finding = finding.because(
-                format!("{} routes", routes.len()),
-                Label::Netlink,
-                "netlink/routes",
-            );
+            finding =
+                finding.because(counted(routes.len(), "route"), Label::Netlink, "netlink/routes");
         }
         if neighbours > 0 {
-            let fact = format!("{neighbours} neighbours");
+            let fact = counted(neighbours, "neighbour");
             finding = finding.because(fact, Label::Netlink, "netlink/neighbours");
         }
         out.find(finding.fix(flush(&link, &own)));
     }
+}
+
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Takes away what an interface has, and what would come back by itself.
@@ -292,7 +293,8 @@ fn exclude(guest: &Guest<'_>, manager: Manager, port: &VfPort<'_>) -> Fix {
         Manager::NetworkManager => {
             let contents =
                 format!("[keyfile]\nunmanaged-devices+=mac:{mac};except:driver:hv_netvsc\n");
-            let path = format!("/etc/NetworkManager/conf.d/00-netvsc-vf-{tail}.conf");
+            // Behind others: the last word counts there, and `=` in a later file would take `+=` back.
+            let path = format!("/etc/NetworkManager/conf.d/90-netvsc-vf-{tail}.conf");
             let step = guest.file(&path, contents);
             Fix::safe(
                 format!(

@@ -84,7 +84,7 @@ fn frozen(guest: &Guest<'_>, out: &mut Outcome) {
         }
         let sent = |index: Option<u32>| -> Option<Vec<u64>> {
             let index = index?;
-            samples.iter().map(|sample| sample.get(&index).map(|(_, sent)| *sent)).collect()
+            samples.iter().map(|sample| sample.get(&index).map(|packets| packets.sent)).collect()
         };
         let Some(link) = nic.link else { continue };
         let (Some(above), Some(below)) = (sent(link.index), sent(port.link.index)) else {

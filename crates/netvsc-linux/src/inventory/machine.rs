@@ -1,10 +1,11 @@
 //! What the checks need beside the devices: the machine, its managers of networks, and their configuration.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
-use super::Snapshot;
 use super::config::{self, ConfigFile};
 use super::tree::{ATTRIBUTE_LIMIT, Tree, number};
+use super::{Parent, Snapshot, shares};
 
 /// Longest list of modules and longest kernel configuration, in bytes.
 const LIST_LIMIT: usize = 8 << 20;
@@ -74,10 +75,21 @@ pub struct Interrupts {
     pub affinity: Option<String>,
 }
 
-/// The packets of every interface at one moment: received and sent, by the interface's number.
-pub type Sample = BTreeMap<u32, (u64, u64)>;
+/// Packets of an interface at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packets {
+    /// Received.
+    pub received: u64,
+    /// Sent.
+    pub sent: u64,
+    /// Sent through the VF, as the driver of a synthetic NIC counts them (`vf_tx_packets`); none if nobody told.
+    pub sent_by_vf: Option<u64>,
+}
 
-/// The machine around the devices; empty unless read at [`Depth::Checks`](super::Depth::Checks).
+/// The packets of every interface at one moment, by the interface's number.
+pub type Sample = BTreeMap<u32, Packets>;
+
+/// The machine around the devices; empty, but for samples, unless read at [`Depth::Checks`](super::Depth::Checks).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// Whether it runs on Azure; none if the firmware's tables could not be read.
@@ -125,7 +137,6 @@ pub(super) fn read(tree: &mut Tree, release: Option<&str>) -> Machine {
         default_qdisc: tree.contents("proc/sys/net/core/default_qdisc", ATTRIBUTE_LIMIT),
         config: config::read(tree),
         interrupts: interrupts(tree),
-        samples: samples(tree),
         ..Machine::default()
     };
     for manager in [Manager::Networkd, Manager::NetworkManager, Manager::Dhcpcd, Manager::Ifupdown]
@@ -253,19 +264,38 @@ fn interrupts(tree: &mut Tree) -> Vec<Interrupts> {
     found
 }
 
-/// Recorded samples: lines `SAMPLE IFINDEX RX_PACKETS TX_PACKETS`, in the file `netvsc/samples` of a tree.
-fn samples(tree: &mut Tree) -> Vec<Sample> {
-    let Some(text) = tree.contents("netvsc/samples", LIST_LIMIT) else { return Vec::new() };
+/// Where a tree has samples: lines `SAMPLE IFINDEX RX_PACKETS TX_PACKETS`, and behind that the packets that a NIC sent through its
+/// VF, where its driver told.
+pub(super) const SAMPLES: &str = "netvsc/samples";
+
+pub(super) fn samples(tree: &mut Tree) -> Vec<Sample> {
+    let Some(text) = tree.contents(SAMPLES, LIST_LIMIT) else { return Vec::new() };
     let mut samples: BTreeMap<u64, Sample> = BTreeMap::new();
     for line in text.lines() {
         let numbers: Vec<u64> = line.split_whitespace().filter_map(number).collect();
-        if let [at, index, received, sent] = numbers[..]
+        if let [at, index, received, sent, ref rest @ ..] = numbers[..]
             && let Ok(index) = index.try_into()
         {
-            samples.entry(at).or_default().insert(index, (received, sent));
+            let packets = Packets { received, sent, sent_by_vf: rest.first().copied() };
+            samples.entry(at).or_default().insert(index, packets);
         }
     }
     samples.into_values().collect()
+}
+
+/// The file of samples.
+pub(super) fn recorded(samples: &[Sample]) -> String {
+    let mut text = String::new();
+    for (at, sample) in samples.iter().enumerate() {
+        for (index, Packets { received, sent, sent_by_vf }) in sample {
+            _ = write!(text, "{at} {index} {received} {sent}");
+            if let Some(sent) = sent_by_vf {
+                _ = write!(text, " {sent}");
+            }
+            text.push('\n');
+        }
+    }
+    text
 }
 
 /// Takes one more sample of the running system: the packets of the interfaces that a snapshot has.
@@ -279,7 +309,11 @@ pub fn sample(snapshot: &mut Snapshot) {
             number(&tree.contents(&path, ATTRIBUTE_LIMIT)?)
         };
         if let (Some(received), Some(sent)) = (packets("rx"), packets("tx")) {
-            sample.insert(index, (received, sent));
+            let sent_by_vf = match link.parent {
+                Parent::Vmbus(_) => shares::sent_by_vf(&link.name),
+                _ => None,
+            };
+            sample.insert(index, Packets { received, sent, sent_by_vf });
         }
     }
     snapshot.machine.samples.push(sample);

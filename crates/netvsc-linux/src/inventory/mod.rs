@@ -8,7 +8,7 @@
 //! Below a given root no path and no link leads out of it. What the kernel says by netlink is read there from files in
 //! `netlink` ([`Table::file`](crate::netlink::Table::file)), with a folder `netlink/netns/NAME` for every other network
 //! namespace; and packet counters at several moments from `netvsc/samples`, with lines `SAMPLE IFINDEX RX_PACKETS
-//! TX_PACKETS`.
+//! TX_PACKETS`, and for NICs behind that the packets that they sent through their VFs.
 //! What drivers count beside that is in `netvsc/statistics`, with lines `IFINDEX NAME VALUE`.
 
 mod config;
@@ -26,7 +26,7 @@ use std::path::Path;
 
 pub use self::config::{ConfigFile, ConfigKind, folders};
 pub use self::log::{KernelLog, LogEvent, LogLine, LogStream, LogUnreadable, Subject};
-pub use self::machine::{Interrupts, MODULES, Machine, Manager, Sample, sample};
+pub use self::machine::{Interrupts, MODULES, Machine, Manager, Packets, Sample, sample};
 pub use self::model::{
     Channel, Elsewhere, Function, NetDevice, Parent, PciAddress, Snapshot, SoftKind, Source,
     VmbusDevice,
@@ -75,14 +75,21 @@ pub fn take_counting(root: Option<&Path>, depth: Depth) -> Result<(Snapshot, u32
 }
 
 /// Reads all that there is to read, and gives that itself beside the snapshot: whoever [takes](take) a snapshot of a
-/// directory that holds it gets the same one. Passwords and keys in configuration files are left out.
+/// directory that holds it gets the same one. Passwords and keys in configuration files are left out. `observe` may add to the
+/// snapshot of a running system what takes time, as [`sample`] does.
 ///
 /// # Errors
 /// As [`take`].
-pub fn collect(root: Option<&Path>) -> Result<(Snapshot, Collection), RootError> {
+pub fn collect(
+    root: Option<&Path>,
+    observe: impl FnOnce(&mut Snapshot),
+) -> Result<(Snapshot, Collection), RootError> {
     let mut tree = Tree::open(root)?;
     tree.record();
-    let snapshot = gather(&mut tree, root.is_none(), Depth::Checks, true)?;
+    let mut snapshot = gather(&mut tree, root.is_none(), Depth::Checks, true)?;
+    if snapshot.live {
+        observe(&mut snapshot);
+    }
     let mut collection = tree.collection();
     replay::finish(&mut collection, &snapshot);
     Ok((snapshot, collection))
@@ -138,6 +145,7 @@ fn gather(
         snapshot.machine = machine::read(tree_ref, snapshot.release.as_deref());
     }
     if !live {
+        snapshot.machine.samples = machine::samples(tree_ref);
         replay::refusals(tree_ref);
     }
     snapshot.unreadable = tree_ref.take_notes();

@@ -24,6 +24,8 @@ pub enum Source {
     SlotName,
     /// The kernel links the two devices: `master`, `upper_*`, `lower_*`.
     Link,
+    /// Counters that moved.
+    Counters,
     /// The serial of the NIC, taken over from the slot of the VF that it is linked with.
     InferredLink,
     /// Equal permanent MACs, and no link.
@@ -41,6 +43,7 @@ impl Source {
             Self::Slot => "slot",
             Self::SlotName => "slot-name",
             Self::Link => "link",
+            Self::Counters => "counters",
             Self::InferredLink => "inferred-link",
             Self::Mac => "mac",
             Self::GuidHint => "guid-hint",
@@ -401,6 +404,12 @@ impl NetDevice {
         self.operstate = told.operstate.as_ref().map(|state| state.to_lowercase());
         self.carrier = told.carrier.filter(|_| told.is_up());
         self.told = Some(Box::new(told.clone()));
+    }
+
+    /// Its other names, as far as netlink told them.
+    #[must_use]
+    pub fn altnames(&self) -> &[String] {
+        self.told.as_ref().map_or(&[], |told| &told.altnames)
     }
 
     /// Whether it is administratively up.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::log::{KernelLog, Subject};
+use super::machine;
 use super::model::Snapshot;
 use super::record::{Collection, Kept};
 use super::tree::{FILE_LIMIT, Tree};
@@ -43,6 +44,9 @@ pub(super) fn finish(collection: &mut Collection, snapshot: &Snapshot) {
     }
     if snapshot.live && snapshot.links.iter().any(|link| !link.shares.is_empty()) {
         add(super::shares::FILE, super::shares::recorded(snapshot));
+    }
+    if snapshot.live && !snapshot.machine.samples.is_empty() {
+        add(machine::SAMPLES, machine::recorded(&snapshot.machine.samples));
     }
     for (path, kept) in collection {
         if let Kept::File(bytes) = kept

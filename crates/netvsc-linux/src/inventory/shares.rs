@@ -26,6 +26,11 @@ pub(super) fn read(tree: &mut Tree, live: bool, links: &mut [NetDevice]) {
     }
 }
 
+/// How many packets a synthetic NIC of the running system has sent through its VF; none if its driver does not tell.
+pub(super) fn sent_by_vf(name: &str) -> Option<u64> {
+    statistics::of(name, |name| name == "vf_tx_packets").ok()?.into_values().next()
+}
+
 fn replay(tree: &mut Tree, links: &mut [NetDevice]) {
     let text = tree.contents(FILE, FILE_LIMIT).unwrap_or_default();
     for line in text.lines() {

@@ -45,6 +45,11 @@ fn message(kind: u16, header: &[u8], attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
     bytes
 }
 
+/// A link's other name: `IFLA_PROP_LIST`, a nest, with one `IFLA_ALT_IFNAME`.
+pub fn altname(name: &str) -> (u16, Vec<u8>) {
+    (0x8000 | 52, attribute(53, format!("{name}\0").as_bytes()))
+}
+
 /// A MAC as bytes.
 pub fn mac(text: &str) -> Vec<u8> {
     text.split(':').map(|part| u8::from_str_radix(part, 16).expect("a MAC")).collect()

@@ -56,6 +56,8 @@ pub struct Guest {
     sequence: u64,
     log: String,
     samples: BTreeMap<u32, [u64; 3]>,
+    /// What NICs sent through their VFs at the moments of the samples.
+    by_vf: BTreeMap<u32, [u64; 3]>,
 }
 
 /// A rule that marks what is somebody's slave, whichever driver of VFs it has.
@@ -81,9 +83,9 @@ impl Guest {
         let root = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .expect("the temporary folder is writable");
-        let samples = BTreeMap::new();
+        let (samples, by_vf) = (BTreeMap::new(), BTreeMap::new());
         let log = String::new();
-        let guest = Self { root, channel: 14, index: 2, sequence: 0, log, samples };
+        let guest = Self { root, channel: 14, index: 2, sequence: 0, log, samples, by_vf };
         guest.machine();
         guest.write("proc/uptime", "7200.00 14000.00");
         guest.write("proc/sys/kernel/osrelease", "6.8.0-1020-azure");
@@ -125,8 +127,22 @@ impl Guest {
     /// How many packets an interface had sent and received at three moments.
     pub fn sample(&mut self, index: u32, packets: [u64; 3]) {
         self.samples.insert(index, packets);
+        self.write_samples();
+    }
+
+    /// How many packets a NIC that is sampled had sent through its VF at those moments.
+    pub fn sample_vf(&mut self, index: u32, packets: [u64; 3]) {
+        self.by_vf.insert(index, packets);
+        self.write_samples();
+    }
+
+    fn write_samples(&self) {
         let lines = self.samples.iter().flat_map(|(index, packets)| {
-            let line = |(at, packets)| format!("{at} {index} {packets} {packets}");
+            let by_vf = self.by_vf.get(index);
+            let line = |(at, packets)| match by_vf {
+                Some(by_vf) => format!("{at} {index} {packets} {packets} {}", by_vf[at]),
+                None => format!("{at} {index} {packets} {packets}"),
+            };
             packets.iter().enumerate().map(line).collect::<Vec<_>>()
         });
         self.write("netvsc/samples", &lines.collect::<Vec<_>>().join("\n"));
