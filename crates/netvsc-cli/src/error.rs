@@ -121,6 +121,16 @@ pub enum Error {
         /// Its state.
         state: &'static str,
     },
+    /// A NIC was not accelerated in time.
+    #[error(
+        "{nic} is {state}, and --until settled has waited long enough; `netvsc explain {nic}` says why"
+    )]
+    Unsettled {
+        /// The NIC.
+        nic: String,
+        /// Its state.
+        state: &'static str,
+    },
     /// A file of an installation cannot be read, written or removed.
     #[error(transparent)]
     Install(#[from] crate::install::RootError),

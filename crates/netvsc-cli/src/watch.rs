@@ -8,8 +8,9 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use netvsc_linux::inventory::{Depth, Snapshot, take, take_without_log};
+use netvsc_linux::relation::State;
 use netvsc_linux::udev::retrigger;
 use netvsc_linux::watch::{Change, Ears, Heard, News, Told, Watch, What, history};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,7 +23,9 @@ use crate::error::Error;
 use crate::inspect::NO_HYPERV;
 use crate::inspect::args::{OutputArgs, SourceArgs};
 use crate::inspect::document::SCHEMA_VERSION;
+use crate::inspect::table::plain;
 use crate::stop::stop_signal;
+use crate::units::Span;
 
 /// How often everything is looked at, whatever was heard. The only reason to wake up on an idle machine.
 const ROUND: Duration = Duration::from_secs(60);
@@ -36,14 +39,17 @@ with how long what ended had lasted. What the host associates and which path fra
 which needs CAP_SYSLOG; without it those states are unknown. Events that the kernel had to drop are made up for by \
 looking at everything anew.
 
+With --until settled it ends once every NIC is accelerated or has no VF to wait for, as a unit may need that begins behind it.
+
 With --sysfs-root there is nothing to wait for: what the kernel log of that guest tells of the past is printed, then \
 each NIC with its state.";
 
 /// Exit statuses of the verb.
 pub const STATUS: &str = "\
 Exit status:
-  0  it was asked to stop, by Ctrl-C, a signal, a reader that went away, or the end of a recorded guest
-  1  links cannot be listened to, or the history cannot be written
+  0  it was asked to stop, by Ctrl-C, a signal, a reader that went away, or the end of a recorded guest; with --until settled, all
+     NICs are as they will stay
+  1  links cannot be listened to, or the history cannot be written; with --until settled, some NIC was not in time
   2  the command line makes no sense";
 
 /// Options of `netvsc watch`.
@@ -65,6 +71,14 @@ pub struct WatchArgs {
     #[arg(long, conflicts_with = "sysfs_root")]
     pub notify_udev: bool,
 
+    /// End once every NIC is accelerated, or has no VF to wait for
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub until: Option<Until>,
+
+    /// With --until, fail after this time instead of waiting for ever
+    #[arg(long, value_name = "SPAN", requires = "until")]
+    pub timeout: Option<Span>,
+
     /// Where to look.
     #[command(flatten)]
     pub source: SourceArgs,
@@ -72,6 +86,13 @@ pub struct WatchArgs {
     /// How to say it.
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// When to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Until {
+    /// No NIC waits for a VF
+    Settled,
 }
 
 /// A change as JSON: one object per line.
@@ -231,8 +252,11 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
             teller.tell(&change)?;
         }
         let end = Instant::ZERO + snapshot.uptime.unwrap_or_default();
-        return teller.drain(&mut Watch::new(snapshot, end));
+        let mut watch = Watch::new(snapshot, end);
+        teller.drain(&mut watch)?;
+        return if args.until.is_some() { settled(&watch) } else { Ok(()) };
     }
+    let deadline = args.timeout.map(|Span(span)| now() + span);
     let stop = stop_signal()?;
     let mut ears = Ears::open()?;
     for why in ears.deaf() {
@@ -251,7 +275,13 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
     let mut watch = Watch::new(snapshot, now());
     teller.drain(&mut watch)?;
     while !teller.alone {
-        let (stopped, round) = wait(&ears, stop.as_fd())?;
+        if args.until.is_some() && watch.unsettled().is_none() {
+            break;
+        }
+        if deadline.is_some_and(|end| now() >= end) {
+            return settled(&watch);
+        }
+        let (stopped, round) = wait(&ears, stop.as_fd(), deadline)?;
         let again = listen(&mut ears, &mut watch)?;
         match again {
             Again::No if !round => watch.settle(now()),
@@ -266,6 +296,14 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether all NICs are as they will stay.
+fn settled(watch: &Watch) -> Result<(), Error> {
+    let unsettled = |(nic, state): (&str, State)| {
+        Err(Error::Unsettled { nic: plain(nic), state: state.word() })
+    };
+    watch.unsettled().map_or(Ok(()), unsettled)
 }
 
 /// Whether everything has to be looked at anew.
@@ -296,13 +334,22 @@ fn listen(ears: &mut Ears, watch: &mut Watch) -> Result<Again, Error> {
     Ok(again)
 }
 
-/// Sleeps until there is something to hear. Says whether the program is to stop, and whether a round is over.
-fn wait(ears: &Ears, stop: std::os::fd::BorrowedFd<'_>) -> Result<(bool, bool), Error> {
+/// Sleeps until there is something to hear, or the deadline is there. Says whether the program is to stop, and whether a round is
+/// over.
+fn wait(
+    ears: &Ears,
+    stop: std::os::fd::BorrowedFd<'_>,
+    deadline: Option<Instant>,
+) -> Result<(bool, bool), Error> {
     let mut fds: Vec<PollFd<'_>> = std::iter::once(stop)
         .chain(ears.descriptors())
         .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
         .collect();
-    let round = Timespec { tv_sec: i64::try_from(ROUND.as_secs()).unwrap_or(60), tv_nsec: 0 };
+    let left = deadline.map_or(ROUND, |end| end.since(now()).min(ROUND));
+    let round = Timespec {
+        tv_sec: i64::try_from(left.as_secs()).unwrap_or(60),
+        tv_nsec: left.subsec_nanos().into(),
+    };
     match poll(&mut fds, Some(&round)) {
         Ok(0) => Ok((false, true)),
         Ok(_) => Ok((fds.first().is_some_and(|stop| !stop.revents().is_empty()), false)),

@@ -61,6 +61,31 @@ fn json_is_one_object_per_line_and_the_history_the_same() {
 }
 
 #[test]
+fn a_boot_can_wait_until_no_nic_waits_for_a_vf() {
+    let settled = |guest: &guest::Guest| {
+        let output = Command::new(PROGRAM)
+            .args(["watch", "--until", "settled", "--timeout", "1s", "--sysfs-root"])
+            .arg(guest.root())
+            .output()
+            .expect("the program runs");
+        (output.status.code(), String::from_utf8(output.stderr).expect("text"))
+    };
+    for guest in [kinds::azure_mana(), kinds::synthetic_only(), guest::Guest::without_hyperv()] {
+        assert_eq!(settled(&guest), (Some(0), String::new()));
+    }
+    let (status, errors) = settled(&kinds::driver_missing());
+    assert!(status == Some(1) && errors.contains("eth0 is waiting"), "{errors}");
+    // On the running system it ends at once where there is nothing to wait for, and in time where there is.
+    let live = Command::new(PROGRAM)
+        .args(["watch", "--until", "settled", "--timeout", "100ms"])
+        .output()
+        .expect("the program runs");
+    assert!(live.status.code().is_some(), "it ends by itself");
+    let usage = Command::new(PROGRAM).args(["watch", "--timeout", "1s"]).output();
+    assert_eq!(usage.expect("the program runs").status.code(), Some(2));
+}
+
+#[test]
 fn a_history_that_cannot_be_written_is_an_error() {
     let output = Command::new(PROGRAM)
         .args(["watch", "--log", "/no/such/folder/history"])

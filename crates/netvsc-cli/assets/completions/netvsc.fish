@@ -214,6 +214,8 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s j -l json -d '
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s p -l pretty -d 'Print JSON over several lines'
 complete -c netvsc -n "__fish_netvsc_using_subcommand lsvmbus" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l log -d 'Append every change to this file as well, as JSON' -r -F
+complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l until -d 'End once every NIC is accelerated, or has no VF to wait for' -r -f -a "settled\t'No NIC waits for a VF'"
+complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l timeout -d 'With --until, fail after this time instead of waiting for ever' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l sysfs-root -d 'Look at the guest in this directory instead of the running system' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l from -d 'Look at the guest in this archive, which `netvsc collect` made' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand watch" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR is set; with CLICOLOR_FORCE set, always'

@@ -80,6 +80,14 @@ impl Watch {
         &self.snapshot
     }
 
+    /// A NIC that will not stay as it is: one for which a VF is on its way, or of which nobody can tell. Who is accelerated, or has no VF
+    /// to wait for, stays.
+    #[must_use]
+    pub fn unsettled(&self) -> Option<(&str, State)> {
+        let stays = |nic: &&Nic| !matches!(nic.state, State::Accelerated | State::Synthetic);
+        self.nics.values().find(stays).map(|nic| (nic.subject.name.as_str(), nic.state))
+    }
+
     /// The next change.
     pub fn poll_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
