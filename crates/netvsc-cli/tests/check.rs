@@ -131,6 +131,86 @@ fn npd_gets_the_reasons_of_its_condition() {
     }
 }
 
+/// A configuration of node-problem-detector, as it is installed.
+fn detector(file: &str) -> Value {
+    let path = format!("{}/assets/node-problem-detector/{file}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).expect("a file")).expect("JSON")
+}
+
+#[test]
+fn npd_runs_every_check_for_exactly_one_reason() {
+    let plugin = detector("netvsc.json");
+    let mut left: Vec<&str> = netvsc_linux::check::checks().map(|check| check.id).collect();
+    for rule in plugin["rules"].as_array().expect("rules") {
+        assert_eq!(rule["condition"], plugin["conditions"][0]["type"]);
+        let arguments = rule["args"].as_array().expect("arguments");
+        let arguments: Vec<_> = arguments.iter().map(|it| it.as_str().expect("text")).collect();
+        assert_eq!((&rule["path"], arguments[0]), (&"/usr/bin/netvsc".into(), "check"));
+        let ids = arguments.last().expect("checks").split(',');
+        for id in ids {
+            let at = left.iter().position(|it| *it == id).expect("a check that nobody runs yet");
+            left.swap_remove(at);
+        }
+        // The reason stands in the file; the line that is its message says the same.
+        let reason = rule["reason"].as_str().expect("a reason");
+        let mut fired = 0;
+        for number in [1, 2, 7, 8, 12, 14, 24, 26, 27, 28, 31, 37, 38] {
+            let output = check(complaint(number).root(), &arguments[1..]);
+            let line = String::from_utf8(output.stdout).expect("text");
+            assert_eq!(
+                output.status.code() == Some(1),
+                line.starts_with(reason),
+                "{number}: {line}"
+            );
+            fired += usize::from(output.status.code() == Some(1));
+        }
+        assert!(fired > 0, "{reason}");
+    }
+    assert_eq!(left, [""; 0], "checks that nobody runs");
+}
+
+#[test]
+fn npd_knows_the_lines_of_the_kernel_that_tell_of_trouble() {
+    let rules = detector("netvsc-kernel.json");
+    let rules = rules["rules"].as_array().expect("rules");
+    let nic = "hv_netvsc 7c1e5225-55d2-7c1e-5225-55d27c1e5225 eth0";
+    let vf = "mlx5_core 927a:00:02.0 eth3";
+    for (line, reason) in [
+        (format!("{vf}: can not set master device eth0 (err = -16)"), Some("VFJoinFailed")),
+        (
+            format!("{vf}: can not register netvsc VF receive handler (err = -16)"),
+            Some("VFJoinFailed"),
+        ),
+        (format!("{vf}: unable to change mtu to 9000"), Some("VFNotUsable")),
+        (format!("{vf}: unable to open: -5"), Some("VFNotUsable")),
+        (format!("{vf}: Invalid vf serial:1-1"), Some("VFSlotUnusable")),
+        (
+            "hv_pci d3cbd5f3-927a-45ec-985d-2ddb43e90b83: pci_create slot 1 failed".into(),
+            Some("VFSlotUnusable"),
+        ),
+        (format!("{vf}: no netdev found for vf serial:7"), Some("VFWithoutNIC")),
+        (format!("{nic}: could not move to same namespace as eth0: -5"), Some("VFNamespaceFailed")),
+        (
+            format!("{nic}: Data path failed to switch to VF: eth3, err: -11"),
+            Some("DatapathSwitchFailed"),
+        ),
+        (format!("{nic}: VF unregistering: eth3"), Some("VFGone")),
+        // What is normal.
+        (format!("{nic}: VF slot 1 added"), None),
+        (format!("{nic}: VF registering: eth3"), None),
+        (format!("{nic}: Data path switched to VF: eth3"), None),
+        ("tulip 0000:00:0a.0 eth2: no PCI slot information".into(), None),
+    ] {
+        // The expressions are Go's; these are the same in the dialect of schemas.
+        let fits = |rule: &&Value| {
+            let schema = serde_json::json!({"type": "string", "pattern": format!("^{}$", rule["pattern"].as_str().expect("a pattern"))});
+            jsonschema::is_valid(&schema, &Value::from(line.as_str()))
+        };
+        let found: Vec<_> = rules.iter().filter(fits).map(|rule| rule["reason"].as_str()).collect();
+        assert_eq!(found, reason.map(Some).into_iter().collect::<Vec<_>>(), "{line}");
+    }
+}
+
 #[test]
 fn a_command_line_without_sense_is_unknown_and_not_critical() {
     let guest = kinds::worked_example();

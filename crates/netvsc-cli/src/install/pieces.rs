@@ -78,6 +78,14 @@ pub fn general() -> Result<Vec<Piece>, Error> {
             "/usr/share/netvsc/prometheus/netvsc.rules.yml",
             include_str!("../../assets/prometheus/netvsc.rules.yml"),
         ),
+        Piece::text(
+            "/usr/share/netvsc/node-problem-detector/netvsc.json",
+            include_str!("../../assets/node-problem-detector/netvsc.json"),
+        ),
+        Piece::text(
+            "/usr/share/netvsc/node-problem-detector/netvsc-kernel.json",
+            include_str!("../../assets/node-problem-detector/netvsc-kernel.json"),
+        ),
         Piece::script(
             "/usr/lib/dracut/modules.d/90netvsc/module-setup.sh",
             include_str!("../../assets/dracut/module-setup.sh"),
