@@ -218,6 +218,60 @@ fn a_file_is_put_in_place_whole_and_readable_and_nothing_else_stays() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("--textfile"));
 }
 
+/// A metric: its name, its type and its labels.
+type Contract = (String, String, String);
+
+/// Adds the metrics of a document, each with the labels that all its numbers have.
+fn contracts(output: &Output, all: &mut BTreeSet<Contract>) {
+    let told = valid(std::str::from_utf8(&output.stdout).expect("text"), "metrics-1.json");
+    for family in told["metrics"].as_array().expect("families") {
+        let text = |key: &str| family[key].as_str().expect("text").to_owned();
+        for sample in family["samples"].as_array().expect("numbers") {
+            let labels: Vec<_> =
+                sample["labels"].as_object().expect("labels").keys().cloned().collect();
+            let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(", ") };
+            all.insert((text("name"), text("type"), labels));
+        }
+    }
+}
+
+#[test]
+fn every_name_type_and_label_is_as_the_document_has_it() {
+    let mut told = BTreeSet::new();
+    let leaking = (guest::complaints::COMPLAINTS[0].build)();
+    for guest in guests().into_iter().map(|(_, guest)| guest).chain([counting(), leaking]) {
+        contracts(&netvsc(guest.root(), &["--json"]), &mut told);
+    }
+    let live = Command::new(env!("CARGO_BIN_EXE_netvsc")).args(["metrics", "--json"]).output();
+    contracts(&live.expect("the program runs"), &mut told);
+    let document =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/METRICS.md"));
+    let document = document.expect("the document");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| netvsc_"));
+    let row = |line: &str| {
+        let mut cells = line.split('|').map(str::trim);
+        let mut cell = || cells.next().map(str::to_owned);
+        Some((format!("netvsc_{}", cell()?), cell()?, cell()?))
+    };
+    let written: BTreeSet<Contract> = rows
+        .filter_map(row)
+        .filter(|(_, kind, _)| ["gauge", "counter"].contains(&kind.as_str()))
+        .collect();
+    assert_eq!(told, written);
+    // What is told by channel is told so in every series.
+    let mut by_channel = BTreeSet::new();
+    contracts(&netvsc(counting().root(), &["--json", "--per-channel"]), &mut by_channel);
+    let by_channel: Vec<_> = by_channel
+        .difference(&told)
+        .map(|(name, _, labels)| (name.as_str(), labels.as_str()))
+        .collect();
+    let channel = "channel, device";
+    assert_eq!(
+        by_channel,
+        [("netvsc_vmbus_interrupts_total", channel), ("netvsc_vmbus_ring_full_total", channel)]
+    );
+}
+
 /// A program that serves metrics of this machine at a socket, until it is dropped.
 struct Server(Child, std::path::PathBuf);
 

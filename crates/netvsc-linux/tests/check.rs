@@ -5,7 +5,7 @@ mod guest;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guest::complaints::{COMPLAINTS, Expected};
+use guest::complaints::{COMPLAINTS, Complaint, Expected};
 use guest::faults::{HEALTHY, OTHERS};
 use guest::{Guest, kinds};
 use netvsc_linux::check::{self, Label, Report, Severity};
@@ -87,6 +87,53 @@ fn every_check_fires_somewhere_and_is_silent_somewhere() {
     let all: BTreeSet<_> = check::checks().map(|check| check.id).collect();
     assert_eq!(fires.keys().copied().collect::<BTreeSet<_>>(), all);
     assert!(told.values().all(|number| *number < trees / 2), "{told:?}");
+}
+
+/// The table of the document, as it has to be: every check, and the guests in which it fires.
+fn table() -> String {
+    let mut fires: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for complaint in COMPLAINTS {
+        let ids: BTreeSet<_> = complaint.expected.iter().map(|(id, ..)| *id).collect();
+        for id in ids {
+            fires.entry(id).or_default().push(complaint.number.to_string());
+        }
+    }
+    for (name, _, expected) in OTHERS {
+        let ids: BTreeSet<_> = expected.iter().map(|(id, ..)| *id).collect();
+        for id in ids {
+            fires.entry(id).or_default().push((*name).to_owned());
+        }
+    }
+    let mut text = String::from("| check | severity | finds | fires in |\n|---|---|---|---|\n");
+    for check in check::checks() {
+        let fires =
+            fires.get(check.id).map_or_else(|| "mana_only".to_owned(), |fires| fires.join(", "));
+        text.push_str(&format!(
+            "| {} | {} | {} | {fires} |\n",
+            check.id, check.severity, check.finds
+        ));
+    }
+    text
+}
+
+#[test]
+fn the_document_has_every_check_and_the_guests_in_which_it_fires() {
+    let document =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/CHECKS.md"));
+    let document = document.expect("the document");
+    let table = table();
+    assert!(document.contains(&table), "docs/CHECKS.md should have:\n{table}");
+    let rows = document.lines().filter(|line| line.starts_with("| ") && line.contains('.'));
+    assert!(rows.count() >= check::checks().count());
+    let complaints = document.split("\n## Complaints\n").nth(1).expect("the complaints");
+    for Complaint { number, source, expected, .. } in COMPLAINTS {
+        let mut ids: Vec<_> = expected.iter().map(|(id, ..)| *id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let ids = if ids.is_empty() { "nothing".to_owned() } else { ids.join(", ") };
+        let row = format!("| {number} | {source} | {ids} |\n");
+        assert!(complaints.contains(&row), "docs/CHECKS.md should have: {row}");
+    }
 }
 
 #[test]
