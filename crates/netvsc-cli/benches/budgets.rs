@@ -9,13 +9,17 @@ mod guest;
 #[path = "../tests/idle/mod.rs"]
 mod idle;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use guest::complaints::COMPLAINTS;
 use guest::{Guest, kinds};
+use netvsc_linux::Tap;
+use netvsc_linux::check;
 use netvsc_linux::inventory::{Depth, take};
+use netvsc_linux::netlink::Connection;
 use netvsc_linux::relation::Relations;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_netvsc");
@@ -117,7 +121,74 @@ fn serving() -> f64 {
     })
 }
 
+/// What one guest takes that is read whole and checked, on average over those of the public complaints.
+fn checked() -> Duration {
+    let guests: Vec<_> = COMPLAINTS.iter().map(|complaint| (complaint.build)()).collect();
+    let round = || {
+        let start = Instant::now();
+        for guest in &guests {
+            let snapshot = take(Some(guest.root()), Depth::Checks).expect("a guest");
+            let relations = Relations::of(&snapshot);
+            std::hint::black_box(check::run(&check::Guest::new(&snapshot, &relations), |_| true));
+        }
+        start.elapsed()
+    };
+    let best = (0..5).map(|_| round()).min().unwrap_or_default();
+    best / u32::try_from(guests.len()).unwrap_or(u32::MAX)
+}
+
+/// Set in the process that runs in a network namespace of its own.
+const INSIDE: &str = "NETVSC_BENCH_INSIDE_NAMESPACE";
+
+/// From a change of a link, when the kernel has made it, to the line about it: the middle of many. None where that cannot be tried.
+fn event() -> Option<f64> {
+    let this = std::env::current_exe().ok()?;
+    let output = Command::new("unshare").args(["--net", "--"]).arg(this).env(INSIDE, "1").output();
+    let told = match output {
+        Ok(output) if output.status.success() => String::from_utf8(output.stdout).ok(),
+        _ => None,
+    };
+    told.and_then(|told| told.trim().parse().ok())
+}
+
+/// The same, inside the namespace: prints it, in milliseconds.
+fn event_inside() -> ExitCode {
+    let tap = Tap::open(&"bench0".parse().expect("a name")).expect("a TAP of its own");
+    let mut kernel = Connection::open().expect("netlink");
+    let links = kernel.links().expect("links");
+    let index = links.iter().find(|link| link.name == "bench0").expect("it was made").index;
+    let mut child = Command::new(PROGRAM)
+        .args(["watch", "--all", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    std::thread::sleep(Duration::from_secs(1));
+    let mut times: Vec<_> = (0..RUNS)
+        .map(|turn| {
+            let up = turn % 2 == 0;
+            kernel.set_up(index, up).expect("a link of its own");
+            let start = Instant::now();
+            let wanted = format!("\"up\":{up}");
+            let seen =
+                |line: std::io::Result<String>| line.is_ok_and(|line| line.contains(&wanted));
+            assert!(lines.by_ref().any(seen), "it ended");
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    let _ = child.kill();
+    let _ = child.wait();
+    drop(tap);
+    println!("{}", millis(times[RUNS / 2]));
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
+    if std::env::var_os(INSIDE).is_some() {
+        return event_inside();
+    }
     let (one, vf) = pairs(1);
     let (many, last) = pairs(64);
     let start = shortest(None, &["--version"]);
@@ -133,5 +204,13 @@ fn main() -> ExitCode {
     kept &= report("scan of 64 NICs", millis(scanned(&many)), 5.0, "ms");
     kept &= report("watch, resident memory", resident(&["watch", "--json"], || {}), 8.0, "MiB");
     kept &= report("metrics --listen, resident memory", serving(), 8.0, "MiB");
+    // 5,000 a minute.
+    kept &= report("a guest read whole and checked", millis(checked()), 12.0, "ms");
+    match event() {
+        Some(event) => kept &= report("a change of a link to its line", event, 10.0, "ms"),
+        None => {
+            println!("skipped: a change of a link to its line: no network namespace can be made");
+        }
+    }
     if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -258,6 +258,8 @@ fn systemd_finds_no_fault_with_the_units() {
     done("install", root.path(), &[]);
     for (unit, checked) in [
         ("netvsc-watch.service", "netvsc-watch.service"),
+        ("netvsc-metrics.service", "netvsc-metrics.service"),
+        ("netvsc-metrics.timer", "netvsc-metrics.timer"),
         // A template is looked at as one of its instances.
         ("netvsc-run@.service", "netvsc-run@eth1.service"),
     ] {
@@ -290,6 +292,61 @@ fn udev_finds_no_fault_with_the_rules() {
     {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
+}
+
+/// Three interfaces of which udev says one thing each, a file that gives an address to whoever comes, and ours before it. Prints what
+/// the real systemd-networkd makes of each. `$1` is the folder with our files; namespaces and mounts are this script's own.
+const NETWORKD: &str = r#"
+set -e
+program=/usr/lib/systemd/systemd-networkd
+[ -x $program ] || { echo "no $program" >&2; exit 77; }
+for folder in /run /etc/systemd/network; do [ ! -d $folder ] || mount -t tmpfs none $folder || exit 77; done
+mount -t sysfs none /sys || exit 77
+mkdir -p /run/udev/data /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp /run/files
+: > /run/udev/control
+cp "$1"/*.network /run/files
+printf '[Match]\nType=ether\n[Network]\nDHCP=yes\n' > /run/files/zz-all.network
+mount --bind /run/files /usr/lib/systemd/network
+chown -R systemd-network /run/systemd/netif
+for role in vf pending standalone; do
+    ip link add a-$role type veth peer name b-$role
+    for link in a-$role b-$role; do
+        printf "I:1\nE:NETVSC_ROLE=$role\nG:systemd\nQ:systemd\nV:1\n" > /run/udev/data/n$(cat /sys/class/net/$link/ifindex)
+        ip link set $link up
+    done
+done
+$program 2>/run/log & daemon=$!
+state() { sed -n 's/^ADMIN_STATE=//p' /run/systemd/netif/links/$(cat /sys/class/net/a-$1/ifindex) 2>/dev/null || true; }
+decided() { case "$(state $1)" in unmanaged|config*|failed) ;; *) return 1;; esac; }
+for attempt in $(seq 400); do
+    decided vf && decided pending && decided standalone && break
+    sleep 0.05
+done
+for role in vf pending standalone; do echo "$role $(state $role)"; done
+kill $daemon
+"#;
+
+#[test]
+fn networkd_leaves_alone_what_udev_was_told_to_be_a_vf() {
+    let test = "networkd_leaves_alone_what_udev_was_told_to_be_a_vf";
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "--propagation", "private", "--", "sh", "-c", NETWORKD, "sh"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/network"))
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return eprintln!("skipped: {test}: `unshare` cannot be run: {error}"),
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    // What is not there, or not allowed, before anything is tried.
+    if output.status.code() == Some(77) || errors.contains("unshare: ") {
+        return eprintln!("skipped: {test}: {}", errors.trim());
+    }
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let states: Vec<_> = text.lines().filter_map(|line| line.split_once(' ')).collect();
+    assert_eq!(states[..2], [("vf", "unmanaged"), ("pending", "unmanaged")], "{text}");
+    assert!(states[2].1.starts_with("config"), "the file for all is heeded otherwise: {text}");
 }
 
 /// Runs a shell script that stands in for a builder of initramfs images, and gives what it was asked for.

@@ -6,8 +6,10 @@ mod guest;
 mod schema;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use guest::{Guest, kinds};
 
@@ -178,6 +180,55 @@ fn udev_learns_what_the_slave_flag_does_not_tell_yet() {
     guest.enslave(&nic.net, "eth0", &port);
     assert!(udevadm(&guest, "eth1", "change", CLASSIC).contains("AZURE_UNMANAGED_SRIOV=1"));
     assert!(udevadm(&guest, "eth1", "change", &rules).contains("AZURE_UNMANAGED_SRIOV=1"));
+}
+
+/// A pipe that is full: whoever writes waits.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    rustix::io::ioctl_fionbio(&writer, true).expect("a pipe that does not wait");
+    while writer.write(&[0; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).expect("a pipe that waits");
+    (reader, writer)
+}
+
+#[test]
+fn udev_is_not_kept_waiting_whatever_hangs() {
+    if skipped("udev_is_not_kept_waiting_whatever_hangs") {
+        return;
+    }
+    let mut guest = Guest::new();
+    kinds::one(&mut guest);
+    let script = "mount --bind \"$1/sys\" /sys; exec \"$2\" udev";
+    let ask = |output: Stdio| {
+        let mut child = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"])
+            .arg(guest.root())
+            .arg(env!("CARGO_BIN_EXE_netvsc"))
+            .env("DEVPATH", device(&guest, "eth0"))
+            .stdout(output)
+            .spawn()
+            .expect("unshare worked a moment ago");
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = child.try_wait().expect("our own child") {
+                return (child, status);
+            }
+            if Instant::now() > end {
+                let _ = child.kill();
+                panic!("it waits for ever");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    // It has something to say, and says it where somebody listens.
+    let (child, status) = ask(Stdio::piped());
+    let mut text = String::new();
+    child.stdout.expect("a pipe").read_to_string(&mut text).expect("text");
+    assert!(status.success() && text.starts_with("NETVSC_ROLE=synthetic\n"), "{text}");
+    let (reader, writer) = full_pipe();
+    let (_, status) = ask(writer.into());
+    assert!(status.success(), "a device must not fail for it: {status}");
+    drop(reader);
 }
 
 #[test]
