@@ -12,9 +12,9 @@ mod name;
 mod offload;
 #[expect(unsafe_code, reason = "ioctl takes pointers; this is the one room for it")]
 mod request;
+mod several;
 
 use std::ffi::c_int;
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netvsc::MacAddress;
@@ -33,6 +33,8 @@ const DEVICE: &str = "/dev/net/tun";
 const TAP: u16 = 0x0002;
 /// `IFF_NO_PI`: no four bytes of packet information before each frame.
 const NO_PACKET_INFORMATION: u16 = 0x1000;
+/// `IFF_MULTI_QUEUE`: several queues may be attached.
+const SEVERAL_QUEUES: u16 = 0x0100;
 /// `IFF_TUN_EXCL`: create, never attach.
 const CREATE_ONLY: u16 = 0x8000;
 /// `IFF_VNET_HDR`: a header before each frame, which says what is left to be done to it.
@@ -76,12 +78,24 @@ pub enum TapError {
     },
     /// The name belongs to something else.
     #[error(
-        "an interface {name} exists and is not a TAP with a single queue ({}): choose another name",
-        Errno::INVAL
+        "an interface {name} exists and is not a TAP with {} ({}): choose another name{}",
+        if *several { "several queues" } else { "a single queue" },
+        Errno::INVAL,
+        if *several { ", or have it made with `multi_queue`" } else { "" }
     )]
     NotATap {
         /// The interface.
         name: TapName,
+        /// One with several queues was wanted.
+        several: bool,
+    },
+    /// A number of queues that no TAP has.
+    #[error("TAP {name} with {queues} queues: expected 1 to 256")]
+    Queues {
+        /// The interface.
+        name: TapName,
+        /// How many were wanted.
+        queues: u16,
     },
     /// The interface is down, so that the kernel takes no frames.
     #[error("TAP {name} is down and takes no frames: bring it up with `ip link set {name} up`")]
@@ -170,8 +184,10 @@ struct Before {
 /// An open TAP. See the [module](self).
 #[derive(Debug)]
 pub struct Tap {
-    /// The queue: frames, and the requests that follow the interface wherever it goes.
+    /// The first queue: frames, and the requests that follow the interface wherever it goes.
     queue: OwnedFd,
+    /// The others.
+    more: Vec<OwnedFd>,
     /// A socket of the namespace in which the TAP was opened, for requests by name.
     control: OwnedFd,
     name: TapName,
@@ -201,8 +217,20 @@ impl Tap {
     }
 
     fn open_as(name: &TapName, offloads: bool) -> Result<Self, TapError> {
+        let flags = if offloads { OFFLOADS } else { 0 };
         let queue = open_device(name)?;
-        let created = attach(&queue, name, if offloads { OFFLOADS } else { 0 })?;
+        let created = attach(&queue, name, flags)?;
+        Self::around(name, queue, Vec::new(), created, offloads)
+    }
+
+    /// The value for queues that are attached.
+    fn around(
+        name: &TapName,
+        queue: OwnedFd,
+        more: Vec<OwnedFd>,
+        created: bool,
+        offloads: bool,
+    ) -> Result<Self, TapError> {
         if offloads {
             set_offloads(&queue, ALL_OFFLOADS)
                 .map_err(|cause| failure(name, "ask for offloads", cause))?;
@@ -214,11 +242,11 @@ impl Tap {
             None,
         )
         .map_err(|cause| failure(name, "open a control socket", cause))?;
-        let mut tap = Self { queue, control, name: name.clone(), before: None, offloads };
+        let mut tap = Self { queue, more, control, name: name.clone(), before: None, offloads };
         if !created {
             tap.before = Some(Before { mac: tap.mac()?, mtu: tap.mtu()?, up: tap.is_up()? });
         }
-        tracing::debug!(%name, created, "TAP open");
+        tracing::debug!(%name, created, queues = tap.queues(), "TAP open");
         Ok(tap)
     }
 
@@ -255,7 +283,7 @@ impl Tap {
         }
     }
 
-    /// [`Tap::read_frame`] for a TAP with offloads: the frame, and what is left to be done to it.
+    /// [`Tap::read_frame`] for a TAP with offloads: the frame, and what is left to be done to it. Of the first queue.
     ///
     /// # Errors
     /// As for [`Tap::read_frame`]; [`TapError::Offloads`] if the header is none, or the TAP has none.
@@ -263,40 +291,15 @@ impl Tap {
         &self,
         buffer: &mut [u8],
     ) -> Result<Option<(usize, Offloaded)>, TapError> {
-        self.with_offloads()?;
-        loop {
-            let mut header = [0; VNET_HEADER];
-            let room = buffer.len();
-            let mut pieces = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut *buffer)];
-            return match rustix::io::readv(&self.queue, &mut pieces) {
-                Ok(len) if len < VNET_HEADER + room => {
-                    let len = len.saturating_sub(VNET_HEADER);
-                    let left = Offloaded::decode(header, len).map_err(|why| self.refused(why))?;
-                    Ok(Some((len, left)))
-                }
-                Ok(_) => Err(TapError::FrameTooLong { name: self.name.clone(), buffer: room }),
-                Err(Errno::INTR) => continue,
-                Err(Errno::WOULDBLOCK) => Ok(None),
-                Err(cause) => Err(failure(&self.name, "read a frame", cause)),
-            };
-        }
+        self.read_offloaded_from(0, buffer)
     }
 
-    /// [`Tap::write_frame`] for a TAP with offloads: the frame, and what is left to be done to it.
+    /// [`Tap::write_frame`] for a TAP with offloads: the frame, and what is left to be done to it. Through the first queue.
     ///
     /// # Errors
     /// As for [`Tap::write_frame`]; [`TapError::Offloads`] if the TAP has none.
     pub fn write_offloaded(&self, frame: &[u8], left: &Offloaded) -> Result<bool, TapError> {
-        self.with_offloads()?;
-        let header = left.encode();
-        loop {
-            let pieces = [IoSlice::new(&header), IoSlice::new(frame)];
-            return match rustix::io::writev(&self.queue, &pieces) {
-                Ok(_) => Ok(true),
-                Err(Errno::INTR) => continue,
-                Err(cause) => self.not_written(frame.len(), cause),
-            };
-        }
+        self.write_offloaded_to(0, frame, left)
     }
 
     fn with_offloads(&self) -> Result<(), TapError> {
@@ -465,7 +468,7 @@ impl Drop for Tap {
 }
 
 impl AsFd for Tap {
-    /// For polling; readable means a frame waits.
+    /// For polling; readable means a frame waits, in the first queue if there are several ([`Tap::queue`]).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.as_fd()
     }
@@ -498,7 +501,9 @@ fn attach(queue: &OwnedFd, name: &TapName, more: u16) -> Result<bool, TapError> 
     match call(queue, Request::Attach, &mut request) {
         Ok(()) => Ok(false),
         Err(Errno::BUSY) => Err(TapError::Busy { name: name.clone() }),
-        Err(Errno::INVAL) => Err(TapError::NotATap { name: name.clone() }),
+        Err(Errno::INVAL) => {
+            Err(TapError::NotATap { name: name.clone(), several: more & SEVERAL_QUEUES != 0 })
+        }
         Err(cause) => Err(failure(name, DOING, cause)),
     }
 }

@@ -4,11 +4,13 @@
 
 mod namespace;
 
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use netvsc::MacAddress;
-use netvsc_linux::{Tap, TapError, TapName};
+use netvsc_linux::{Offloaded, Tap, TapError, TapName};
 
 use namespace::{Neighbour, exists, in_namespace, ip, skipped};
 
@@ -63,9 +65,93 @@ fn a_name_of_something_else_is_refused() {
         ip("tuntap add mode tap multi_queue name nvmany");
         for taken in ["lo", "nvtun", "nvmany"] {
             let error = Tap::open(&name(taken)).expect_err("not ours to take");
-            assert_eq!(error, TapError::NotATap { name: name(taken) });
+            assert_eq!(error, TapError::NotATap { name: name(taken), several: false });
             assert!(exists(taken));
         }
+    });
+}
+
+/// A frame of UDP that answers one of 192.0.2.1's from this port.
+fn answer(to: MacAddress, port: u16) -> Vec<u8> {
+    let mut frame = to.0.to_vec();
+    frame.extend([2, 0, 0, 0, 0, 9, 8, 0, 0x45, 0, 0, 28, 0, 7, 0x40, 0, 64, 17, 0xb6, 0xba]);
+    frame.extend([192, 0, 2, 2, 192, 0, 2, 1, 0, 9]);
+    frame.extend(port.to_be_bytes());
+    frame.extend([0, 8, 0, 0]);
+    frame
+}
+
+#[test]
+fn a_flow_comes_out_of_the_queue_that_it_was_answered_through() {
+    in_namespace("a_flow_comes_out_of_the_queue_that_it_was_answered_through", || {
+        let tap = Tap::open_with_queues(&name("nvt0"), 4).expect("open");
+        assert_eq!(tap.queues(), 4);
+        let mac = MacAddress([0x02, 0x15, 0x5d, 0, 0, 0x07]);
+        tap.set_mac(mac).expect("set the MAC");
+        tap.set_up(true).expect("up");
+        ip("addr add 192.0.2.1/24 dev nvt0");
+        ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:09 dev nvt0");
+        let sockets: Vec<_> = (0..16_u16)
+            .map(|flow| UdpSocket::bind(("192.0.2.1", 5000 + flow)).expect("a port"))
+            .collect();
+        // Of each flow, the queue that its next frame comes out of.
+        let come = |chosen: &mut [usize]| {
+            for (flow, socket) in sockets.iter().enumerate() {
+                socket.send_to(b"hello", "192.0.2.2:9").expect("sent");
+                let end = Instant::now() + Duration::from_secs(10);
+                chosen[flow] = 'found: loop {
+                    assert!(Instant::now() < end, "flow {flow} has not come");
+                    for queue in 0..4 {
+                        let mut buffer = [0; 2048];
+                        let read = tap.read_offloaded_from(queue, &mut buffer).expect("reading");
+                        let port = (5000 + flow as u16).to_be_bytes();
+                        if read.is_some() && buffer[12..14] == [8, 0] && buffer[34..36] == port {
+                            break 'found queue;
+                        }
+                    }
+                };
+            }
+        };
+        let (mut at_first, mut then) = ([0; 16], [0; 16]);
+        come(&mut at_first);
+        let used: BTreeSet<_> = at_first.iter().collect();
+        assert!(used.len() > 1, "{at_first:?}");
+        for flow in 0..16_u16 {
+            let frame = answer(mac, 5000 + flow);
+            let queue = usize::from(flow % 4);
+            assert_eq!(tap.write_offloaded_to(queue, &frame, &Offloaded::Done), Ok(true));
+        }
+        come(&mut then);
+        assert_eq!(then, std::array::from_fn(|flow| flow % 4));
+        drop(tap);
+        assert!(!exists("nvt0"));
+    });
+}
+
+#[test]
+fn a_tap_with_several_queues_has_one_owner_too() {
+    in_namespace("a_tap_with_several_queues_has_one_owner_too", || {
+        let several = |taken: &str, queues| Tap::open_with_queues(&name(taken), queues);
+        ip("tuntap add mode tap name nvone");
+        let error = several("nvone", 2).expect_err("it has one queue");
+        assert_eq!(error, TapError::NotATap { name: name("nvone"), several: true });
+        for queues in [0, 257] {
+            let error = several("nvt0", queues).expect_err("no such TAP");
+            assert_eq!(error, TapError::Queues { name: name("nvt0"), queues });
+        }
+        // One that this program makes, and one that was there before.
+        ip("tuntap add mode tap multi_queue name nvmany");
+        ip("link set nvmany mtu 1400");
+        for taken in ["nvmany", "nvt0"] {
+            let first = several(taken, 3).expect("open");
+            let error = several(taken, 2).expect_err("held by the first");
+            assert_eq!(error, TapError::Busy { name: name(taken) });
+            first.set_mtu(1500).expect("set the MTU");
+            drop(first);
+            several(taken, 2).expect("free again");
+        }
+        assert!(ip("link show nvmany").contains("mtu 1400"), "it has its looks back");
+        assert!(!exists("nvt0"));
     });
 }
 

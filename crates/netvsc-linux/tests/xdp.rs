@@ -126,6 +126,7 @@ fn frames_go_both_ways_past_the_stack() {
     in_namespace(NAME, || {
         with_ports(NAME, |mut port, mut far| {
             assert_eq!((port.permanent_mac(), port.queues()), (Some(A), 1));
+            assert_eq!(port.sending_queues(), 1);
             // A veth has native XDP, and no memory of others.
             assert_eq!((port.attachment(), port.is_zero_copy()), (Attachment::Native, false));
             numbered(&mut port, &mut far);
@@ -215,6 +216,65 @@ fn every_queue_of_an_interface_is_served() {
             assert_eq!(used.iter().sum::<u64>(), 32);
             // Which queues the kernel chose is its own business.
             numbered(&mut port, &mut far);
+        });
+    });
+}
+
+/// Flows take their turns; each keeps its queue and with it its order, and what is confirmed is counted in the order of sending.
+#[test]
+fn every_queue_of_an_interface_sends() {
+    const NAME: &str = "every_queue_of_an_interface_sends";
+    const FLOWS: u16 = 16;
+    const EACH: u32 = 200;
+    in_namespace(NAME, || {
+        pair_with(" numtxqueues 4 numrxqueues 4");
+        with_ports_over(NAME, |mut port, mut far| {
+            assert_eq!((port.queues(), port.sending_queues()), (4, 4));
+            let mut next = [0; FLOWS as usize];
+            let (mut sent, mut got, mut refused) = (0, 0, false);
+            until("all have arrived", || {
+                while sent < EACH * u32::from(FLOWS) {
+                    let flow = (sent % u32::from(FLOWS)) as u16;
+                    let mut frame = tcp(&(sent / u32::from(FLOWS)).to_le_bytes());
+                    frame[34..36].copy_from_slice(&(40_000 + flow).to_be_bytes());
+                    if port.transmit(&frame).is_err() {
+                        refused = true;
+                        break;
+                    }
+                    sent += 1;
+                }
+                port.flush();
+                assert!(port.confirmed() <= u64::from(sent));
+                far.receive(&mut |frame| {
+                    let flow = usize::from(u16::from_be_bytes([frame[34], frame[35]]) - 40_000);
+                    let number = u32::from_le_bytes(*frame[54..].first_chunk().unwrap());
+                    assert_eq!(number, next[flow], "of flow {flow}");
+                    next[flow] += 1;
+                    got += 1;
+                });
+                got == EACH * u32::from(FLOWS)
+            });
+            until("all are confirmed", || {
+                port.flush();
+                port.confirmed() == u64::from(sent)
+            });
+            let used = port.sent_by_queue();
+            assert!(used.len() == 4 && used.iter().all(|count| *count > 0), "{used:?} {refused}");
+            assert_eq!(used.iter().sum::<u64>(), u64::from(sent));
+        });
+    });
+}
+
+/// A queue that only receives would never send what is put into it.
+#[test]
+fn queues_that_only_receive_are_not_sent_on() {
+    const NAME: &str = "queues_that_only_receive_are_not_sent_on";
+    in_namespace(NAME, || {
+        pair_with(" numtxqueues 1 numrxqueues 4");
+        with_ports_over(NAME, |mut port, mut far| {
+            assert_eq!((port.queues(), port.sending_queues()), (4, 1));
+            numbered(&mut port, &mut far);
+            assert_eq!(port.sent_by_queue(), [5_000]);
         });
     });
 }

@@ -12,6 +12,13 @@ const CONTROL: u16 = 16;
 const GET_FAMILY: u8 = 3;
 const FAMILY_NAME: u16 = 2;
 const FAMILY_ID: u16 = 1;
+/// Asks how many channels there are, by what they do (`ETHTOOL_MSG_CHANNELS_GET`).
+const CHANNELS: u8 = 17;
+/// Channels that send, and those that send and receive, as they are now.
+const SENDING: u16 = 7;
+const COMBINED: u16 = 9;
+/// An attribute that holds others.
+const NESTED: u16 = 0x8000;
 /// Length of the header that generic netlink puts before attributes, in bytes.
 const HEADER: usize = 4;
 
@@ -61,21 +68,40 @@ impl Connection {
     /// As [`Connection::dump`]; [`NetlinkError::Refused`] also where the kernel (before 5.6) has no such family.
     pub fn drivers(table: DriverTable) -> Result<Reply, NetlinkError> {
         let mut connection = Self::generic()?;
+        let family = connection.ethtool()?;
+        let mut question = vec![table.command(), 1, 0, 0];
+        // An empty header asks about all interfaces.
+        attribute(&mut question, 1 | NESTED, &[]);
+        connection.ask(family, &question, true)
+    }
+
+    /// On how many queues the driver of the interface with this number sends now; `None` if it does not tell.
+    ///
+    /// # Errors
+    /// As for [`Connection::drivers`]; [`NetlinkError::Refused`] also for a driver that is not asked such things.
+    pub fn transmit_queues(index: u32) -> Result<Option<u32>, NetlinkError> {
+        let mut connection = Self::generic()?;
+        let family = connection.ethtool()?;
+        let mut header = Vec::new();
+        attribute(&mut header, 1, &index.to_ne_bytes());
+        let mut question = vec![CHANNELS, 1, 0, 0];
+        attribute(&mut question, 1 | NESTED, &header);
+        Ok(connection.ask(family, &question, false)?.transmit_queues())
+    }
+
+    /// The number of ethtool's family.
+    fn ethtool(&mut self) -> Result<u16, NetlinkError> {
         let mut question = vec![GET_FAMILY, 1, 0, 0];
         attribute(&mut question, FAMILY_NAME, b"ethtool\0");
-        let reply = connection.ask(CONTROL, &question, false)?;
-        let family = attributes(reply.payloads().next().map_or(&[], |(_, payload)| payload))
+        let reply = self.ask(CONTROL, &question, false)?;
+        attributes(reply.payloads().next().map_or(&[], |(_, payload)| payload))
             .find(|found| found.kind() == FAMILY_ID)
             .and_then(|found| found.value().first_chunk::<2>().copied())
             .map(u16::from_ne_bytes)
             .ok_or(NetlinkError::Refused {
                 doing: "tell the number of the family ethtool",
                 source: std::io::ErrorKind::NotFound.into(),
-            })?;
-        let mut question = vec![table.command(), 1, 0, 0];
-        // An empty header asks about all interfaces.
-        attribute(&mut question, 1 | 0x8000, &[]);
-        connection.ask(family, &question, true)
+            })
     }
 }
 
@@ -121,6 +147,14 @@ impl Reply {
         self.payloads().filter_map(|(_, payload)| ring(payload)).collect()
     }
 
+    /// Queues that are sent on, of the first interface that is told of.
+    fn transmit_queues(&self) -> Option<u32> {
+        let (_, payload) = self.payloads().next()?;
+        let channels = attributes(payload).filter(|it| [SENDING, COMBINED].contains(&it.kind()));
+        let counts = channels.filter_map(|channel| number(channel.value()));
+        Some(counts.fold(0, u32::saturating_add)).filter(|count| *count > 0)
+    }
+
     /// Whether large frames are made of received ones (LRO), by the numbers of interfaces.
     #[must_use]
     pub fn lro(&self) -> BTreeMap<u32, bool> {
@@ -151,6 +185,7 @@ mod tests {
         ] {
             let reply = Reply::from_bytes(bytes);
             assert!(reply.rings().is_empty() && reply.lro().is_empty());
+            assert_eq!(reply.transmit_queues(), None);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! An interface, as the kernel tells it.
 
-use netlink_packet_core::{NlasIterator, ParseableParametrized};
-use netlink_packet_route::link::{LinkAttribute, LinkHeader, LinkInfo, LinkXdp, Prop, XdpAttached};
+use netlink_packet_core::{Nla, NlasIterator, ParseableParametrized};
+use netlink_packet_route::link::{
+    InfoData, InfoTun, LinkAttribute, LinkHeader, LinkInfo, LinkXdp, Prop, XdpAttached,
+};
 use netvsc::mac::MacAddress;
 
 /// Length of the fixed part of a link's message, in bytes.
@@ -47,6 +49,8 @@ pub struct Link {
     pub carrier: Option<bool>,
     /// What made it, if software did: `veth`, `bridge`, `vlan`, `tun`.
     pub made: Option<String>,
+    /// Queues of a TAP that are attached, if it may have several.
+    pub tap_queues: Option<u32>,
     /// Name of its queueing discipline.
     pub qdisc: Option<String>,
     /// Most transmit and receive queues that it may have.
@@ -126,12 +130,11 @@ impl Link {
                     },
                 ));
             }
-            LinkAttribute::LinkInfo(infos) => {
-                self.made = infos.into_iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
-            }
+            LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| match info {
+                LinkInfo::Kind(kind) => self.made = Some(kind.to_string()),
+                LinkInfo::Data(InfoData::Tun(data)) => self.tap_queues = tap_queues(&data),
+                _ => {}
+            }),
             LinkAttribute::Xdp(attributes) => {
                 self.xdp = attributes.into_iter().find_map(|attribute| match attribute {
                     LinkXdp::Attached(how) => attached(&how),
@@ -145,6 +148,17 @@ impl Link {
 
 fn mac(bytes: &[u8]) -> Option<MacAddress> {
     bytes.try_into().ok().map(MacAddress)
+}
+
+/// `IFLA_TUN_NUM_QUEUES`.
+fn tap_queues(data: &[InfoTun]) -> Option<u32> {
+    let InfoTun::Other(queues) = data.iter().find(|it| it.kind() == 8)? else { return None };
+    let mut number = [0; 4];
+    if queues.value_len() == number.len() {
+        queues.emit_value(&mut number);
+        return Some(u32::from_ne_bytes(number));
+    }
+    None
 }
 
 fn attached(how: &XdpAttached) -> Option<&'static str> {

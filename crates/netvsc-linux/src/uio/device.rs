@@ -89,6 +89,8 @@ pub struct Device {
     maps: Vec<Map>,
     /// The memory of each map is in a file of its own.
     made: bool,
+    /// Its descriptor rings for sub-channels, too.
+    rings_all: bool,
 }
 
 impl Device {
@@ -116,7 +118,8 @@ impl Device {
             OpenOptions::new().read(true).write(true).open(&path)
         };
         let file = Arc::new(file.map_err(UioError::file(path))?);
-        let opened = Self { name, folder, file, maps, made };
+        let rings_all = made || rings_all(root);
+        let opened = Self { name, folder, file, maps, made, rings_all };
         opened.map(MapKind::Rings, "txrx_rings")?;
         Ok(opened)
     }
@@ -166,7 +169,8 @@ impl Device {
     }
 
     /// The sub-channels that there are now, in the order of their numbers. The kernel opens them as the host offers them, so there may
-    /// be more in a moment.
+    /// be more in a moment. One that could not be rung is left out: it has no bit in the monitor page, and the kernel's `write` may ring
+    /// for the primary channel only.
     ///
     /// # Errors
     /// [`UioError::File`] if their folder cannot be read, [`UioError::Attribute`] for a number that is none.
@@ -182,35 +186,50 @@ impl Device {
                 continue;
             };
             let path = folder.join("subchannel_id");
-            let text = read_line(&path)?;
+            let text = match read_line(&path) {
+                Ok(text) => text,
+                // The host has taken it back meanwhile.
+                Err(UioError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let index = text.parse().ok();
             let index =
                 index.ok_or(UioError::Attribute { path, found: text, expected: "a number" })?;
             // The primary channel has a folder, too; its rings are the device's. A sub-channel without rings is not open yet.
             if index != 0 && ring.exists() {
                 let monitor = self.monitor_number(&folder)?;
-                found.push(SubChannel { channel, index, ring, monitor });
+                if monitor.is_some() || self.rings_all {
+                    found.push(SubChannel { channel, index, ring, monitor });
+                }
             }
         }
         found.sort_by_key(|sub| sub.index);
         Ok(found)
     }
 
-    /// The rings of a sub-channel.
+    /// The rings of a sub-channel; `None` if the kernel has not opened it yet, or the host has taken it back.
     ///
-    /// To be called once, as [`Device::channel`].
+    /// To be called until there are any, as [`Device::channel`] once.
     ///
     /// # Errors
     /// As for [`Device::channel`].
     pub fn sub_channel(
         &self,
         sub: &SubChannel,
-    ) -> Result<Channel<SharedPages, UioDoorbell>, UioError> {
-        let opened = OpenOptions::new().read(true).write(true).open(&sub.ring);
-        let file = opened.map_err(UioError::file(&sub.ring))?;
+    ) -> Result<Option<Channel<SharedPages, UioDoorbell>>, UioError> {
+        let file = match OpenOptions::new().read(true).write(true).open(&sub.ring) {
+            Ok(file) => file,
+            Err(error) if is_away(&error) => return Ok(None),
+            Err(error) => return Err(UioError::file(&sub.ring)(error)),
+        };
         let size = file.metadata().map_err(UioError::file(&sub.ring))?.len();
-        let rings = self.map_pages(&file, 0, size, &sub.ring.display().to_string())?;
-        self.over(&rings, sub.monitor)
+        match self.map_pages(&file, 0, size, &sub.ring.display().to_string()) {
+            Ok(rings) => self.over(&rings, sub.monitor).map(Some),
+            Err(UioError::Mapping { source, .. }) if is_away(&source) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lets the host's interrupts of all channels through, and rings it where there is no monitor page.
@@ -349,6 +368,19 @@ impl Device {
         Channel::from_parts(tx, rx, doorbell)
             .map_err(|source| UioError::Ring { device: device(), source })
     }
+}
+
+/// Whether it is an error of something that is not there yet, or no more.
+fn is_away(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
+}
+
+/// Whether this kernel rings for sub-channels by a device's descriptor, which it does from 6.16 on.
+fn rings_all(root: &Path) -> bool {
+    let release = read_line(&root.join("proc/sys/kernel/osrelease")).unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 16)
 }
 
 /// What stands for the device's file where no kernel makes one.

@@ -7,6 +7,19 @@
 //! What the kernel keeps for itself: GPADLs cannot be made, sub-channels not be closed one by one, and the interrupt mask in the
 //! ring header is the user's alone from here on.
 //!
+//! What kernels do differently, and what is done about it:
+//!
+//! | kernels | what they do | here |
+//! |---|---|---|
+//! | 6.1, 6.6 | take no device whose channel has no bit in the monitor page; `write` masks and unmasks and never rings | rung by the bit |
+//! | before 6.16 | `write` rings for the primary channel at most | a sub-channel without a bit is left unused ([`Device::sub_channels`]) |
+//! | before 6.17 | mask a channel at each interrupt | a channel that rests unmasks itself in the header of its ring |
+//! | some | show a sub-channel's `ring` before it is open, and map it with ENODEV | it is looked at again ([`Device::sub_channel`]) |
+//! | some | do without `monitor_id` where there is none, others say 255 | both are none |
+//! | all, from 6.12 on surely | answer EIO once the device is gone, ENODEV once unregistered | [`Interrupt::Gone`] |
+//!
+//! Later stable releases of older kernels have some of this already; what they could do more is not made use of.
+//!
 //! Nor are there page lists (GPA-direct packets): they name pages by frame number, and the driver tells those of nothing, its own
 //! buffers included, for which GPADL numbers stand in the names of the maps. A process would have to read `/proc/self/pagemap`, which takes
 //! CAP_SYS_ADMIN, and to keep the kernel from moving those pages, which takes huge pages; what goes through the send buffer needs neither.

@@ -273,6 +273,54 @@ fn a_device_is_opened_by_what_its_maps_say() {
     assert_eq!(channel.capacity(), 3 * 4096 - 8);
 }
 
+/// A channel's folder, as the kernel makes it.
+fn channel(bus: &Bus, number: u32, index: &str, monitor: Option<&str>) -> PathBuf {
+    let folder = bus.folder().join(format!("channels/{number}"));
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("subchannel_id"), format!("{index}\n")).unwrap();
+    if let Some(monitor) = monitor {
+        fs::write(folder.join("monitor_id"), format!("{monitor}\n")).unwrap();
+    }
+    fs::write(folder.join("ring"), vec![0; 32 << 10]).unwrap();
+    folder
+}
+
+#[test]
+fn sub_channels_are_those_that_can_be_rung() {
+    let bus = Bus::new();
+    uio_tree(&bus, &[("txrx_rings", "0x8000"), ("monitor_page", "0x1000")]);
+    channel(&bus, 15, "0", Some("2"));
+    channel(&bus, 18, "2", None);
+    channel(&bus, 19, "3", Some("255"));
+    let second = channel(&bus, 17, "1", Some("3"));
+    // One of which the kernel has made no more than the folder, and one that is not open.
+    fs::create_dir_all(bus.folder().join("channels/20")).unwrap();
+    fs::remove_file(channel(&bus, 21, "4", Some("4")).join("ring")).unwrap();
+    let release = bus.root().join("proc/sys/kernel/osrelease");
+    fs::create_dir_all(release.parent().unwrap()).unwrap();
+    for (kernel, expected) in [
+        ("6.1.0-49-amd64", vec![17]),
+        ("6.12.94-cloud", vec![17]),
+        ("6.16.0", vec![17, 18, 19]),
+        ("7.0-rc1", vec![17, 18, 19]),
+        ("", vec![17]),
+    ] {
+        fs::write(&release, format!("{kernel}\n")).unwrap();
+        let device = Device::open(&bus.root(), NIC).unwrap();
+        let found = device.sub_channels().unwrap();
+        let numbers: Vec<u32> = found.iter().map(|sub| sub.channel.0).collect();
+        assert_eq!(numbers, expected, "on {kernel}");
+        assert!(device.sub_channel(&found[0]).unwrap().is_some());
+    }
+    let device = Device::open(&bus.root(), NIC).unwrap();
+    let found = device.sub_channels().unwrap();
+    fs::remove_dir_all(&second).unwrap();
+    assert!(device.sub_channel(&found[0]).unwrap().is_none(), "the host took it back");
+    channel(&bus, 17, "no number", None);
+    let error = device.sub_channels().unwrap_err();
+    assert!(matches!(error, UioError::Attribute { expected: "a number", .. }), "{error}");
+}
+
 #[test]
 fn maps_of_sizes_that_cannot_be_are_refused() {
     for (size, ring) in [("0x0", false), ("banana", false), ("0x3000", true), ("0x1000", true)] {

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use netvsc::MacAddress;
+use netvsc::nic::flow_of;
 use netvsc::port::{PortError, PortLink, PortSettings, VfPort};
 use rustix::io::Errno;
 
+use super::order::Order;
 use super::program::{Attachment, Redirection};
-use super::socket::{CHUNK, Lane};
+use super::socket::{CHUNK, Lane, Obstacle};
 use super::unfinished::finish_checksum;
+use crate::netlink::Connection;
 use crate::vf::{LinkState, Memberships, PortEars, VfError, Watch};
 
 /// Bytes before a frame that are the kernel's.
@@ -20,8 +23,8 @@ const LONGEST: usize = CHUNK - HEADROOM;
 const PIECES: usize = 4;
 /// Bytes of an Ethernet header with tag.
 const ETHERNET_AND_TAG: usize = 18;
-/// Queues that are served at most.
-const MOST_QUEUES: u32 = 8;
+/// Queues that are served at most. An interface with more has to be left to the kernel's stack: frames of the others would be lost.
+const MOST_QUEUES: u32 = 64;
 
 /// How a port is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +65,10 @@ pub struct XdpPort {
     mac: Option<MacAddress>,
     /// First, so that no frames come any more when the sockets go.
     redirection: Redirection,
-    /// By queue; the first sends.
+    /// By queue.
     lanes: Vec<Lane>,
+    /// How many of them send, the first ones.
+    senders: usize,
     memberships: Memberships,
     stuck: Arc<AtomicBool>,
     mtu: u32,
@@ -71,9 +76,9 @@ pub struct XdpPort {
     longest: usize,
     /// Whoever sends there leaves checksums to a device that there is not.
     unfinished: bool,
-    confirmed: u64,
-    /// Frames that were not sent when the link went down. They are sent elsewhere; they count as confirmed when it is up again.
-    cut_off: u64,
+    /// Which queue has which frame. Those that were not sent when the link went down are sent elsewhere; they count as confirmed
+    /// when it is up again.
+    order: Order,
     counters: XdpCounters,
     frame: Vec<u8>,
 }
@@ -93,15 +98,7 @@ impl XdpPort {
         let obstacle = |(doing, cause)| VfError::from_attempt(doing, cause);
         let redirection = Redirection::attach(index, MOST_QUEUES)
             .map_err(|cause| obstacle(("attach a program that hands frames over", cause)))?;
-        let mut lanes = Vec::new();
-        for queue in 0..MOST_QUEUES {
-            match Lane::open(index, queue, config.depth, false) {
-                Ok(lane) => lanes.push(lane),
-                // There are no more queues.
-                Err((_, Errno::INVAL)) if queue > 0 => break,
-                Err(other) => return Err(obstacle(other)),
-            }
-        }
+        let lanes = open_lanes(index, config.depth).map_err(obstacle)?;
         if !config.copies && lanes.iter().any(|lane| !lane.joint.zero_copy) {
             return Err(obstacle(("do without copies", Errno::OPNOTSUPP)));
         }
@@ -114,18 +111,21 @@ impl XdpPort {
         let several = redirection.takes_pieces && lanes.iter().all(|lane| lane.joint.several);
         let longest = if several { LONGEST * PIECES } else { LONGEST };
         let unfinished = watch.link().made.is_some();
+        // A driver that does not tell has one at least.
+        let senders = Connection::transmit_queues(index).unwrap_or_default().unwrap_or(1);
+        let senders = (senders as usize).clamp(1, lanes.len());
         Ok(Self {
             watch,
             mac,
             redirection,
+            order: Order::new(lanes.len()),
             lanes,
+            senders,
             memberships: Memberships::new()?,
             stuck: Arc::default(),
             mtu: 1500,
             longest,
             unfinished,
-            confirmed: 0,
-            cut_off: 0,
             counters: XdpCounters::default(),
             frame: vec![0; longest + HEADROOM],
         })
@@ -167,6 +167,18 @@ impl XdpPort {
         self.lanes.len()
     }
 
+    /// Queues that frames are sent on: as many as the driver has for that, among those that are served.
+    #[must_use]
+    pub fn sending_queues(&self) -> usize {
+        self.senders
+    }
+
+    /// Frames that the driver has confirmed, by queue.
+    #[must_use]
+    pub fn sent_by_queue(&self) -> Vec<u64> {
+        self.lanes.iter().take(self.senders).map(|lane| lane.confirmed).collect()
+    }
+
     /// Frames that each queue has handed on.
     #[must_use]
     pub fn received_by_queue(&self) -> Vec<u64> {
@@ -194,12 +206,14 @@ impl XdpPort {
         }
         let stopped = self.watch.state() == LinkState::Down;
         match self.watch.state() {
-            LinkState::Up => self.confirmed += std::mem::take(&mut self.cut_off),
+            LinkState::Up => self.order.settle(),
             LinkState::Gone => {}
             LinkState::NoCarrier | LinkState::Down => {
                 // It shall not be sent later, as the caller sends it elsewhere.
                 self.reap();
-                self.cut_off += self.lanes.first_mut().map_or(0, |lane| lane.take_back(stopped));
+                for (queue, lane) in self.lanes.iter_mut().take(self.senders).enumerate() {
+                    self.order.cut(queue, lane.take_back(stopped));
+                }
             }
         }
         self.stuck.store(false, Ordering::Relaxed);
@@ -209,9 +223,34 @@ impl XdpPort {
         if self.watch.state() == LinkState::Gone {
             return;
         }
-        let done = self.lanes.first_mut().map_or(0, Lane::reap);
-        self.confirmed += done;
-        self.counters.sent += done;
+        for (queue, lane) in self.lanes.iter_mut().take(self.senders).enumerate() {
+            let done = lane.reap();
+            self.order.done(queue, done);
+            self.counters.sent += done;
+        }
+    }
+
+    /// The queue that all frames of this one's flow take, so that none overtakes another.
+    fn queue_of(&self, frame: &[u8]) -> usize {
+        if self.senders == 1 { 0 } else { flow_of(frame) as usize % self.senders }
+    }
+}
+
+/// A socket for each queue of an interface.
+fn open_lanes(index: u32, depth: u32) -> Result<Vec<Lane>, Obstacle> {
+    let mut lanes = Vec::new();
+    for queue in 0..MOST_QUEUES {
+        match Lane::open(index, queue, depth, false) {
+            Ok(lane) => lanes.push(lane),
+            // There are no more queues.
+            Err((_, Errno::INVAL)) if queue > 0 => return Ok(lanes),
+            Err(other) => return Err(other),
+        }
+    }
+    match Lane::open(index, MOST_QUEUES, 64, true) {
+        Err((_, Errno::INVAL)) => Ok(lanes),
+        Err(other) => Err(other),
+        Ok(_) => Err(("serve more than 64 queues", Errno::TOOMANYREFS)),
     }
 }
 
@@ -255,8 +294,10 @@ impl VfPort for XdpPort {
             LinkState::Up => {}
             LinkState::NoCarrier | LinkState::Down => return Err(PortError::Full),
         }
+        let queue = self.queue_of(frame);
         for again in [false, true] {
-            if self.lanes.first_mut().is_some_and(|lane| lane.push(frame)) {
+            if self.lanes.get_mut(queue).is_some_and(|lane| lane.push(frame)) {
+                self.order.took(queue);
                 return Ok(());
             }
             if !again {
@@ -269,17 +310,18 @@ impl VfPort for XdpPort {
     }
 
     fn flush(&mut self) {
-        let Some(lane) = self.lanes.first_mut() else { return };
         if self.watch.state() != LinkState::Up {
             return;
         }
-        let sent = lane.send();
-        let unsent = lane.unsent();
-        if let Err(error) = sent {
-            tracing::debug!(%error, "an interface takes no frames");
-            self.watch.look();
-            self.stand();
-            return;
+        let mut unsent = 0;
+        for lane in self.lanes.iter_mut().take(self.senders) {
+            if let Err(error) = lane.send() {
+                tracing::debug!(%error, "an interface takes no frames");
+                self.watch.look();
+                self.stand();
+                return;
+            }
+            unsent += lane.unsent();
         }
         self.reap();
         self.stuck.store(unsent > 0, Ordering::Relaxed);
@@ -307,6 +349,6 @@ impl VfPort for XdpPort {
 
     fn confirmed(&mut self) -> u64 {
         self.reap();
-        self.confirmed
+        self.order.confirmed()
     }
 }

@@ -56,6 +56,8 @@ pub(super) struct Lane {
     spoilt: bool,
     /// Frames handed on since the beginning.
     pub(super) handed_on: u64,
+    /// Frames that the driver has confirmed since the beginning.
+    pub(super) confirmed: u64,
     /// How the socket was joined to the queue.
     pub(super) joint: Joint,
 }
@@ -137,6 +139,7 @@ impl Lane {
             begun: 0,
             spoilt: false,
             handed_on: 0,
+            confirmed: 0,
             joint,
         };
         for number in 0..u64::from(depth) {
@@ -215,6 +218,7 @@ impl Lane {
         if ready > 0 {
             self.completed.release();
         }
+        self.confirmed += done;
         done
     }
 

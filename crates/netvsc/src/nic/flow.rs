@@ -38,7 +38,8 @@ impl Deref for Head {
 
 /// A number that all frames of a flow share: that of addresses, protocol and ports where a frame is of IPv4 without options or
 /// of IPv6, and that of its Ethernet header otherwise. FNV-1a, which nobody has to withstand: it chooses among own queues.
-pub(super) fn of(frame: &[u8]) -> u32 {
+#[must_use]
+pub fn of(frame: &[u8]) -> u32 {
     let kind = frame.get(12..14);
     let (protocol, addresses, ports) = match (kind, frame.get(14)) {
         (Some([0x08, 0x00]), Some(0x45)) => (23, 26..34, 34..38),
@@ -87,7 +88,7 @@ mod tests {
         // The pieces of one datagram stay together, though only the first has ports.
         assert_eq!(of(&tcp(1, [0x20, 0])), of(&tcp(2, [0, 9])));
         for len in 0..54 {
-            of(&tcp(1, [0, 0])[..len]);
+            let _ = of(&tcp(1, [0, 0])[..len]);
         }
     }
 

@@ -82,6 +82,7 @@ use transmit::Transmit;
 use waits::Waits;
 
 pub use cut::{Cut, fill_checksums};
+pub use flow::of as flow_of;
 pub use frame::{TxFrame, TxWork};
 pub use queue::{NicQueue, QueueError};
 pub use queued::QueuedNic;

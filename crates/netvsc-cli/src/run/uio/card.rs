@@ -119,7 +119,7 @@ impl Card {
             if self.adapter.nic().has_queue(number) {
                 continue;
             }
-            let channel = self.device.sub_channel(&sub)?;
+            let Some(channel) = self.device.sub_channel(&sub)? else { continue };
             if let Err(error) = self.adapter.nic_mut().add_queue(number, channel) {
                 tracing::debug!(%error, "a sub-channel stays unused");
             }
