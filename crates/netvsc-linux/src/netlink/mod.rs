@@ -11,6 +11,7 @@
 //! counted. Nothing here blocks for longer than [`PATIENCE`].
 
 mod address;
+mod answer;
 mod change;
 mod ethtool;
 mod link;

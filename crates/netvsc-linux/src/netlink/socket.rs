@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
@@ -21,12 +21,9 @@ use rustix::net::{
     recvfrom, sendto, socket_with,
 };
 
+use super::answer::{Answer, Collected, steady};
 use super::{Address, Link, Neighbour, NetlinkError, PATIENCE, Route};
 
-/// How often a dump is asked for anew because it was interrupted.
-const DUMP_TRIES: u32 = 8;
-/// Most bytes of one answer that are kept. 65,536 links take some 130 MB.
-const REPLY_LIMIT: usize = 256 << 20;
 /// Longest datagram that the kernel sends; it fills what it is given, up to 32 KiB.
 const DATAGRAM: usize = 64 << 10;
 
@@ -243,7 +240,7 @@ impl Connection {
         dump: bool,
     ) -> Result<Reply, NetlinkError> {
         let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { NLM_F_ACK };
-        for _ in 0..DUMP_TRIES {
+        steady("tell about drivers", || {
             self.sequence = self.sequence.wrapping_add(1);
             let length = u32::try_from(16 + question.len()).unwrap_or(u32::MAX);
             let mut bytes = length.to_ne_bytes().to_vec();
@@ -253,15 +250,8 @@ impl Connection {
             bytes.extend_from_slice(&[0; 4]);
             bytes.extend_from_slice(question);
             self.send_bytes(&bytes)?;
-            match self.collect()? {
-                Collected::Whole(bytes) => return Ok(Reply { bytes }),
-                Collected::Interrupted => {}
-                Collected::Refused(source) => {
-                    return Err(NetlinkError::Refused { doing: "tell about drivers", source });
-                }
-            }
-        }
-        Err(NetlinkError::Unsteady { tries: DUMP_TRIES })
+            self.collect()
+        })
     }
 
     /// Asks about the network namespace that a file stands for: `/run/netns/NAME` or `/proc/PID/ns/net`. Needs
@@ -295,17 +285,10 @@ impl Connection {
     /// [`NetlinkError::Talk`] if the kernel cannot be reached, [`NetlinkError::Refused`] if it refuses, and
     /// [`NetlinkError::Unsteady`] if changes interrupted every attempt.
     pub fn dump(&mut self, table: Table) -> Result<Reply, NetlinkError> {
-        for _ in 0..DUMP_TRIES {
+        steady("list them", || {
             self.send(table.question(), NLM_F_REQUEST | NLM_F_DUMP)?;
-            match self.collect()? {
-                Collected::Whole(bytes) => return Ok(Reply { bytes }),
-                Collected::Interrupted => {}
-                Collected::Refused(source) => {
-                    return Err(NetlinkError::Refused { doing: "list them", source });
-                }
-            }
-        }
-        Err(NetlinkError::Unsteady { tries: DUMP_TRIES })
+            self.collect()
+        })
     }
 
     /// The links, in the order of their numbers.
@@ -367,7 +350,11 @@ impl Connection {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
         match self.collect()? {
             Collected::Refused(source) => Err(NetlinkError::Refused { doing, source }),
-            Collected::Whole(_) | Collected::Interrupted => Ok(()),
+            Collected::Whole(_) => Ok(()),
+            // Perhaps it was done, perhaps not.
+            Collected::Interrupted => {
+                Err(NetlinkError::Refused { doing, source: Errno::AGAIN.into() })
+            }
         }
     }
 
@@ -391,57 +378,19 @@ impl Connection {
 
     /// Receives until the answer ends.
     fn collect(&mut self) -> Result<Collected, NetlinkError> {
-        let mut bytes = Vec::new();
-        let mut interrupted = false;
+        let mut answer = Answer::to(self.sequence);
         loop {
-            let datagram = match receive(self.fd.as_fd(), &mut self.buffer, RecvFlags::empty()) {
-                Ok(datagram) => datagram,
-                // Answers were dropped: the whole is not whole.
-                Err(Errno::NOBUFS) => {
-                    interrupted = true;
-                    continue;
+            match receive(self.fd.as_fd(), &mut self.buffer, RecvFlags::empty()) {
+                Ok(datagram) => {
+                    if let Some(collected) = answer.take(datagram) {
+                        return Ok(collected);
+                    }
                 }
+                Err(Errno::NOBUFS) => answer.missed(),
                 Err(error) => return Err(NetlinkError::Talk(error.into())),
-            };
-            for message in Messages(datagram).flatten() {
-                if message.sequence_number() != self.sequence {
-                    continue;
-                }
-                interrupted |= message.flags() & NLM_F_DUMP_INTR != 0;
-                match message.message_type() {
-                    NLMSG_DONE if interrupted => return Ok(Collected::Interrupted),
-                    NLMSG_DONE => return Ok(Collected::Whole(bytes)),
-                    NLMSG_ERROR => {
-                        return Ok(match refusal(message.payload()) {
-                            None => Collected::Whole(bytes),
-                            Some(Errno::INTR | Errno::AGAIN) => Collected::Interrupted,
-                            Some(error) => Collected::Refused(error.into()),
-                        });
-                    }
-                    _ => {
-                        let room = REPLY_LIMIT.saturating_sub(bytes.len());
-                        let whole = message.into_inner();
-                        if whole.len() <= room {
-                            bytes.extend_from_slice(whole);
-                            bytes.resize(bytes.len().next_multiple_of(4), 0);
-                        }
-                    }
-                }
             }
         }
     }
-}
-
-enum Collected {
-    Whole(Vec<u8>),
-    Interrupted,
-    Refused(std::io::Error),
-}
-
-/// What an error message says; none for "it is done".
-fn refusal(payload: &[u8]) -> Option<Errno> {
-    let code = payload.first_chunk::<4>().map_or(-22, |bytes| i32::from_ne_bytes(*bytes));
-    (code != 0).then(|| Errno::from_raw_os_error(code.saturating_neg()))
 }
 
 #[cfg(test)]
@@ -462,13 +411,6 @@ mod tests {
         let mut bytes = vec![20, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4];
         bytes.extend_from_slice(&bytes.clone());
         assert_eq!(Reply::from_bytes(bytes).links(), (vec![], 2));
-    }
-
-    #[test]
-    fn an_error_of_zero_is_an_answer() {
-        assert_eq!(refusal(&0i32.to_ne_bytes()), None);
-        assert_eq!(refusal(&(-1i32).to_ne_bytes()), Some(Errno::PERM));
-        assert_eq!(refusal(&[]), Some(Errno::INVAL));
     }
 
     proptest::proptest! {
