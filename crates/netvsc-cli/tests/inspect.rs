@@ -39,6 +39,7 @@ fn refused(guest: &Guest, arguments: &[&str], status: i32) -> String {
     String::from_utf8(output.stderr).expect("text")
 }
 
+// HISTORY 12: NIC and VF stand side by side.
 #[test]
 fn the_list_is_a_table() {
     let text = said(&kinds::worked_example(), &["list"]);
@@ -241,7 +242,7 @@ fn the_first_thing_in_the_way_is_explained() {
     let text = said(&kinds::emulated_beside(), &["explain", "eth1"]);
     assert!(text.contains("an emulated network card") && text.contains("(P1)"), "{text}");
     let text = said(&kinds::mana_only(), &["explain", "enP30832s1"]);
-    assert!(text.contains("has no NIC"), "{text}");
+    assert!(text.contains("has no NIC") && text.contains("Its permanent MAC is"), "{text}");
     valid(&said(&kinds::bonded(), &["explain", "eth0", "--json"]), "explain-1.json");
 }
 

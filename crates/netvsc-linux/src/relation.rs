@@ -141,8 +141,8 @@ pub struct VfPort<'a> {
     pub key: Option<FunctionKey>,
     /// Its serial and where that was read.
     pub serial: Option<Sourced<Serial>>,
-    /// Where the rules see it, in words.
-    pub standing: Option<String>,
+    /// What the rules have to say about it, in sentences; none where they do not know it.
+    pub rules: Option<String>,
     /// The NIC that the rules give it to.
     pub should: Option<(Guid, Reason)>,
     /// The NIC that the kernel joined it with.
@@ -318,13 +318,13 @@ impl Rules {
                 continue;
             };
             let id = self.ports.get(&(address, link.port));
-            let standing = id.and_then(|id| self.pairing.standing(*id).ok());
+            let rules = id.and_then(|id| self.pairing.explain_port(*id).ok());
             ports.push(VfPort {
                 function,
                 link,
                 key: key(places, function),
                 serial: serial(function, link),
-                standing: standing.map(|standing| standing.to_string()),
+                rules: rules.map(|rules| rules.to_string()),
                 should: id.and_then(|id| given.get(id)).copied(),
                 did: places.joined(link),
             });

@@ -210,13 +210,13 @@ pub fn explain(snapshot: &Snapshot, relations: &Relations<'_>, found: Found) -> 
     match found {
         Found::Nic(at) => relations.nics.get(at).map(|nic| sentences(snapshot, relations, nic)),
         Found::Port(at) => relations.ports.get(at).map(|port| {
-            let standing = port.standing.as_deref().unwrap_or("has no serial, so no rule applies");
+            let rules = port.rules.as_deref().unwrap_or("it has no serial, so none applies.");
             vec![
                 format!(
                     "{} is a port of function {}, which came over vPCI.",
                     port.link.name, port.function.address
                 ),
-                format!("By the rules it {standing}."),
+                format!("The rules: {rules}"),
                 "The kernel has not joined it with a NIC.".to_owned(),
             ]
         }),

@@ -8,7 +8,7 @@ use vmbus::Serial;
 
 use super::Pairing;
 use super::decision::{Dispute, NicRef, PortRef, Reason, Refusal};
-use super::facts::{FactError, NicId, PortId};
+use super::facts::{FactError, NicId, PermanentMac, PortId};
 use super::rules::Granted;
 use super::settle::Told;
 use crate::mac::MacAddress;
@@ -44,7 +44,7 @@ impl fmt::Display for Standing {
             Self::MacMismatch(nic, _) => write!(f, "has the serial of {nic}, but another MAC"),
             Self::Conflict(dispute) => write!(f, "in conflict: {dispute}"),
             Self::Alone => f.write_str("has no NIC: none has its serial or its MAC"),
-            Self::Refused(refusal) => refusal.fmt(f),
+            Self::Refused(refusal) => write!(f, "is refused: {refusal}"),
         }
     }
 }
@@ -137,11 +137,16 @@ pub struct Explanation {
     pub port: Option<PortRef>,
     /// Every port with its serial or its MAC, and where that port stands.
     pub candidates: Vec<(PortRef, Standing)>,
+    /// The rule that refuses every VF to it, if one does (P14).
+    pub refusal: Option<Refusal>,
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} with MAC {} is {}.", self.nic, self.mac, self.state)?;
+        if let Some(refusal) = self.refusal {
+            return write!(f, " Its host's associations are ignored: {refusal}.");
+        }
         match self.associated {
             Some(serial) => write!(f, " The host associates it with serial {serial}.")?,
             None => f.write_str(" The host associates it with no serial.")?,
@@ -154,6 +159,41 @@ impl fmt::Display for Explanation {
         }
         for (port, standing) in &self.candidates {
             write!(f, " {port} {standing}.")?;
+        }
+        Ok(())
+    }
+}
+
+/// All there is to say about one port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortExplanation {
+    /// The port, with its function's serial.
+    pub port: PortRef,
+    /// Its permanent MAC.
+    pub mac: PermanentMac,
+    /// Where it stands; also which rule refuses it.
+    pub standing: Standing,
+    /// Every NIC with its serial or its MAC: the NIC, its MAC, and the serial it is associated with.
+    pub nics: Vec<(NicRef, MacAddress, Option<Serial>)>,
+}
+
+impl fmt::Display for PortExplanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}.", self.port, self.standing)?;
+        match (self.mac.known(), self.mac) {
+            (Some(mac), _) => write!(f, " Its permanent MAC is {mac}.")?,
+            (None, PermanentMac::Never) => f.write_str(" Its permanent MAC can never be known.")?,
+            (None, _) => f.write_str(" Its permanent MAC is not known yet.")?,
+        }
+        if self.nics.is_empty() {
+            return f.write_str(" No NIC has its serial or its MAC.");
+        }
+        for (nic, mac, associated) in &self.nics {
+            write!(f, " {nic} has MAC {mac} and is associated with ")?;
+            match associated {
+                Some(serial) => write!(f, "serial {serial}.")?,
+                None => f.write_str("no serial.")?,
+            }
         }
         Ok(())
     }
@@ -237,6 +277,34 @@ impl Pairing {
             state: self.state(nic)?,
             port: self.bound(nic).map(|(port, _)| port),
             candidates,
+            refusal: self.config.isolated.then_some(Refusal::Isolated),
+        })
+    }
+
+    /// All there is to say about a port, refused ones as well.
+    ///
+    /// # Errors
+    /// [`FactError::PortLeft`] for a stale handle.
+    pub fn explain_port(&self, port: PortId) -> Result<PortExplanation, FactError> {
+        let record = self.ports.get(port.0).ok_or(FactError::PortLeft(port))?;
+        let by_serial = self.index.by_serial.nics(record.key.function.serial).map(|nic| nic.id);
+        let by_mac = record.mac.known().into_iter();
+        let by_mac = by_mac.flat_map(|mac| self.index.by_mac.nics(mac)).map(|(_, nic)| nic);
+        let nics: BTreeSet<NicId> = by_serial.chain(by_mac).collect();
+        let mut nics: Vec<_> = nics
+            .into_iter()
+            .filter_map(|id| {
+                let nic = self.nics.get(id.0)?;
+                Some((NicRef { instance: nic.instance, id }, nic.mac, nic.associated))
+            })
+            .collect();
+        nics.sort_by_key(|(nic, ..)| *nic);
+        let standing = self.standing(port)?;
+        Ok(PortExplanation {
+            port: PortRef { key: record.key, id: port },
+            mac: record.mac,
+            standing,
+            nics,
         })
     }
 }

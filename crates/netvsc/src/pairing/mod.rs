@@ -36,7 +36,7 @@ use crate::mac::MacAddress;
 pub use self::decision::{
     Decision, Dispute, Facts, NicRef, Overdue, Parting, Party, PortRef, Reason, Refusal,
 };
-pub use self::explain::{Conflict, Explanation, NicState, Standing};
+pub use self::explain::{Conflict, Explanation, NicState, PortExplanation, Standing};
 pub use self::facts::{
     DeviceKind, FactError, FunctionId, FunctionKey, MacPolicy, NicId, PairingConfig, PermanentMac,
     PortId, PortKey,

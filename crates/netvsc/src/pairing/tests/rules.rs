@@ -399,6 +399,51 @@ fn p15_a_nic_can_be_explained_in_plain_words() {
 }
 
 #[test]
+fn p15_a_port_can_be_explained_in_plain_words_and_refusals_too() {
+    let explained =
+        |world: &World, port| world.pairing.explain_port(port).expect("it is here").to_string();
+    let mut world =
+        World::with(PairingConfig { mac_policy: MacPolicy::Deny, ..PairingConfig::default() });
+    let nic = world.nic(0, mac(1));
+    let (function, port) = world.vf(0, 30, mac(1));
+    assert_eq!(
+        explained(&world, port),
+        "port 0 of function 15b3:1016 in slot 0x0 of bus 00000000-0000-0000-0000-00000000b005, serial 30 \
+         is refused: only MAC 00:15:00:00:00:01 agrees, and policy asks for a serial (P6). \
+         Its permanent MAC is 00:15:00:00:00:01. \
+         NIC 00000000-0000-0000-0000-000012340000 has MAC 00:15:00:00:00:01 and is associated with no serial."
+    );
+    world.associate(nic, 30);
+    assert!(explained(&world, port).contains("belongs to NIC"), "{}", explained(&world, port));
+    assert!(explained(&world, port).ends_with("is associated with serial 30."));
+    // The serial of one NIC and the MAC of another: both are named.
+    let other = world.nic(1, mac(2));
+    world.associate(other, 8);
+    let (_, crossed) = world.vf(1, 30, mac(2));
+    let text = explained(&world, crossed);
+    assert!(text.contains("has the serial of NIC") && text.contains("another MAC"), "{text}");
+    assert!(text.contains("serial 30.") && text.contains("serial 8."), "{text}");
+    let waiting = world.function(2, 99);
+    let waiting = world.port(waiting, 0, PermanentMac::NotYet);
+    let text = explained(&world, waiting);
+    assert!(
+        text.ends_with("Its permanent MAC is not known yet. No NIC has its serial or its MAC."),
+        "{text}"
+    );
+    world.pairing.function_left(function, T0).expect("it is here");
+    assert_eq!(world.pairing.explain_port(port), Err(FactError::PortLeft(port)));
+
+    let mut world = World::with(PairingConfig { isolated: true, ..PairingConfig::default() });
+    let nic = world.nic(0, mac(1));
+    world.associate(nic, 7);
+    let (_, port) = world.vf(0, 7, mac(1));
+    let refusal = "this guest is isolated from its host and takes no VF from it (P14).";
+    assert!(explained(&world, port).contains(refusal), "{}", explained(&world, port));
+    let text = world.pairing.explain(nic).expect("it is here").to_string();
+    assert!(text.ends_with(refusal), "{text}");
+}
+
+#[test]
 fn p15_states_have_the_words_of_the_rules() {
     let paired = NicState::Paired(Reason::Serial);
     let words = [
