@@ -11,8 +11,8 @@
 //!
 //! What is enumerated: arrival and departure of NICs, functions and ports, association and disassociation, a port whose MAC
 //! becomes known later or never, a function replaced in its slot, and the moment at which an unbinding is confirmed, unless it
-//! says that this is done at once. Links are no facts of pairing; they are in the enumeration of `failover`. Handles are
-//! renamed, and with them the order in which the decisions of one event come.
+//! says that this is done at once. Links are no facts of pairing; `paths` enumerates them together with these, and `failover` together
+//! with what a host may answer and when. Handles are renamed, and with them the order in which the decisions of one event come.
 
 extern crate std;
 
@@ -34,8 +34,8 @@ enum Confirmed {
 }
 
 /// What can happen in a universe, and to whom.
-struct Universe {
-    events: Vec<Fact>,
+pub(super) struct Universe {
+    pub(super) events: Vec<Fact>,
     policy: MacPolicy,
     confirmed: Confirmed,
 }
@@ -55,15 +55,15 @@ struct Visited {
 }
 
 /// A function of a universe: its serial, and for each of its ports the MACs that may become known.
-type Ports<'a> = (u32, &'a [&'a [PermanentMac]]);
+pub(super) type Ports<'a> = (u32, &'a [&'a [PermanentMac]]);
 /// The same with a list of its own.
 type Home<'a> = (u32, Vec<&'a [PermanentMac]>);
 /// A NIC of a universe: its MAC and the serials it may be associated with.
-type Card<'a> = (u32, &'a [u32]);
+pub(super) type Card<'a> = (u32, &'a [u32]);
 
 impl Universe {
     /// NICs by MAC and the serials they may be associated with; functions by slot.
-    fn new(nics: &[Card<'_>], functions: &[Ports<'_>]) -> Self {
+    pub(super) fn new(nics: &[Card<'_>], functions: &[Ports<'_>]) -> Self {
         let mut events = Vec::new();
         for (n, (address, serials)) in (0u32..).zip(nics) {
             events.extend([Fact::Nic(n, mac(*address)), Fact::NicLeft(n), Fact::Disassociated(n)]);
@@ -177,7 +177,7 @@ fn rebuilt(pairing: &Pairing) -> Indexes {
 }
 
 /// A state in full, with names for handles: equal texts behave alike for ever.
-fn written(pairing: &Pairing) -> Vec<u8> {
+pub(super) fn written(pairing: &Pairing) -> Vec<u8> {
     let mut text = Writer { pairing, bytes: Vec::new() };
     let mut nics: Vec<_> = pairing.nics.iter().collect();
     nics.sort_by_key(|(_, nic)| nic.instance);
@@ -352,9 +352,9 @@ impl Writer<'_> {
     }
 }
 
-const A: PermanentMac = PermanentMac::Known(MacAddress([0, 0x15, 0, 0, 0, 1]));
-const B: PermanentMac = PermanentMac::Known(MacAddress([0, 0x15, 0, 0, 0, 2]));
-const C: PermanentMac = PermanentMac::Known(MacAddress([0, 0x15, 0, 0, 0, 3]));
+pub(super) const A: PermanentMac = PermanentMac::Known(MacAddress([0, 0x15, 0, 0, 0, 1]));
+pub(super) const B: PermanentMac = PermanentMac::Known(MacAddress([0, 0x15, 0, 0, 0, 2]));
+pub(super) const C: PermanentMac = PermanentMac::Known(MacAddress([0, 0x15, 0, 0, 0, 3]));
 
 const NEVER: PermanentMac = PermanentMac::Never;
 

@@ -7,6 +7,7 @@ mod confluence;
 mod edges;
 mod exhaustive;
 mod others;
+mod paths;
 mod reference;
 mod rules;
 mod scale;
