@@ -6,10 +6,64 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// How often each number came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    by_number: BTreeMap<u64, u64>,
+}
+
+impl Tally {
+    /// Counts a number once more.
+    pub fn add(&mut self, number: u64) {
+        *self.by_number.entry(number).or_default() += 1;
+    }
+
+    /// Counts those of another tally, too.
+    pub fn merge(&mut self, other: &Self) {
+        for (number, count) in &other.by_number {
+            *self.by_number.entry(*number).or_default() += count;
+        }
+    }
+
+    /// Those that were counted before: numbers, each with how often it came.
+    pub fn counted(numbers: impl Iterator<Item = (u64, u64)>) -> Self {
+        let mut by_number = BTreeMap::new();
+        for (number, count) in numbers {
+            *by_number.entry(number).or_default() += count;
+        }
+        Self { by_number }
+    }
+
+    /// Numbers from the least, each with how often it came.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.by_number.iter().map(|(number, count)| (*number, *count))
+    }
+
+    /// How many were counted.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.by_number.values().sum()
+    }
+
+    /// The number that so many of a hundred do not exceed.
+    #[must_use]
+    pub fn percentile(&self, of_hundred: u64) -> u64 {
+        let wanted = (self.total() * of_hundred).div_ceil(100);
+        let mut passed = 0;
+        for (number, count) in &self.by_number {
+            passed += count;
+            if passed >= wanted {
+                return *number;
+            }
+        }
+        0
+    }
+}
+
 /// Blackouts of switches, counted by their length to the microsecond.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Blackouts {
-    by_micros: BTreeMap<u64, u64>,
+    by_micros: Tally,
     pushed_back: u64,
 }
 
@@ -41,56 +95,34 @@ impl fmt::Display for BlackoutLine {
 impl Blackouts {
     /// Counts one.
     pub fn add(&mut self, length: Duration, pushed_back: u64) {
-        let micros = u64::try_from(length.as_micros()).unwrap_or(u64::MAX);
-        *self.by_micros.entry(micros).or_default() += 1;
+        self.by_micros.add(u64::try_from(length.as_micros()).unwrap_or(u64::MAX));
         self.pushed_back += pushed_back;
     }
 
     /// Counts those of another guest, too.
     pub fn merge(&mut self, other: &Self) {
-        for (micros, count) in &other.by_micros {
-            *self.by_micros.entry(*micros).or_default() += count;
-        }
+        self.by_micros.merge(&other.by_micros);
         self.pushed_back += other.pushed_back;
     }
 
     /// Those that were counted before: lengths in microseconds, each with how many were that long.
     pub fn counted(lengths: impl Iterator<Item = (u64, u64)>, pushed_back: u64) -> Self {
-        let mut by_micros = BTreeMap::new();
-        for (micros, count) in lengths {
-            *by_micros.entry(micros).or_default() += count;
-        }
-        Self { by_micros, pushed_back }
+        Self { by_micros: Tally::counted(lengths), pushed_back }
     }
 
     /// Lengths in microseconds from the shortest, each with how many were that long.
     pub fn lengths(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.by_micros.iter().map(|(micros, count)| (*micros, *count))
-    }
-
-    /// The length that so many of a hundred do not exceed, in microseconds.
-    #[must_use]
-    pub fn percentile(&self, of_hundred: u64) -> u64 {
-        let all: u64 = self.by_micros.values().sum();
-        let wanted = (all * of_hundred).div_ceil(100);
-        let mut passed = 0;
-        for (micros, count) in &self.by_micros {
-            passed += count;
-            if passed >= wanted {
-                return *micros;
-            }
-        }
-        0
+        self.by_micros.counts()
     }
 
     /// In figures.
     #[must_use]
     pub fn line(&self) -> BlackoutLine {
         BlackoutLine {
-            switches: self.by_micros.values().sum(),
-            p50_us: self.percentile(50),
-            p99_us: self.percentile(99),
-            max_us: self.percentile(100),
+            switches: self.by_micros.total(),
+            p50_us: self.by_micros.percentile(50),
+            p99_us: self.by_micros.percentile(99),
+            max_us: self.by_micros.percentile(100),
             pushed_back: self.pushed_back,
         }
     }

@@ -30,7 +30,7 @@ use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::{PairLine, What};
 use crate::report::NicView;
-pub use blackout::{BlackoutLine, Blackouts};
+pub use blackout::{BlackoutLine, Blackouts, Tally};
 use nic::NicDevice;
 pub(crate) use nic::nvsp_name;
 use pci::PciDevice;

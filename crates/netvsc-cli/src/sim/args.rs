@@ -244,7 +244,8 @@ pub struct SimArgs {
     #[arg(long, value_name = "NAME")]
     pub bug: Option<String>,
 
-    /// Look for each bug (or only `--bug`) in the scenarios, and in all profiles with these seeds, until it is found
+    /// Look for each bug (or only `--bug`) in the scenario that is to show it, in the others, and in all profiles with these
+    /// seeds, until it is found
     #[cfg(feature = "seeded-bugs")]
     #[arg(long, conflicts_with_all = ["profile", "until_failure", "shard", "replay"])]
     pub hunt: bool,

@@ -8,10 +8,17 @@ pub(super) struct Bug {
     pub(super) file: &'static str,
     /// What it does.
     pub(super) what: &'static str,
+    /// The scenario that shows it.
+    pub(super) found_by: &'static str,
 }
 
-const fn bug(name: &'static str, file: &'static str, what: &'static str) -> Bug {
-    Bug { name, file, what }
+const fn bug(
+    name: &'static str,
+    file: &'static str,
+    what: &'static str,
+    found_by: &'static str,
+) -> Bug {
+    Bug { name, file, what, found_by }
 }
 
 const RULES: &str = "netvsc/src/pairing/rules.rs";
@@ -34,58 +41,197 @@ const GUEST_NIC: &str = "netvsc-cli/src/guest/nic.rs";
 
 /// All of them.
 pub(super) const BUGS: &[Bug] = &[
-    bug("ignore-mac", RULES, "a port pairs by serial alone, whatever its MAC"),
-    bug("match-current-mac", GUEST_NIC, "a NIC whose MAC was changed counts as one with that MAC"),
-    bug("mac-is-enough", RULES, "a port whose serial names another NIC pairs by MAC"),
-    bug("keep-serial", SETTLE, "a serial counts on after the host has withdrawn it"),
-    bug("zero-serial-is-none", PAIRING, "serial 0 is taken for no serial"),
+    bug(
+        "ignore-mac",
+        RULES,
+        "a port pairs by serial alone, whatever its MAC",
+        "one-serial-for-three-nics",
+    ),
+    bug(
+        "match-current-mac",
+        GUEST_NIC,
+        "a NIC whose MAC was changed counts as one with that MAC",
+        "mac-changed",
+    ),
+    bug(
+        "mac-is-enough",
+        RULES,
+        "a port whose serial names another NIC pairs by MAC",
+        "serial-of-one-mac-of-another",
+    ),
+    bug(
+        "keep-serial",
+        SETTLE,
+        "a serial counts on after the host has withdrawn it",
+        "serial-reused-by-another-nic",
+    ),
+    bug("zero-serial-is-none", PAIRING, "serial 0 is taken for no serial", "serial-zero"),
     bug(
         "rebind-before-unbind",
         SETTLE,
         "a NIC gets its next port before it has let go of the last",
+        "namespace-move",
     ),
-    bug("forget-standby", PAIRING, "nobody looks for another port when one was let go"),
-    bug("wait-in-silence", SETTLE, "what never comes is not reported"),
-    bug("emulated-is-a-nic", GUEST, "an emulated card takes part in pairing"),
+    bug(
+        "forget-standby",
+        PAIRING,
+        "nobody looks for another port when one was let go",
+        "second-vf-takes-over",
+    ),
+    bug("wait-in-silence", SETTLE, "what never comes is not reported", "vf-that-is-late"),
+    bug(
+        "emulated-is-a-nic",
+        GUEST,
+        "an emulated card takes part in pairing",
+        "offer-before-association",
+    ),
     bug(
         "transmit-before-completion",
         FAILOVER,
         "frames leave on the VF before the host has switched",
+        "completion-after-a-second",
     ),
-    bug("switch-with-transmit-on", FAILOVER, "frames leave on the VF until the host has left it"),
-    bug("skip-resend", FAILOVER, "what a vanished VF never confirmed is forgotten"),
-    bug("ignore-host-override", FAILOVER, "the host's own switches are not obeyed"),
-    bug("never-time-out", FAILOVER, "an answer that does not come is waited for without end"),
-    bug("never-retry", FAILOVER, "what the host has undone or lost is not asked for again"),
-    bug("trust-old-switch", FAILOVER, "a VF that is named again is taken for the one in use"),
-    bug("skip-drain", FAILOVER, "frames do not wait until the path that was left is empty"),
-    bug("ignore-carrier", FAILOVER, "frames leave on a VF without carrier"),
-    bug("release-before-completion", FAILOVER, "a VF is let go before the host has left it"),
+    bug(
+        "switch-with-transmit-on",
+        FAILOVER,
+        "frames leave on the VF until the host has left it",
+        "carrier-lost",
+    ),
+    bug(
+        "skip-resend",
+        FAILOVER,
+        "what a vanished VF never confirmed is forgotten",
+        "torn-away-unconfirmed",
+    ),
+    bug(
+        "ignore-host-override",
+        FAILOVER,
+        "the host's own switches are not obeyed",
+        "host-undoes-the-switch",
+    ),
+    bug(
+        "never-time-out",
+        FAILOVER,
+        "an answer that does not come is waited for without end",
+        "switch-lost",
+    ),
+    bug(
+        "never-retry",
+        FAILOVER,
+        "what the host has undone or lost is not asked for again",
+        "host-undoes-the-switch",
+    ),
+    bug(
+        "trust-old-switch",
+        FAILOVER,
+        "a VF that is named again is taken for the one in use",
+        "vf-back-unheard",
+    ),
+    bug(
+        "skip-drain",
+        FAILOVER,
+        "frames do not wait until the path that was left is empty",
+        "stalled-vf-asked-back",
+    ),
+    bug("ignore-carrier", FAILOVER, "frames leave on a VF without carrier", "carrier-lost"),
+    bug(
+        "release-before-completion",
+        FAILOVER,
+        "a VF is let go before the host has left it",
+        "eject-during-join",
+    ),
     bug(
         "switch-without-association",
         FAILOVER,
         "the host is asked for a VF that it has not announced",
+        "offer-before-association",
     ),
-    bug("confirm-too-many", SEND, "one frame more counts as confirmed than the VF has confirmed"),
-    bug("deaf-to-vf", ADAPTER, "nothing is received from a VF that frames do not leave on"),
+    bug(
+        "confirm-too-many",
+        SEND,
+        "one frame more counts as confirmed than the VF has confirmed",
+        "carrier-back-in-a-burst",
+    ),
+    bug(
+        "deaf-to-vf",
+        ADAPTER,
+        "nothing is received from a VF that frames do not leave on",
+        "eject-during-join",
+    ),
     bug(
         "deaf-to-synthetic",
         ADAPTER,
         "nothing is received from the synthetic path while the VF is in use",
+        "emulated-nic-first",
     ),
-    bug("leak-section", SLOTS, "send sections get lost, some of those that come back"),
-    bug("share-sections", SLOTS, "two frames are put into one section"),
-    bug("never-complete", LINK, "every eighth packet of the host is not completed"),
-    bug("complete-twice", LINK, "packets of the host are completed twice"),
-    bug("forget-flush", NIC, "frames stay in the open batch until something else happens"),
-    bug("drop-switch-when-full", PATH, "a switch that finds no room in the ring is dropped"),
-    bug("forget-to-rearm", CHANNEL, "the peer is not asked to ring before resting"),
-    bug("ignore-rescind", CHANNELS, "a device that the host takes away stays"),
-    bug("forget-release", CHANNELS, "the id of a channel is never given back"),
-    bug("lose-gpadl-teardown", MEMORY, "memory that comes back is not noticed"),
-    bug("forget-eject-complete", PCI_BUS, "the host is not told that its function is free"),
-    bug("answer-eject-at-once", GUEST_PCI, "a function is given back while a NIC still uses it"),
-    bug("forget-unbound", GUEST_PCI, "pairing never hears that a port was let go"),
+    bug(
+        "leak-section",
+        SLOTS,
+        "send sections get lost, some of those that come back",
+        "emulated-nic-first",
+    ),
+    bug("share-sections", SLOTS, "two frames are put into one section", "emulated-nic-first"),
+    bug(
+        "never-complete",
+        LINK,
+        "every eighth packet of the host is not completed",
+        "emulated-nic-first",
+    ),
+    bug("complete-twice", LINK, "packets of the host are completed twice", "emulated-nic-first"),
+    bug(
+        "forget-flush",
+        NIC,
+        "frames stay in the open batch until something else happens",
+        "two-nics-one-mac-one-serial",
+    ),
+    bug(
+        "drop-switch-when-full",
+        PATH,
+        "a switch that finds no room in the ring is dropped",
+        "carrier-back-in-a-burst",
+    ),
+    bug(
+        "forget-to-rearm",
+        CHANNEL,
+        "the peer is not asked to ring before resting",
+        "emulated-nic-first",
+    ),
+    bug(
+        "ignore-rescind",
+        CHANNELS,
+        "a device that the host takes away stays",
+        "torn-away-under-load",
+    ),
+    bug(
+        "forget-release",
+        CHANNELS,
+        "the id of a channel is never given back",
+        "new-serial-after-servicing",
+    ),
+    bug(
+        "lose-gpadl-teardown",
+        MEMORY,
+        "memory that comes back is not noticed",
+        "same-serial-again",
+    ),
+    bug(
+        "forget-eject-complete",
+        PCI_BUS,
+        "the host is not told that its function is free",
+        "same-serial-again",
+    ),
+    bug(
+        "answer-eject-at-once",
+        GUEST_PCI,
+        "a function is given back while a NIC still uses it",
+        "eject-during-join",
+    ),
+    bug(
+        "forget-unbound",
+        GUEST_PCI,
+        "pairing never hears that a port was let go",
+        "function-of-three-ports-asked-back",
+    ),
 ];
 
 /// The bug with this name.
@@ -123,10 +269,13 @@ mod tests {
     fn the_document_lists_every_bug_and_no_other() {
         let path = crates().join("../docs/SIMULATION.md");
         let text = std::fs::read_to_string(path).expect("the document");
-        let row = |bug: &Bug| format!("| `{}` | {} | {} |", bug.name, bug.file, bug.what);
-        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+        let row = |bug: &Bug| {
+            format!("| `{}` | {} | {} | {} |", bug.name, bug.file, bug.what, bug.found_by)
+        };
+        let bugs = text.lines().skip_while(|line| !line.starts_with("| bug |"));
+        let rows: Vec<&str> = bugs.skip(2).take_while(|line| line.starts_with("| `")).collect();
         for expected in BUGS.iter().map(row) {
-            assert!(rows.iter().any(|row| row.starts_with(&expected)), "no row {expected}");
+            assert!(rows.contains(&expected.as_str()), "no row {expected}");
         }
         let known =
             |row: &&str| BUGS.iter().any(|bug| row.starts_with(&format!("| `{}` |", bug.name)));
@@ -140,6 +289,9 @@ mod tests {
             let text = std::fs::read_to_string(crates().join(file)).expect("a source");
             assert!(asked(&text).contains(name), "{name} is not in {file}");
         }
+        let scenario = |name| super::super::scenario::all().any(|known| known.name == name);
+        let unknown = BUGS.iter().find(|bug| !scenario(bug.found_by)).map(|bug| bug.found_by);
+        assert_eq!(unknown, None, "there is no such scenario");
         let names: BTreeSet<_> = BUGS.iter().map(|bug| bug.name).collect();
         assert_eq!(names.len(), BUGS.len(), "a name stands twice");
         let files: BTreeSet<_> = BUGS.iter().map(|bug| bug.file).collect();

@@ -99,10 +99,15 @@ fn one_drawn(
 /// One seed, and if it fails, the same with as few acts as still fail.
 fn judge(seed: u64, profile: Profile) -> Outcome {
     let whole = one(seed, profile, usize::MAX, &mut |_| {});
+    shortest(whole, |acts| one(seed, profile, acts, &mut |_| {}))
+}
+
+/// What fails with the fewest first acts, if it fails; `run` runs the same system with the first so many. Every number is tried
+/// from 0 on: a system with one act more is another one, and may pass where a shorter one fails.
+fn shortest(whole: Outcome, run: impl FnMut(usize) -> Outcome) -> Outcome {
     let Some(failure) = &whole.failure else { return whole };
-    let shorter = (0..failure.acts.len()).map(|acts| one(seed, profile, acts, &mut |_| {}));
-    let shortest = shorter.into_iter().find(|outcome| outcome.failure.is_some());
-    shortest.unwrap_or(whole)
+    let mut shorter = (0..failure.acts.len()).map(run);
+    shorter.find(|outcome| outcome.failure.is_some()).unwrap_or(whole)
 }
 
 fn line(text: &str) -> Result<(), Error> {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::args::Profile;
-use super::results::{FailedSeed, ProfileResults, Range};
-use crate::guest::{BlackoutLine, Blackouts};
+use super::results::{FailedSeed, ProfileResults, Range, WaitingLine};
+use crate::guest::{BlackoutLine, Blackouts, Tally};
 
 /// What one system did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(super) struct Figures {
     pub(super) frames_twice: u64,
     pub(super) switches: u64,
     pub(super) blackouts: Blackouts,
+    /// Frames of the guest that waited at the end of each blackout.
+    pub(super) waiting: Tally,
     pub(super) virtual_micros: u64,
     /// A hash of all events with their times.
     pub(super) trace: u64,
@@ -71,6 +73,7 @@ pub(super) struct SeedLine<'a> {
     frames_twice: u64,
     switches: u64,
     blackouts: BlackoutLine,
+    frames_waiting: WaitingLine,
     virtual_seconds: f64,
     trace: String,
 }
@@ -94,6 +97,7 @@ impl<'a> SeedLine<'a> {
             frames_twice: figures.frames_twice,
             switches: figures.switches,
             blackouts: figures.blackouts.line(),
+            frames_waiting: WaitingLine::of(&figures.waiting),
             virtual_seconds: figures.virtual_micros as f64 / 1e6,
             trace: format!("{:016x}", figures.trace),
         }
@@ -123,6 +127,7 @@ pub(super) struct TotalsLine {
     frames_twice: u64,
     switches: u64,
     blackouts: BlackoutLine,
+    frames_waiting: WaitingLine,
     virtual_seconds: f64,
     wall_seconds: f64,
     seeds_per_second: f64,
@@ -146,6 +151,7 @@ impl Totals {
         sum.frames_twice += one.frames_twice;
         sum.switches += one.switches;
         sum.blackouts.merge(&one.blackouts);
+        sum.waiting.merge(&one.waiting);
         sum.virtual_micros += one.virtual_micros;
     }
 
@@ -178,6 +184,8 @@ impl Totals {
             switches: figures.switches,
             blackouts: figures.blackouts.line(),
             blackout_lengths: figures.blackouts.lengths().collect(),
+            frames_waiting: WaitingLine::of(&figures.waiting),
+            waiting_counts: figures.waiting.counts().collect(),
             virtual_micros: figures.virtual_micros,
             wall_seconds,
         }
@@ -198,6 +206,7 @@ impl TotalsLine {
             frames_twice: results.frames_twice,
             switches: results.switches,
             blackouts: results.blackouts,
+            frames_waiting: results.frames_waiting,
             virtual_seconds: results.virtual_micros as f64 / 1e6,
             wall_seconds: results.wall_seconds,
             seeds_per_second: results.seeds as f64 / results.wall_seconds.max(1e-9),
@@ -215,12 +224,16 @@ impl TotalsLine {
             "{seeds} seeds of the profile {profile}: {failed}\n\
              {nics} NICs, {acts} acts of their hosts, {frames} frames, {switches} switches; {} frames sent again, {} of them arrived twice\n\
              a switch kept frames waiting for {} us (half of them), {} us (99 of 100), {} us (the longest)\n\
+             at its end so many of them waited: {} (half of them), {} (99 of 100), {} (the most)\n\
              time: {:.1} s of the systems, {:.1} s on the clock, {:.1} seeds per second",
             self.frames_resent,
             self.frames_twice,
             blackouts.p50_us,
             blackouts.p99_us,
             blackouts.max_us,
+            self.frames_waiting.p50,
+            self.frames_waiting.p99,
+            self.frames_waiting.max,
             self.virtual_seconds,
             self.wall_seconds,
             self.seeds_per_second,

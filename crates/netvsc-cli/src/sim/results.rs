@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::args::{Profile, Seeds, Shard};
-use crate::guest::{BlackoutLine, Blackouts};
+use crate::guest::{BlackoutLine, Blackouts, Tally};
 
 /// The version of the form. Keys are not renamed or retyped within one.
 const SCHEMA: u32 = 1;
@@ -100,9 +100,31 @@ pub(super) struct ProfileResults {
     pub(super) blackouts: BlackoutLine,
     /// Blackouts by their length in microseconds: pairs of a length and how many were that long.
     pub(super) blackout_lengths: Vec<(u64, u64)>,
+    pub(super) frames_waiting: WaitingLine,
+    /// Blackouts by the frames that waited at their end: pairs of a number and how often it was that.
+    pub(super) waiting_counts: Vec<(u64, u64)>,
     pub(super) virtual_micros: u64,
     /// On the clock of the machines, one after the other.
     pub(super) wall_seconds: f64,
+}
+
+/// How many frames of the guest waited at the end of a blackout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WaitingLine {
+    /// Half of the time no more.
+    pub(super) p50: u64,
+    /// 99 times of 100 no more.
+    pub(super) p99: u64,
+    /// Never more.
+    pub(super) max: u64,
+}
+
+impl WaitingLine {
+    pub(super) fn of(tally: &Tally) -> Self {
+        let [p50, p99, max] = [50, 99, 100].map(|of_hundred| tally.percentile(of_hundred));
+        Self { p50, p99, max }
+    }
 }
 
 /// Seeds from `first` to the one before `end`, or a share of them.
@@ -207,6 +229,10 @@ impl ProfileResults {
         blackouts.merge(&other.blackouts());
         self.blackouts = blackouts.line();
         self.blackout_lengths = blackouts.lengths().collect();
+        self.waiting_counts.extend(other.waiting_counts);
+        let waiting = Tally::counted(self.waiting_counts.iter().copied());
+        self.frames_waiting = WaitingLine::of(&waiting);
+        self.waiting_counts = waiting.counts().collect();
         self.ranges.extend(other.ranges);
         self.ranges.sort_unstable();
         self.missing = missing(&self.ranges);

@@ -19,6 +19,7 @@ use super::outcome::Figures;
 use super::script::Script;
 use super::traffic::{Flow, Way};
 use crate::event::{Event, What};
+use crate::guest::Tally;
 use crate::run::stage::Stage;
 use crate::scenario::Script as Quiet;
 use crate::timeline::Recorder;
@@ -86,6 +87,8 @@ pub(super) struct System {
     trace: u64,
     buffer: Vec<u8>,
     recorder: Option<Recorder>,
+    /// Frames of the guest that waited at the end of each blackout.
+    waiting: Tally,
 }
 
 fn peer_mac(nic: usize) -> MacAddress {
@@ -143,6 +146,7 @@ impl System {
             trace: 0xcbf2_9ce4_8422_2325,
             buffer: Vec::new(),
             recorder: None,
+            waiting: Tally::default(),
         })
     }
 
@@ -238,10 +242,14 @@ impl System {
             if let Some(recorder) = &mut self.recorder {
                 recorder.event(&event);
             }
-            if let What::NicGone { nic, .. } = event.what
-                && let Some(lane) = self.lanes.get_mut(nic)
-            {
-                lane.carrier_gone();
+            match event.what {
+                What::NicGone { nic, .. } => {
+                    self.lanes.get_mut(nic).into_iter().for_each(Lane::carrier_gone);
+                }
+                What::Resumed { nic, .. } => {
+                    self.waiting.add(self.lanes.get(nic).map_or(0, |lane| lane.out.waiting()));
+                }
+                _ => {}
             }
             self.check_answered(&event.what)?;
             if let What::Failed { what } = event.what {
@@ -312,6 +320,7 @@ impl System {
             frames_twice: self.lanes.iter().map(|lane| lane.out.duplicates()).sum(),
             switches: account.switches_to_vf + account.switches_to_synthetic,
             blackouts: account.blackouts,
+            waiting: self.waiting.clone(),
             virtual_micros: self.now.as_nanos() / 1000,
             trace: self.trace,
         }

@@ -99,6 +99,11 @@ impl Flow {
         self.way_changed();
     }
 
+    /// Frames that are to be sent and were not taken yet.
+    pub(super) fn waiting(&self) -> u64 {
+        self.wanted
+    }
+
     /// More frames are to be sent.
     pub(super) fn want(&mut self, frames: u64) {
         self.wanted += frames;

@@ -18,6 +18,7 @@ fn made(profile: Profile, of: Range) -> Results {
         let mut figures = Figures { nics: 2, acts: 3, frames_out: 5, ..Figures::default() };
         figures.fired.insert("eject", 1);
         figures.blackouts.add(Duration::from_micros(seed), 1);
+        figures.waiting.add(seed / 2);
         let failure =
             seed.is_multiple_of(10).then(|| Failure { what: "lost".into(), acts: vec![] });
         totals.add(&Outcome { seed, figures, failure });
@@ -41,6 +42,9 @@ fn shares_add_up_to_what_one_run_of_all_seeds_comes_to() {
     assert_eq!(merged.blackouts, whole.blackouts);
     assert_eq!((merged.blackouts.p50_us, merged.blackouts.max_us), (54, 104));
     assert_eq!(merged.blackout_lengths, whole.blackout_lengths);
+    assert_eq!(merged.frames_waiting, WaitingLine { p50: 27, p99: 51, max: 52 });
+    assert_eq!(merged.frames_waiting, whole.frames_waiting);
+    assert_eq!(merged.waiting_counts, whole.waiting_counts);
     assert_eq!(merged.failed, whole.failed);
     assert_eq!(merged.failed.len(), 10);
     assert_eq!(merged.acts_by_kind, whole.acts_by_kind);

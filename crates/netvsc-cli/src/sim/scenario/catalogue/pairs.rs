@@ -1,13 +1,14 @@
 //! Who belongs to whom.
 
+use hyperv_host::host::Disassociation::After;
 use vmbus::Serial;
 
 use super::super::Scenario;
 use super::super::expect::Expect::{Never, NotBefore, Times, Told};
 use super::super::setup::Set;
-use super::{BY_BOTH, BY_MAC, ON_VF, PLAIN};
+use super::{BY_BOTH, BY_MAC, OFF_VF, ON_VF, PLAIN, millis};
 use crate::args::VfLayout;
-use crate::sim::deed::Deed::{self, ChangeMac, See};
+use crate::sim::deed::Deed::{self, ChangeMac, See, TearAway};
 use crate::sim::deed::Stranger;
 
 /// All of them.
@@ -136,6 +137,21 @@ pub(super) const ALL: &[Scenario] = &[
             (5000, 0, See("accelerated")),
         ],
         expect: &[Never(BY_MAC), Times(2, BY_BOTH)],
+        ..PLAIN
+    },
+    Scenario {
+        name: "second-vf-takes-over",
+        rows: &["S6.3"],
+        what: "a second VF with the NIC's serial and MAC stands by; it takes over when the first is torn away, and is left for the next",
+        steps: &[
+            (500, 0, Deed::Stranger(Stranger::Twin, Serial(1))),
+            (900, 0, See("accelerated")),
+            (1000, 0, TearAway(After(millis(3000)))),
+            (1500, 0, See("paired")),
+            (2000, 0, Deed::StrangerGoes { asked: true }),
+            (2500, 0, See("waiting")),
+        ],
+        expect: &[Told(&[ON_VF, "stands by", OFF_VF, BY_BOTH, "let go", "says that it has no VF"])],
         ..PLAIN
     },
     Scenario {

@@ -93,6 +93,48 @@ pub(super) const ALL: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "reset-on-the-vf",
+        rows: &["S4", "S5"],
+        what: "the guest resets the NIC while its VF is in use; the host hears of it anew, offers the VF no second time, and is asked for it",
+        steps: &[(500, 0, Deed::Renew), (1000, 0, See("accelerated"))],
+        expect: &[
+            Told(&[ON_VF, "resets the NIC", "names serial 1", ON_VF]),
+            Times(1, "with serial 1 arrived"),
+            Times(2, ON_VF),
+        ],
+        ..PLAIN
+    },
+    Scenario {
+        name: "associated-twice",
+        rows: &["S4", "S6.4"],
+        what: "the host says twice more that there is the VF which is in use; it stays in use",
+        steps: &[(500, 0, Deed::Repeat), (501, 0, Deed::Repeat), (1000, 0, See("accelerated"))],
+        expect: &[
+            Times(2, "the host says again whether there is a VF"),
+            Times(1, BY_BOTH),
+            Never("unpaired"),
+            Never("overdue"),
+        ],
+        ..PLAIN
+    },
+    Scenario {
+        name: "asleep-during-the-switch",
+        rows: &["36"],
+        what: "the guest goes to sleep while the switch to the VF is under way; the VF is used when it is awake again",
+        setup: &[Set::Switch(500)],
+        steps: &[
+            (300, 0, See("paired")),
+            (300, 0, Deed::Hibernate(Duration::from_secs(2))),
+            (5000, 0, See("accelerated")),
+        ],
+        expect: &[
+            Told(&["names serial 1", "goes to sleep", "names serial 1", ON_VF]),
+            Times(1, ON_VF),
+            Never("overdue"),
+        ],
+        ..PLAIN
+    },
+    Scenario {
         name: "hibernated-on-the-vf",
         rows: &["36", "54"],
         what: "the guest sleeps while its VF is in use; it wakes up on its synthetic path with the same function, and switches when that has a carrier",

@@ -7,6 +7,7 @@ use super::super::Scenario;
 use super::super::expect::Expect::{Never, NotBefore, OnlyAfter, Times, Told, Within};
 use super::super::setup::Set;
 use super::{BY_BOTH, BY_MAC, OFF_VF, ON_VF, PLAIN, millis};
+use crate::args::VfLayout;
 use crate::sim::deed::Deed::{Burst, Eject, Give, Link, See, TearAway};
 
 /// All of them.
@@ -176,8 +177,39 @@ pub(super) const ALL: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "function-of-three-ports-asked-back",
+        rows: &["40", "S6.1"],
+        what: "the function whose ports three NICs use is asked back, twice: all leave it, and only then is it let go; another comes and all are on it",
+        setup: &[Set::Nics(3), Set::Layout(VfLayout::Shared), Set::Switch(20)],
+        steps: &[
+            (1000, 2, See("accelerated")),
+            (1100, 0, Eject(After(millis(300)))),
+            (1500, 0, See("synthetic")),
+            (1500, 1, See("synthetic")),
+            (1500, 2, See("synthetic")),
+            (2000, 0, Give(Serial(5))),
+            (2500, 0, See("accelerated")),
+            (2500, 1, See("accelerated")),
+            (2500, 2, See("accelerated")),
+            // This time the NICs hear first that they have it no longer.
+            (3000, 0, Eject(First)),
+            (3400, 0, See("synthetic")),
+            (3400, 1, See("synthetic")),
+            (3400, 2, See("synthetic")),
+        ],
+        expect: &[
+            Told(&["nic2: frames leave on the vf path", "wants it back", "with serial 1 left"]),
+            Told(&["with serial 5 arrived", "wants it back", "with serial 5 left"]),
+            NotBefore(20, "asks for the VF back", "with serial 1 left"),
+            Times(6, "frames leave on the synthetic path"),
+            Times(2, "let go"),
+            Never("sent again"),
+        ],
+        ..PLAIN
+    },
+    Scenario {
         name: "torn-away-under-load",
-        rows: &["8", "S5"],
+        rows: &["8", "S4", "S5"],
         what: "the VF vanishes while it is in use: frames leave on the synthetic path at once",
         steps: &[
             (500, 0, See("accelerated")),
@@ -270,7 +302,7 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "carrier-back-in-a-burst",
-        rows: &["S6.5"],
+        rows: &["41", "S6.5"],
         what: "the carrier comes back while the ring is full of frames: the request to switch waits for room, and is not lost",
         setup: &[Set::Rings(2)],
         steps: &[
