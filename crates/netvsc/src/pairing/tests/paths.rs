@@ -97,8 +97,12 @@ impl Joint {
                 self.paths.get_mut(&nic(n)).expect("it is here").0.disassociated(T0);
             }
             // A port is without carrier when it comes.
-            Fact::Port(slot, index, _) => drop(self.links.entry((slot, index)).or_insert(false)),
-            Fact::PortLeft(slot, index) => drop(self.links.remove(&(slot, index))),
+            Fact::Port(slot, index, _) => {
+                self.links.entry((slot, index)).or_insert(false);
+            }
+            Fact::PortLeft(slot, index) => {
+                self.links.remove(&(slot, index));
+            }
             Fact::FunctionLeft(slot) => self.links.retain(|(of, _), _| *of != slot),
             Fact::NicLeft(_) | Fact::Function(..) => {}
         }
