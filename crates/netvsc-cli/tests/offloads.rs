@@ -392,6 +392,7 @@ fn what_a_vanished_vf_had_goes_out_again_with_its_work() {
 }
 
 // F11: what is told is what both paths do.
+// HISTORY 31: what the VF does and the NIC does not is not promised.
 #[test]
 fn a_card_tells_what_both_of_its_paths_do() {
     let told = |able, with_vf| {

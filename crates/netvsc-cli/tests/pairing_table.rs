@@ -1,5 +1,4 @@
-//! `docs/PAIRING.md` against the code: every rule has its rows, every row tests that exist, and every case of history a test that names
-//! it or a reason.
+//! `docs/PAIRING.md` against the code: every rule has its rows, and every row tests that exist.
 
 use std::path::{Path, PathBuf};
 
@@ -68,26 +67,4 @@ fn every_test_that_the_document_names_exists() {
     let missing: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
     assert!(missing.is_empty(), "docs/PAIRING.md names tests that do not exist: {missing:?}");
     assert!(named.len() > 90, "the tables have lost their rows");
-}
-
-#[test]
-fn every_case_of_history_has_a_test_that_names_it_or_a_reason() {
-    const CASES: [u32; 22] =
-        [4, 5, 6, 12, 29, 33, 43, 45, 46, 47, 48, 50, 51, 52, 57, 58, 59, 60, 61, 62, 63, 65];
-    let (document, sources) = (document(), sources());
-    let rows = rows(&document);
-    let named = |case: u32| {
-        sources.lines().any(|line| {
-            let cases = line.trim().strip_prefix("// HISTORY ").unwrap_or_default();
-            let cases = cases.split(':').next().unwrap_or_default();
-            cases.split([',', ' ']).any(|word| word.parse() == Ok(case))
-        })
-    };
-    for case in CASES {
-        let number = case.to_string();
-        let row = rows.iter().find(|(name, _)| *name == number);
-        let (_, row) = row.unwrap_or_else(|| panic!("no row for {case}"));
-        let proven = named(case) && !tests_in(row).is_empty();
-        assert!(proven || row.contains("cannot happen: "), "neither test nor reason: {row}");
-    }
 }

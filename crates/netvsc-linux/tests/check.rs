@@ -45,6 +45,7 @@ fn healthy_guests_have_no_findings_and_nothing_is_left_undecided() {
     }
 }
 
+// HISTORY 52, 60: a VF with an address, and one that a manager has.
 #[test]
 fn every_complaint_has_exactly_its_findings() {
     let numbers: Vec<_> = COMPLAINTS.iter().map(|complaint| complaint.number).collect();

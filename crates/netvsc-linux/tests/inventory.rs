@@ -294,6 +294,7 @@ fn what_netlink_tells_is_what_sysfs_shows() {
     }
 }
 
+// HISTORY 65
 #[test]
 fn an_interface_that_is_renamed_while_it_is_read_is_looked_at_again() {
     let mut guest = Guest::new();

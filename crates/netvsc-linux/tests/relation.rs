@@ -37,6 +37,7 @@ fn only(guest: &Guest) -> (State, Option<Obstacle>) {
     (nic.state, nic.obstacle)
 }
 
+// HISTORY 59: NIC and VF have one MAC, and are one pair.
 #[test]
 fn healthy_guests_are_accelerated_by_serial_and_mac() {
     let both = Reason::SerialAndMac;
@@ -77,6 +78,24 @@ fn an_emulated_nic_with_the_same_mac_is_no_candidate() {
     assert_eq!((link.name.as_str(), refusal.rule()), ("eth1", "P1"));
 }
 
+// HISTORY 2: it has the VF's MAC, and is none.
+#[test]
+fn a_vlan_over_the_vf_is_no_second_candidate() {
+    let mut guest = Guest::new();
+    let pair = kinds::one(&mut guest);
+    let name = format!("{}.100", pair.port.name);
+    let vlan = guest.software(&name, "7c:1e:52:25:55:d2");
+    guest.write(&format!("{vlan}/uevent"), &format!("DEVTYPE=vlan\nINTERFACE={name}\nIFINDEX=9"));
+    guest.symlink(&format!("{vlan}/lower_{}", pair.port.name), &pair.port.net);
+    let snapshot = read(&guest);
+    let relations = Relations::of(&snapshot);
+    let [port] = relations.ports.as_slice() else { panic!("one candidate") };
+    assert_eq!(port.link.name, pair.port.name);
+    assert!(port.did.is_some() && port.should.map(|(nic, _)| nic) == port.did);
+    let (link, refusal) = &relations.others[0];
+    assert_eq!((link.name.as_str(), refusal.rule()), (name.as_str(), "P1"));
+}
+
 #[test]
 fn a_port_without_nic_stands_alone() {
     let guest = kinds::mana_only();
@@ -87,6 +106,7 @@ fn a_port_without_nic_stands_alone() {
     assert_eq!(alone, ["enP30832s1"]);
 }
 
+// HISTORY 71: also where user space has the NIC.
 #[test]
 fn the_first_broken_link_is_named() {
     let address = netvsc_linux::inventory::PciAddress::parse("927a:00:02.0").unwrap();

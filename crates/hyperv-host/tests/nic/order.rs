@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use hyperv_host::nic::{NicServiceConfig, NicServiceEvent, ResetAnswer};
-use netvsc::nvsp::Version;
+use netvsc::nvsp::{HostMessage, Version};
 use netvsc::{NicConfig, NicEvent, Path};
 use vmbus::Serial;
+use vmbus::packet::{Outgoing, PacketKind};
 
 use crate::world::*;
 
@@ -188,6 +189,31 @@ fn an_association_is_heard_while_channels_are_still_to_be_offered() {
     assert!(!world.host_events.contains(&offer));
     world.settle();
     assert!(world.host_events.contains(&offer));
+}
+
+// HISTORY section 6 item 4: what the host says of VFs it says on the primary channel.
+#[test]
+fn an_association_on_a_sub_channel_counts_for_nobody() {
+    let guest = NicConfig { queues: 2, ..NicConfig::default() };
+    let mut world = world_with(guest, &ROOMY, NicServiceConfig::new(MAC));
+    world.settle();
+    world.nic.request_queues(1, world.now).unwrap();
+    world.settle();
+    let (mut host, guest) = world.channel(17);
+    let mut queue = world.nic.add_queue(1, guest).unwrap();
+    world.events.clear();
+    let said = HostMessage::VfAssociation { allocated: true, serial: Serial(9) };
+    let payload = said.encode(Version::V6_1);
+    let packet = Outgoing::InBand { transaction_id: 5, completion: true, payload: &payload };
+    host.try_send(&packet).unwrap();
+    queue.poll(&mut |_| panic!("it is no frame")).unwrap();
+    world.poll_guest();
+    assert!(world.events.is_empty(), "{:?}", world.events);
+    assert_eq!((world.nic.info().association, queue.stats().bad.unexpected), (None, 1));
+    let mut buffer = [0; 64];
+    let answer = host.receive(&mut buffer).unwrap().expect("an answer");
+    assert!(matches!(answer.kind, PacketKind::Completion), "{answer:?}");
+    assert_eq!(answer.transaction_id, 5);
 }
 
 // HISTORY 13: whatever queue a VF with more of them would choose, the NIC has it.

@@ -162,13 +162,22 @@ impl World {
         true
     }
 
-    /// Opens a sub-channel on both sides.
-    pub fn add_queue(&mut self, number: u16, ring: usize) {
+    /// The host's and the guest's end of a new channel.
+    pub fn channel(
+        &self,
+        ring: usize,
+    ) -> (Channel<PageList, SignalFlag>, Channel<SharedPages, SignalFlag>) {
         let rings = self.ram.allocate(2 * ring).unwrap();
         let (up, down) = (rings.slice(0, ring).unwrap(), rings.slice(ring, ring).unwrap());
         let map = |pages: &SharedPages| self.ram.map(pages.frames()).unwrap();
         let host = Channel::from_parts(map(&down), map(&up), self.to_guest.clone()).unwrap();
         let guest = Channel::from_parts(up, down, self.to_host.clone()).unwrap();
+        (host, guest)
+    }
+
+    /// Opens a sub-channel on both sides.
+    pub fn add_queue(&mut self, number: u16, ring: usize) {
+        let (host, guest) = self.channel(ring);
         self.service.open_queue(number, host, &mut self.port);
         self.queues.push(self.nic.add_queue(number, guest).unwrap());
         self.poll_host();
