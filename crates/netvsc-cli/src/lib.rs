@@ -29,6 +29,7 @@ pub mod host;
 pub mod inspect;
 pub mod install;
 mod line;
+pub mod live;
 mod log;
 pub mod manual;
 pub mod metrics;

@@ -2,11 +2,12 @@
 //! segments that follow each other as one.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use hyperv_host::nic::coalesce::Segment;
 use hyperv_host::nic::offload::{ChecksumRequest, LargeSend, Segments, fill_checksums};
 use hyperv_host::switch::Uncut;
+use netvsc::nic::flow_of;
 use netvsc_linux::{Offloaded, Tap, TapError, TapName};
 use rustix::event::PollFlags;
 
@@ -15,8 +16,9 @@ use crate::guest::Sending;
 
 /// Longest frame that a TAP gives, and one byte more: an MTU of 65,521 and its header, or a segment of 64 KiB.
 const BUFFER: usize = 65_536 + 64;
-/// Frames taken from a TAP before the rest of the world gets its turn.
+/// Frames taken from a TAP before the rest of the world gets its turn, and at least from each of its queues.
 const BURST: usize = 64;
+const EACH: usize = 16;
 /// Frames that may wait for a TAP.
 const BACKLOG: usize = 4096;
 /// Longest segment that the kernel gets: an IP packet of 65,535 bytes with Ethernet header.
@@ -53,7 +55,57 @@ impl Waiting {
     }
 }
 
-/// One TAP with the frames that wait for it and the one frame of it that found no room.
+/// What the kernel sends out of one queue of a TAP.
+struct Inlet {
+    queue: usize,
+    /// The first `held` bytes are a frame that was refused for now.
+    buffer: Vec<u8>,
+    held: usize,
+    left: Offloaded,
+    /// Pieces of it that have been taken.
+    taken: usize,
+}
+
+impl Inlet {
+    fn new(queue: usize) -> Self {
+        Self { queue, buffer: vec![0; BUFFER], held: 0, left: Offloaded::Done, taken: 0 }
+    }
+
+    /// Reads the next frame unless one is held. False if there is none.
+    fn hold_next(&mut self, tap: &Tap) -> Result<bool, Error> {
+        if self.held == 0 {
+            let Some((len, left)) = tap.read_offloaded_from(self.queue, &mut self.buffer)? else {
+                return Ok(false);
+            };
+            (self.held, self.left, self.taken) = (len, left, 0);
+        }
+        Ok(self.held > 0)
+    }
+
+    /// See [`Line::fetch`].
+    fn fetch(
+        &mut self,
+        tap: &Tap,
+        burst: usize,
+        take: &mut dyn FnMut(&[u8], &Offloaded) -> Sending,
+    ) -> Result<bool, Error> {
+        let mut moved = false;
+        for _ in 0..burst {
+            if !self.hold_next(tap)? {
+                break;
+            }
+            let frame = self.buffer.get(..self.held).unwrap_or_default();
+            if let Sending::Later = take(frame, &self.left) {
+                break;
+            }
+            self.held = 0;
+            moved = true;
+        }
+        Ok(moved)
+    }
+}
+
+/// One TAP with the frames that wait for it, and of each of its queues the one frame that found no room.
 pub(crate) struct Line {
     tap: Tap,
     /// For the kernel.
@@ -61,12 +113,8 @@ pub(crate) struct Line {
     /// What is left to be done to the first of them, once it has been tried.
     first: Option<Offloaded>,
     spare: Vec<Vec<u8>>,
-    /// From the kernel; the first `held` bytes are a frame that was refused for now.
-    buffer: Vec<u8>,
-    held: usize,
-    left: Offloaded,
-    /// Pieces of it that have been taken.
-    taken: usize,
+    /// From the kernel, by queue.
+    inlets: Vec<Inlet>,
     piece: Vec<u8>,
     /// Frames that the kernel did not take because the TAP was down or its backlog full, or that it gave in no state to be sent.
     refused: u64,
@@ -74,15 +122,18 @@ pub(crate) struct Line {
 
 impl Line {
     pub(crate) fn open(name: &TapName) -> Result<Self, Error> {
+        Self::open_with_queues(name, 1)
+    }
+
+    /// A TAP with so many queues, over which the kernel spreads its flows.
+    pub(crate) fn open_with_queues(name: &TapName, queues: u16) -> Result<Self, Error> {
+        let tap = Tap::open_with_queues(name, queues)?;
         Ok(Self {
-            tap: Tap::open_with_offloads(name)?,
+            inlets: (0..tap.queues()).map(Inlet::new).collect(),
+            tap,
             waiting: VecDeque::new(),
             first: None,
             spare: Vec::new(),
-            buffer: vec![0; BUFFER],
-            held: 0,
-            left: Offloaded::Done,
-            taken: 0,
             piece: Vec::new(),
             refused: 0,
         })
@@ -147,7 +198,8 @@ impl Line {
         let mut moved = false;
         while let Some(next) = self.waiting.front_mut() {
             let left = *self.first.get_or_insert_with(|| next.finish());
-            match self.tap.write_offloaded(&next.frame, &left) {
+            let queue = queue_of(&self.tap, &next.frame);
+            match self.tap.write_offloaded_to(queue, &next.frame, &left) {
                 Ok(true) => {}
                 Ok(false) => break,
                 // A TAP that is down, as while it moves to another namespace, is a cable that is not plugged in.
@@ -162,22 +214,15 @@ impl Line {
     }
 
     /// Takes frames from the kernel, with what is left to be done to them, until there are no more, a burst is over, or `take`
-    /// refuses one, which is then held.
+    /// refuses one, which is then held; the other queues have their turn all the same.
     pub(crate) fn fetch(
         &mut self,
         mut take: impl FnMut(&[u8], &Offloaded) -> Sending,
     ) -> Result<bool, Error> {
+        let burst = (BURST / self.inlets.len()).max(EACH);
         let mut moved = false;
-        for _ in 0..BURST {
-            if !self.hold_next()? {
-                break;
-            }
-            let frame = self.buffer.get(..self.held).unwrap_or_default();
-            if let Sending::Later = take(frame, &self.left) {
-                break;
-            }
-            self.held = 0;
-            moved = true;
+        for inlet in &mut self.inlets {
+            moved |= inlet.fetch(&self.tap, burst, &mut take)?;
         }
         Ok(moved)
     }
@@ -189,74 +234,27 @@ impl Line {
         whole: bool,
         mut take: impl FnMut(&[u8], Option<Uncut>) -> Sending,
     ) -> Result<bool, Error> {
+        let Self { tap, inlets, piece, refused, .. } = self;
+        let burst = (BURST / inlets.len()).max(EACH);
         let mut moved = false;
-        for _ in 0..BURST {
-            if !self.hold_next()? {
-                break;
-            }
-            let frame = self.buffer.get_mut(..self.held).unwrap_or_default();
-            match self.left {
-                Offloaded::Done => {}
-                Offloaded::Checksum { layer4, udp } => {
-                    let request = ChecksumRequest {
-                        tcp: !udp,
-                        udp,
-                        layer4_offset: layer4.into(),
-                        ..ChecksumRequest::default()
-                    };
-                    self.left = Offloaded::Done;
-                    if fill_checksums(frame, request).is_err() {
-                        (self.held, self.refused) = (0, self.refused + 1);
-                        continue;
-                    }
+        for inlet in inlets {
+            for _ in 0..burst {
+                if !inlet.hold_next(tap)? {
+                    break;
                 }
-                Offloaded::Segments { layer4, size, ipv6, .. } => {
-                    let request =
-                        LargeSend { segment: size.into(), tcp_offset: layer4.into(), ipv6 };
-                    let Ok(segments) = Segments::new(frame, request) else {
-                        (self.held, self.refused) = (0, self.refused + 1);
-                        continue;
-                    };
-                    if whole && self.taken == 0 {
-                        let uncut = segments.leave(frame);
-                        if let Sending::Later = take(frame, Some(uncut)) {
-                            break;
-                        }
-                        self.held = 0;
+                match inlet.give(whole, piece, &mut take) {
+                    Given::Some => {
                         moved = true;
-                        continue;
+                        break;
                     }
-                    let count = segments.count(frame);
-                    while self.taken < count {
-                        segments.write(frame, self.taken, &mut self.piece);
-                        if let Sending::Later = take(&self.piece, None) {
-                            return Ok(moved);
-                        }
-                        self.taken += 1;
-                        moved = true;
-                    }
-                    (self.held, self.taken) = (0, 0);
-                    continue;
+                    Given::Nothing => break,
+                    Given::All => moved = true,
+                    Given::Unusable => *refused += 1,
                 }
+                (inlet.held, inlet.taken) = (0, 0);
             }
-            if let Sending::Later = take(frame, None) {
-                break;
-            }
-            self.held = 0;
-            moved = true;
         }
         Ok(moved)
-    }
-
-    /// Reads the next frame unless one is held. False if there is none.
-    fn hold_next(&mut self) -> Result<bool, Error> {
-        if self.held == 0 {
-            let Some((len, left)) = self.tap.read_offloaded(&mut self.buffer)? else {
-                return Ok(false);
-            };
-            (self.held, self.left, self.taken) = (len, left, 0);
-        }
-        Ok(self.held > 0)
     }
 
     /// The interface.
@@ -266,15 +264,14 @@ impl Line {
 
     /// What to wait for: `open` is whether frames of the kernel are wanted. One that found no room waits for the other side, not
     /// for the kernel.
-    pub(crate) fn wanted(&self, open: bool) -> PollFlags {
-        let mut flags = PollFlags::empty();
-        if open && self.held == 0 {
-            flags |= PollFlags::IN;
-        }
-        if !self.waiting.is_empty() {
-            flags |= PollFlags::OUT;
-        }
-        flags
+    pub(crate) fn polls(&self, open: bool) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let blocked = self.waiting.front().map(|next| queue_of(&self.tap, &next.frame));
+        self.inlets.iter().filter_map(move |inlet| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, open && inlet.held == 0);
+            flags.set(PollFlags::OUT, blocked == Some(inlet.queue));
+            (!flags.is_empty()).then(|| (self.tap.queue(inlet.queue), flags))
+        })
     }
 
     /// Frames that the kernel did not take.
@@ -283,8 +280,66 @@ impl Line {
     }
 }
 
-impl AsFd for Line {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tap.as_fd()
+/// The queue that all frames of this one's flow go through, so that the kernel sends the answers out of the same.
+fn queue_of(tap: &Tap, frame: &[u8]) -> usize {
+    if tap.queues() == 1 { 0 } else { flow_of(frame) as usize % tap.queues() }
+}
+
+/// What was taken of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Given {
+    All,
+    Some,
+    Nothing,
+    /// It cannot be sent in the state in which the kernel gave it.
+    Unusable,
+}
+
+impl Inlet {
+    /// Offers what is left of the held frame, as it goes over a wire.
+    fn give(
+        &mut self,
+        whole: bool,
+        piece: &mut Vec<u8>,
+        take: &mut dyn FnMut(&[u8], Option<Uncut>) -> Sending,
+    ) -> Given {
+        let frame = self.buffer.get_mut(..self.held).unwrap_or_default();
+        let mut uncut = None;
+        match self.left {
+            Offloaded::Done => {}
+            Offloaded::Checksum { layer4, udp } => {
+                let request = ChecksumRequest {
+                    tcp: !udp,
+                    udp,
+                    layer4_offset: layer4.into(),
+                    ..ChecksumRequest::default()
+                };
+                self.left = Offloaded::Done;
+                if fill_checksums(frame, request).is_err() {
+                    return Given::Unusable;
+                }
+            }
+            Offloaded::Segments { layer4, size, ipv6, .. } => {
+                let request = LargeSend { segment: size.into(), tcp_offset: layer4.into(), ipv6 };
+                let Ok(segments) = Segments::new(frame, request) else { return Given::Unusable };
+                if whole && self.taken == 0 {
+                    uncut = Some(segments.leave(frame));
+                } else {
+                    let before = self.taken;
+                    while self.taken < segments.count(frame) {
+                        segments.write(frame, self.taken, piece);
+                        if let Sending::Later = take(piece, None) {
+                            return if self.taken > before { Given::Some } else { Given::Nothing };
+                        }
+                        self.taken += 1;
+                    }
+                    return Given::All;
+                }
+            }
+        }
+        match take(frame, uncut) {
+            Sending::Later => Given::Nothing,
+            _ => Given::All,
+        }
     }
 }

@@ -179,6 +179,8 @@ fn converse(bytes: usize) {
 }
 
 fn settle() {
+    // What the host says of a VF may come before the NIC is ready.
+    until("the interface is up", || exists("nvt0") && link().contains(",UP"));
     ip("addr add 192.0.2.1/24 dev nvt0");
 }
 
@@ -229,6 +231,9 @@ fn sub_channels_that_the_kernel_opens_are_used() {
         let mut run = Run::start(&fake, &["--queues", "4"]);
         let told = run.wait_for("pairing");
         assert_eq!(told["why"], "4 channels are in use");
+        let shown = ip("-d link show nvt0");
+        assert!(shown.contains("multi_queue") && shown.contains("numqueues 4"), "{shown}");
+        assert_eq!(metric(&fake, "netvsc_run_queues{device=\"nvt0\"}"), Some(4.0));
         settle();
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -268,10 +273,15 @@ fn a_run_that_is_killed_leaves_a_device_that_the_next_one_opens() {
             run.wait_for("nic_ready");
             settle();
             converse(64 << 10);
+            let queues = || metric(&fake, "netvsc_run_queues{device=\"nvt0\"}");
+            assert_eq!(queues(), Some(1.0));
             run.signal(if round < 3 { Signal::KILL } else { Signal::INT });
             run.end();
             until("the interface is gone", || !exists("nvt0"));
+            assert_eq!(queues(), None, "nobody tells of it any more");
         }
+        let asked = fake.guest.root().join("run/netvsc/live");
+        assert_eq!(std::fs::read_dir(asked).expect("a folder").count(), 0, "left behind");
         let account = fake.end();
         assert_eq!((account.opened, account.counters.failed), (3, 0));
     });
@@ -360,6 +370,43 @@ impl Run {
     }
 }
 
+/// What a verb says of the guest.
+fn told(fake: &Fake, verb: &[&str]) -> String {
+    let root = fake.guest.root().to_str().expect("a plain path");
+    let output = Command::new(PROGRAM).args(verb).args(["--sysfs-root", root]).output();
+    let output = output.expect("the program runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The value of a series in what `netvsc metrics` says of the guest.
+fn metric(fake: &Fake, series: &str) -> Option<f64> {
+    let text = told(fake, &["metrics"]);
+    let line = text.lines().find_map(|line| line.strip_prefix(series));
+    line.map(|value| value.trim().parse().expect("a number"))
+}
+
+/// A NIC that the kernel knows nothing of is told of by the run itself; it is on its VF.
+fn run_is_told_of(fake: &Fake, run: &Run) {
+    let sent = |path: &str| {
+        let series = format!("netvsc_transmit_packets_total{{device=\"nvt0\",path=\"{path}\"}}");
+        metric(fake, &series).expect("a series")
+    };
+    assert!(sent("vf") > 500.0 && sent("synthetic") > 50.0, "{} {}", sent("vf"), sent("synthetic"));
+    assert_eq!(metric(fake, "netvsc_datapath_vf{device=\"nvt0\"}"), Some(1.0));
+    assert_eq!(metric(fake, "netvsc_run_lost_packets_total{device=\"nvt0\"}"), Some(0.0));
+    let list: Value = serde_json::from_str(&told(fake, &["list", "--json"])).expect("JSON");
+    let nics = list["nics"].as_array().expect("NICs");
+    let nic = nics.iter().find(|nic| nic["guid"] == NIC).expect("the NIC");
+    let pid = run.child.id();
+    assert_eq!((&nic["path"], &nic["mac"]), (&"vf".into(), &MAC.to_string().into()), "{nic}");
+    let by = &nic["run"];
+    assert_eq!((&by["pid"], &by["ifname"], &by["vf"]), (&pid.into(), &"nvt0".into(), &VF.into()));
+    let page = told(fake, &["show", NIC]);
+    let line = format!("Driven from user space by process {pid}, as nvt0: vf path with {VF}");
+    assert!(page.contains(&line), "{page}");
+}
+
 fn carries_what_the_host_gives_to_the_vf(driver: &str) {
     let (_far, fake) = Far::with_vf("7", &MAC.to_string());
     let mut run = Run::start(&fake, &["--vf-link", VF, "--vf-driver", driver]);
@@ -372,6 +419,7 @@ fn carries_what_the_host_gives_to_the_vf(driver: &str) {
     assert_eq!(run.wait_for("associated")["serial"], 7);
     run.wait_for_path("vf");
     converse(4 << 20);
+    run_is_told_of(&fake, &run);
     let first = fake.over_vf();
     assert!(first.from_guest > 500 && first.to_guest > 500, "{first:?}");
     // Asked back: the host waits until nothing comes any more.

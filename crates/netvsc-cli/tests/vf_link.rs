@@ -364,7 +364,7 @@ fn af_xdp_is_used_where_it_needs_no_copies_or_where_it_is_asked_for() {
         setup.finish();
         ip("link del vfg");
         let mut setup = Setup::new("vf-xdp", &[], &["--vf-driver", "xdp"]);
-        assert_eq!(setup.run.has_said("AF_XDP, native, copied, 1 queues"), 1);
+        assert_eq!(setup.run.has_said("AF_XDP, native, copied, 1 queues in, 1 out"), 1);
         assert!(ip("link show vfg").contains("xdp"));
         let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
         let summary = setup.finish();

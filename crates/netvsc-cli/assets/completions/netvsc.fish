@@ -59,6 +59,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l peer-tap -d 'Attac
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf-link -d 'The interface of the kernel\'s that is a NIC\'s VF (needs root or CAP_NET_RAW)' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf-driver -d 'How the frames of that interface are reached' -r -f -a "auto\t'AF_XDP if the driver needs no copies for it, otherwise AF_PACKET'
 packet\t'AF_PACKET'
+packet-ring\t'AF_PACKET with a ring to receive (TPACKET_V3): fewer system calls, frames up to a millisecond later'
 xdp\t'AF_XDP with copies if need be, or AF_PACKET where there is none'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l churn -d 'How often VFs leave or return; 0 = never' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l mtu -d 'Largest packet of the NICs in bytes, without Ethernet header' -r

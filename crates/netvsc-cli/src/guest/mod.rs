@@ -461,6 +461,18 @@ impl<M: Machine> Guest<M> {
         self.nics.get(nic).map_or_else(AdapterCounters::default, NicDevice::counters)
     }
 
+    /// The instance of a NIC's offer.
+    #[must_use]
+    pub fn instance(&self, nic: usize) -> Option<Guid> {
+        self.nics.get(nic).map(|nic| nic.instance)
+    }
+
+    /// The path on which a NIC's frames leave, once it is at work.
+    #[must_use]
+    pub fn path(&self, nic: usize) -> Option<netvsc::Path> {
+        self.nics.get(nic)?.adapter().map(netvsc::Adapter::path)
+    }
+
     /// How long switches kept frames waiting.
     #[must_use]
     pub fn blackouts(&self) -> &Blackouts {

@@ -195,7 +195,7 @@ impl<'a> Server<'a> {
                 host.carry_vf_elsewhere(number);
             }
             // A kernel takes long segments as they are.
-            host.set_peer_cuts(number, number == 0 && self.peers.line().is_some());
+            host.set_peer_cuts(number, number == 0 && self.peers.has_line());
             if !self.args.without_vfs {
                 let added = host.add_vf(number, planned.vf, now);
                 added.map_err(|error| Error::Run(error.to_string()))?;
@@ -313,8 +313,8 @@ impl<'a> Server<'a> {
         if let Some(guest) = &self.guest {
             let descriptors = guest.descriptors().into_iter();
             fds.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-            let line = self.peers.line();
-            fds.extend(line.map(|(line, flags)| PollFd::from_borrowed_fd(line.as_fd(), flags)));
+            let line = self.peers.polls();
+            fds.extend(line.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
             fds.extend(ears.iter().map(|ear| PollFd::new(&**ear, PollFlags::IN)));
         }
         match poll(&mut fds, timeout.as_ref()) {

@@ -1,5 +1,7 @@
 //! What is behind the switch of `netvsc host`, for each NIC.
 
+use std::os::fd::BorrowedFd;
+
 use hyperv_host::Host;
 use hyperv_host::switch::Offered;
 use netvsc_linux::TapName;
@@ -104,9 +106,14 @@ impl Peers {
         Ok(moved | line.drain()?)
     }
 
-    /// The TAP, and what to wait for.
-    pub(super) fn line(&self) -> Option<(&Line, PollFlags)> {
-        self.line.as_ref().map(|line| (line, line.wanted(self.plugged)))
+    /// Whether there is a TAP.
+    pub(super) fn has_line(&self) -> bool {
+        self.line.is_some()
+    }
+
+    /// What to wait for on its behalf.
+    pub(super) fn polls(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.line.iter().flat_map(|line| line.polls(self.plugged))
     }
 
     /// Frames that the kernel did not take.

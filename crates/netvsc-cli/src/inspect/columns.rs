@@ -109,7 +109,10 @@ impl Column {
     pub fn of_nic(self, nic: &Nic) -> String {
         let vf = nic.vf.as_ref();
         match self {
-            Self::Nic => nic.ifname.as_ref().unwrap_or(&nic.guid).clone(),
+            Self::Nic => {
+                let of_run = nic.run.as_ref().map(|run| &run.ifname);
+                nic.ifname.as_ref().or(of_run).unwrap_or(&nic.guid).clone()
+            }
             Self::Mac => some(nic.perm_mac.as_ref().or(nic.mac.as_ref())),
             Self::Serial => match nic.association.serial {
                 Some(serial) if nic.association.source == Some(Source::InferredLink.word()) => {
@@ -125,6 +128,7 @@ impl Column {
             Self::Mtu => some(nic.mtu),
             Self::Channels => some(nic.channel_count),
             Self::Obstacle => some(nic.obstacle.as_ref()),
+            Self::Vf if vf.is_none() => some(nic.run.as_ref().and_then(|run| run.vf.as_ref())),
             Self::Vf | Self::Pci | Self::Driver | Self::Slot | Self::Port => {
                 vf.map_or_else(|| "-".to_owned(), |vf| self.of_vf(vf))
             }

@@ -9,6 +9,8 @@ use netvsc_linux::inventory::{Snapshot, SoftKind};
 use netvsc_linux::relation::{NicView, Relations, VfPort};
 use serde::Serialize;
 
+use crate::live::{Live, LiveCounters, LiveNic};
+
 /// Version of everything that is printed as JSON.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -91,6 +93,24 @@ pub struct Nic {
     pub queues: Option<Queues>,
     /// Counters of the interface, where they were asked for.
     pub counters: BTreeMap<&'static str, u64>,
+    /// The run that drives it from user space, if one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<Driven>,
+}
+
+/// How a NIC is driven from user space, as the run itself tells.
+#[derive(Debug, Serialize)]
+pub struct Driven {
+    /// Its process.
+    pub pid: u32,
+    /// The TAP interface that stands for the NIC.
+    pub ifname: String,
+    /// The kernel's interface that is its VF, while it has one.
+    pub vf: Option<String>,
+    /// Channels in use.
+    pub queues: usize,
+    /// What it has counted.
+    pub counters: LiveCounters,
 }
 
 /// What the host last said about a NIC.
@@ -255,6 +275,20 @@ impl Document {
     }
 }
 
+impl Document {
+    /// Adds what runs tell that drive NICs of this guest from user space.
+    pub fn hear(&mut self, live: &[Live]) {
+        for run in live {
+            for told in &run.nics {
+                let same = |nic: &&mut Nic| told.guid.as_ref() == Some(&nic.guid);
+                if let Some(nic) = self.nics.iter_mut().find(same) {
+                    nic.take_from(run, told);
+                }
+            }
+        }
+    }
+}
+
 impl Nic {
     fn of(view: &NicView<'_>, relations: &Relations<'_>) -> Self {
         let link = view.link;
@@ -296,7 +330,26 @@ impl Nic {
             channels: channels.collect(),
             queues: link.and_then(|link| link.queues).map(|(tx, rx)| Queues { tx, rx }),
             counters: link.map(|link| link.counters.clone()).unwrap_or_default(),
+            run: None,
         }
+    }
+
+    /// What the kernel does not know of a NIC that it does not have.
+    fn take_from(&mut self, run: &Live, nic: &LiveNic) {
+        self.mac = self.mac.take().or_else(|| nic.mac.clone());
+        self.mtu = self.mtu.or(nic.mtu);
+        self.path = match nic.path.as_deref() {
+            Some("vf") => Some("vf"),
+            Some("synthetic") => Some("synthetic"),
+            _ => self.path,
+        };
+        self.run = Some(Driven {
+            pid: run.pid,
+            ifname: nic.device.clone(),
+            vf: nic.vf.clone(),
+            queues: nic.queues,
+            counters: nic.counters,
+        });
     }
 }
 

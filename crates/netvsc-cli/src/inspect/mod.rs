@@ -11,10 +11,12 @@ pub mod page;
 pub mod table;
 
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use netvsc_linux::inventory::{Depth, Snapshot, sample, take};
 use netvsc_linux::relation::{NicView, Relations, wants_samples};
+use netvsc_linux::uio::UIO_DRIVER;
 use serde::Serialize;
 
 use self::args::{
@@ -25,6 +27,7 @@ use self::document::{Document, SCHEMA_VERSION};
 use self::page::Found;
 use self::table::{Style, plain, table};
 use crate::error::Error;
+use crate::live::{Live, ask_all};
 
 /// What is said where there is nothing to look at.
 pub const NO_HYPERV: &str = "no VMBus here: this machine is no Hyper-V guest";
@@ -54,6 +57,19 @@ pub(crate) fn watch_counters(snapshot: &mut Snapshot, interval: Duration) {
         }
         sample(snapshot);
     }
+}
+
+/// What runs tell that drive NICs from user space, if this guest has any that the kernel does not drive.
+fn runs(source: &SourceArgs, relations: &Relations<'_>) -> Vec<Live> {
+    let ours = |nic: &NicView<'_>| nic.device.driver.as_deref() == Some(UIO_DRIVER);
+    if !relations.nics.iter().any(ours) {
+        return Vec::new();
+    }
+    let answers = ask_all(source.sysfs_root.as_deref().unwrap_or(Path::new("/")));
+    for (path, why) in &answers.failed {
+        eprintln!("netvsc: cannot ask {}: {why}", path.display());
+    }
+    answers.live
 }
 
 /// Says on standard error what could not be read.
@@ -91,7 +107,8 @@ pub(crate) fn print_json(value: &impl Serialize, output: &OutputArgs) -> Result<
 pub fn list(args: &ListArgs) -> Result<(), Error> {
     let snapshot = snapshot(&args.source, Depth::Pairs)?;
     let relations = Relations::of(&snapshot);
-    let document = Document::of(&snapshot, &relations);
+    let mut document = Document::of(&snapshot, &relations);
+    document.hear(&runs(&args.source, &relations));
     if !args.output.json() {
         complain(&snapshot);
     }
@@ -143,8 +160,10 @@ pub fn show(args: &ShowArgs) -> Result<(), Error> {
         let found = args.names.iter().map(|name| named(&relations, name));
         found.collect::<Result<_, _>>()?
     };
+    let live = runs(&args.source, &relations);
     let document = || {
         let mut document = Document::of(&snapshot, &relations);
+        document.hear(&live);
         select(&mut document, &relations, &found);
         document
     };
@@ -163,7 +182,8 @@ pub fn show(args: &ShowArgs) -> Result<(), Error> {
         .iter()
         .filter_map(|found| match *found {
             Found::Nic(at) => {
-                relations.nics.get(at).map(|nic| page::nic(&snapshot, &relations, nic, style))
+                let nic = relations.nics.get(at);
+                nic.map(|nic| page::nic(&snapshot, &relations, nic, style) + &page::run(nic, &live))
             }
             Found::Port(at) => relations.ports.get(at).map(|port| page::port(port, style)),
             Found::Other(_) => {

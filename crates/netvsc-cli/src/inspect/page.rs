@@ -7,6 +7,7 @@ use netvsc_linux::inventory::{LogLine, NetDevice, Snapshot, Source, Subject};
 use netvsc_linux::relation::{NicView, Relations, State, VfPort};
 
 use super::table::{Style, plain, table};
+use crate::live::Live;
 
 /// Lines of the kernel log on a page.
 const LOG_LINES: usize = 8;
@@ -94,6 +95,34 @@ pub fn nic(
     channels(&mut page, nic, style);
     words(&mut page, snapshot, nic, port);
     page
+}
+
+/// What the run says that drives a NIC from user space, if one does.
+#[must_use]
+pub fn run(nic: &NicView<'_>, live: &[Live]) -> String {
+    let guid = nic.device.guid.to_string();
+    let nics = live.iter().flat_map(|run| run.nics.iter().map(move |nic| (run, nic)));
+    let mut said = String::new();
+    for (run, nic) in nics.filter(|(_, nic)| nic.guid.as_ref() == Some(&guid)) {
+        let path = nic.path.as_deref().unwrap_or("no");
+        let vf = nic.vf.as_ref().map(|vf| format!(" with {vf} for a VF")).unwrap_or_default();
+        let counters = &nic.counters;
+        _ = writeln!(
+            said,
+            "\nDriven from user space by process {}, as {}: {path} path{vf}, {} channels;\n\
+             frames sent {} (vf) and {} (synthetic), received {} and {}; {} switches to the VF, {} back",
+            run.pid,
+            nic.device,
+            nic.queues,
+            counters.sent_vf,
+            counters.sent_synthetic,
+            counters.received_vf,
+            counters.received_synthetic,
+            counters.switches_to_vf,
+            counters.switches_to_synthetic
+        );
+    }
+    said
 }
 
 fn fact(name: &str, value: impl ToString, source: impl ToString) -> Vec<String> {

@@ -1,12 +1,16 @@
 //! The metrics themselves: what each is called, what it means, and how it follows from a snapshot of a guest.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use netvsc_linux::check::{Report, Severity, checks};
 use netvsc_linux::inventory::{LogEvent, NetDevice, Snapshot, Subject, Unreadable, VmbusDevice};
 use netvsc_linux::relation::{NicView, Relations, State};
 use serde::Serialize;
+
+use super::driven::driven;
+use crate::live::{Answers, Live};
 
 /// What kind of number it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -63,6 +67,8 @@ pub struct Observer {
     pub resyncs: BTreeMap<&'static str, u64>,
     /// Whether interrupts and full rings are counted by channel.
     pub per_channel: bool,
+    /// What runs tell that drive NICs from user space.
+    pub live: Vec<Live>,
 }
 
 impl Observer {
@@ -75,6 +81,13 @@ impl Observer {
             *self.unreadable.entry(source(note)).or_default() += 1;
         }
         *self.resyncs.entry("kernel-log").or_default() += snapshot.log.lost;
+    }
+
+    /// Takes note of what runs told, and of those that told nothing, which are returned.
+    pub fn hear(&mut self, answers: Answers) -> Vec<(PathBuf, String)> {
+        *self.unreadable.entry("run").or_default() += answers.failed.len() as u64;
+        self.live = answers.live;
+        answers.failed
     }
 }
 
@@ -94,10 +107,17 @@ fn source(note: &Unreadable) -> &'static str {
     }
 }
 
-struct Families(Vec<Family>);
+/// Families in the order in which their first numbers came.
+#[derive(Default)]
+pub(super) struct Families(pub(super) Vec<Family>);
 
 impl Families {
-    fn family(&mut self, name: &'static str, kind: Kind, help: &'static str) -> &mut Vec<Sample> {
+    pub(super) fn family(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        help: &'static str,
+    ) -> &mut Vec<Sample> {
         let at = self.0.iter().position(|family| family.name == name).unwrap_or_else(|| {
             self.0.push(Family { name, help, kind, samples: Vec::new() });
             self.0.len() - 1
@@ -106,7 +126,7 @@ impl Families {
     }
 }
 
-fn sample<const N: usize>(labels: [(&'static str, String); N], value: f64) -> Sample {
+pub(super) fn sample<const N: usize>(labels: [(&'static str, String); N], value: f64) -> Sample {
     Sample { labels: labels.into(), value }
 }
 
@@ -124,7 +144,7 @@ pub fn of(
     report: &Report,
     observer: &Observer,
 ) -> Vec<Family> {
-    let mut all = Families(Vec::new());
+    let mut all = Families::default();
     let (version, commit) = (env!("CARGO_PKG_VERSION").to_owned(), COMMIT.to_owned());
     all.family("netvsc_build_info", Kind::Gauge, "Always 1; says which program tells this.")
         .push(sample([("version", version), ("commit", commit)], 1.0));
@@ -138,6 +158,8 @@ pub fn of(
     for port in relations.standalone() {
         state(&mut all, &port.link.name, State::Standalone, &[State::Standalone]);
     }
+    let names = relations.nics.iter().map(NicView::name).collect();
+    driven(&mut all, &observer.live, names);
     if snapshot.hyperv {
         check_status(&mut all, report);
     }
@@ -159,9 +181,8 @@ fn pair(all: &mut Families, relations: &Relations<'_>, nic: &NicView<'_>) {
     let device = nic.name();
     state(all, &device, nic.state, &STATES);
     if let Some(path) = nic.path {
-        let help = "1 if the host has confirmed that frames go through the VF, 0 if they go the synthetic way.";
         let vf = f64::from(u8::from(path == netvsc::Path::Vf));
-        all.family("netvsc_datapath_vf", Kind::Gauge, help)
+        all.family("netvsc_datapath_vf", Kind::Gauge, ON_VF)
             .push(sample([("device", device.clone())], vf));
     }
     let port = relations.vf(nic);
@@ -205,8 +226,7 @@ fn switches(all: &mut Families, snapshot: &Snapshot, nic: &NicView<'_>) {
     if let (Some(since), Some(now)) = (gone, snapshot.uptime) {
         absent += now.saturating_sub(since);
     }
-    let help = "Switches of a NIC's data path that the host has confirmed, since boot.";
-    let family = all.family("netvsc_datapath_switches_total", Kind::Counter, help);
+    let family = all.family("netvsc_datapath_switches_total", Kind::Counter, SWITCHES);
     for (to, count) in [("vf", to_vf), ("synthetic", to_synthetic)] {
         let labels = [("device", device.clone()), ("to", to.to_owned())];
         family.push(sample(labels, f64::from(count)));
@@ -216,6 +236,9 @@ fn switches(all: &mut Families, snapshot: &Snapshot, nic: &NicView<'_>) {
         .push(sample([("device", device)], absent.as_secs_f64()));
 }
 
+pub(super) const ON_VF: &str =
+    "1 if the host has confirmed that frames go through the VF, 0 if they go the synthetic way.";
+pub(super) const SWITCHES: &str = "Switches of a NIC's data path that the host has confirmed, since boot; those of a NIC that `netvsc run` drives, since that began.";
 /// Packets or bytes of a NIC, by direction.
 const TRAFFIC: [(&str, &str, &str, &str); 4] = [
     ("netvsc_receive_packets_total", "rx_packets", "vf_rx_packets", RECEIVED_PACKETS),
@@ -223,9 +246,9 @@ const TRAFFIC: [(&str, &str, &str, &str); 4] = [
     ("netvsc_transmit_packets_total", "tx_packets", "vf_tx_packets", SENT_PACKETS),
     ("netvsc_transmit_bytes_total", "tx_bytes", "vf_tx_bytes", SENT_BYTES),
 ];
-const RECEIVED_PACKETS: &str = "Packets that a NIC received, by path. The paths add up to what the interface counts; a VF's own interface counts its share once more.";
+pub(super) const RECEIVED_PACKETS: &str = "Packets that a NIC received, by path. The paths add up to what the interface counts; a VF's own interface counts its share once more.";
 const RECEIVED_BYTES: &str = "Bytes that a NIC received, by path. The paths add up to what the interface counts; a VF's own interface counts its share once more.";
-const SENT_PACKETS: &str = "Packets that a NIC sent, by path. The paths add up to what the interface counts; a VF's own interface counts its share once more.";
+pub(super) const SENT_PACKETS: &str = "Packets that a NIC sent, by path. The paths add up to what the interface counts; a VF's own interface counts its share once more.";
 const SENT_BYTES: &str = "Bytes that a NIC sent, by path. The paths add up to what the interface counts; a VF's own interface counts its share once more.";
 
 fn traffic(all: &mut Families, nic: &NicView<'_>) {

@@ -1,13 +1,14 @@
 //! `netvsc metrics`: what is known of a guest's NICs, for Prometheus.
 
 pub mod args;
+mod driven;
 pub mod families;
 mod serve;
 pub mod text;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use netvsc_linux::check::{self, Guest};
@@ -20,6 +21,7 @@ use self::families::{Family, Observer};
 use crate::error::Error;
 use crate::inspect::document::SCHEMA_VERSION;
 use crate::inspect::{NO_HYPERV, complain, print, print_json, snapshot};
+use crate::live::ask_all;
 
 /// Metrics as JSON.
 #[derive(Serialize)]
@@ -36,12 +38,15 @@ pub fn metrics(args: &MetricsArgs) -> Result<(), Error> {
     let mut observer = Observer { per_channel: args.per_channel, ..Observer::default() };
     if let Some(listen) = &args.listen {
         return serve::serve(listen, &mut || {
-            let (_, families) = scan(args, &mut observer)?;
+            let (_, families, _) = scan(args, &mut observer)?;
             text::text(&families)
         });
     }
-    let (snapshot, families) = scan(args, &mut observer)?;
+    let (snapshot, families, silent) = scan(args, &mut observer)?;
     complain(&snapshot);
+    for (path, why) in &silent {
+        eprintln!("netvsc: cannot ask {}: {why}", path.display());
+    }
     if !snapshot.hyperv {
         eprintln!("netvsc: {NO_HYPERV}");
     }
@@ -58,17 +63,22 @@ pub fn metrics(args: &MetricsArgs) -> Result<(), Error> {
     }
 }
 
+/// What was looked at, what follows from it, and runs that did not say how they stand.
+type Scan = (Snapshot, Vec<Family>, Vec<(PathBuf, String)>);
+
 /// Looks at the guest once.
-fn scan(args: &MetricsArgs, observer: &mut Observer) -> Result<(Snapshot, Vec<Family>), Error> {
+fn scan(args: &MetricsArgs, observer: &mut Observer) -> Result<Scan, Error> {
     let snapshot = snapshot(&args.source, Depth::Checks)?;
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     observer.at = since.ok().filter(|_| snapshot.live).map(|since| since.as_secs_f64().floor());
     observer.note(&snapshot);
+    let answers = ask_all(args.source.sysfs_root.as_deref().unwrap_or(Path::new("/")));
+    let silent = observer.hear(answers);
     let relations = Relations::of(&snapshot);
     let guest = Guest::new(&snapshot, &relations);
     let report = check::run(&guest, |_| true);
     let families = families::of(&snapshot, &relations, &report, observer);
-    Ok((snapshot, families))
+    Ok((snapshot, families, silent))
 }
 
 /// Puts a file in place as a whole: whoever reads it finds the old one or the new one.

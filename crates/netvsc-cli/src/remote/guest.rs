@@ -329,6 +329,12 @@ impl RemoteGuest {
         self.wiring.borrow().link.as_ref().map_or(0, |link| link.losses)
     }
 
+    /// The name under which such an interface is the port of a VF now.
+    pub fn vf_interface(&self) -> Option<String> {
+        let wiring = self.wiring.borrow();
+        wiring.link.as_ref().filter(|link| link.is_open()).map(|link| link.name().to_owned())
+    }
+
     /// What has become known of such an interface.
     pub fn take_notes(&mut self) -> Vec<String> {
         let link = &mut self.wiring.borrow_mut().link;

@@ -23,6 +23,7 @@ use crate::capture::Capture;
 use crate::error::Error;
 use crate::guest::Sending;
 use crate::line::Line;
+use crate::live::{Door, Live, LiveNic};
 use crate::report::Report;
 use crate::scenario::Script;
 use crate::service::Service;
@@ -85,7 +86,7 @@ pub(super) fn run(
 impl Session {
     fn new(args: &RunArgs, tap: &TapName) -> Result<Self, Error> {
         // Everything that can be refused comes first, so that a refused run leaves nothing behind.
-        let near = Line::open(tap)?;
+        let near = Line::open_with_queues(tap, args.uio.queues)?;
         let far = args.peer_tap.as_ref().map(Line::open).transpose()?;
         let now = Instant::ZERO;
         let plan = Plan::new(args.seed, NICS, true).with_queues(args.uio.queues);
@@ -122,9 +123,13 @@ impl Session {
         self.stage.world.guest.start(self.now())?;
         let end = args.duration.map(|span| Instant::ZERO + span.0);
         let mut last_view = Clock::now();
+        let mut door = Door::open(std::path::Path::new("/"));
         loop {
             let now = self.now();
             let moved = self.step(now, true)?;
+            if let Some(door) = &mut door {
+                door.serve(now, || self.live(now));
+            }
             for event in self.stage.events.drain(..) {
                 report.event(&event)?;
             }
@@ -136,7 +141,7 @@ impl Session {
                 break;
             }
             if !moved {
-                self.wait(now, vmbus::time::earliest(end, service.deadline()), service)?;
+                self.wait(now, end, service, door.as_ref())?;
             }
         }
         self.come_to_rest()?;
@@ -192,6 +197,19 @@ impl Session {
         Ok(moved)
     }
 
+    /// What whoever asks is told.
+    fn live(&self, now: Instant) -> Live {
+        let guest = &self.stage.world.guest;
+        let tap = self.near.tap().name().as_str();
+        let nics =
+            (0..guest.nics()).map(|nic| LiveNic::of_guest(guest, nic, (nic == 0).then_some(tap)));
+        let mut nics: Vec<_> = nics.collect();
+        if let Some(first) = nics.first_mut() {
+            first.counters.refused = self.near.refused();
+        }
+        Live::new("embedded", now.since(Instant::ZERO).as_secs_f64(), nics)
+    }
+
     fn carry_far(&mut self, now: Instant, open: bool) -> Result<bool, Error> {
         let host = &mut self.stage.world.host;
         let mut moved = false;
@@ -240,8 +258,17 @@ impl Session {
     }
 
     /// Sleeps until a TAP, a signal or a deadline wants attention.
-    fn wait(&mut self, now: Instant, end: Option<Instant>, service: &Service) -> Result<(), Error> {
-        let mut at = vmbus::time::earliest(self.stage.deadline(now), end);
+    fn wait(
+        &mut self,
+        now: Instant,
+        end: Option<Instant>,
+        service: &Service,
+        door: Option<&Door>,
+    ) -> Result<(), Error> {
+        let opening = door.and_then(|door| door.deadline(now));
+        let mut at = [self.stage.deadline(now), end, service.deadline(), opening]
+            .into_iter()
+            .fold(None, vmbus::time::earliest);
         if let Far::Stack(stack) = &mut self.far {
             at = vmbus::time::earliest(at, stack.deadline(now));
         }
@@ -249,13 +276,12 @@ impl Session {
         let timeout = span.and_then(|span| Timespec::try_from(span).ok());
         // A frame that found no room waits for the other side, not for the kernel.
         let ready = self.ready;
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(service.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.near.as_fd(), self.near.wanted(ready)),
-        ];
-        if let Far::Line(line) = &self.far {
-            fds.push(PollFd::from_borrowed_fd(line.as_fd(), line.wanted(ready)));
-        }
+        let mut fds = vec![PollFd::from_borrowed_fd(service.as_fd(), PollFlags::IN)];
+        let far = if let Far::Line(line) = &self.far { Some(&**line) } else { None };
+        let lines = [Some(&self.near), far].into_iter().flatten();
+        let polls = lines.flat_map(|line| line.polls(ready));
+        let polls = polls.chain(door.and_then(|door| door.poll(now)));
+        fds.extend(polls.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(Error::System { doing: "wait for frames", source: error.into() }),

@@ -18,6 +18,8 @@ use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::What;
 use crate::line::Line;
+use crate::live::{Door, Live, LiveNic};
+use crate::remote::RemoteGuest;
 use crate::report::Report;
 use crate::service::Service;
 
@@ -38,7 +40,7 @@ pub(super) fn run(
     capture: Option<&Capture>,
     service: &mut Service,
 ) -> Result<ExitCode, Error> {
-    let near = Line::open(tap)?;
+    let near = Line::open_with_queues(tap, args.uio.queues)?;
     let mut run = Run {
         session: Session::new(path, args),
         follow: Follow::new(near.tap()).ok(),
@@ -93,9 +95,13 @@ impl Run<'_> {
         let every = self.args.stats_interval.0;
         self.next_statistics = (!every.is_zero()).then(|| self.session.now() + every);
         let mut last_view = Clock::now();
+        let mut door = Door::open(Path::new("/"));
         loop {
             let now = self.session.now();
             let moved = self.step(now, true)?;
+            if let Some(door) = &mut door {
+                door.serve(now, || self.live(now));
+            }
             self.statistics(now);
             self.session.report(report)?;
             if report.is_live() && last_view.elapsed() > VIEW {
@@ -106,13 +112,13 @@ impl Run<'_> {
                 break;
             }
             if !moved {
-                let at = [end, self.try_at, self.next_statistics, service.deadline()]
+                let opening = door.as_ref().and_then(|door| door.deadline(now));
+                let at = [end, self.try_at, self.next_statistics, service.deadline(), opening]
                     .into_iter()
                     .fold(None, earliest);
-                let mut others = vec![
-                    (service.as_fd(), PollFlags::IN),
-                    (self.near.as_fd(), self.near.wanted(self.ready)),
-                ];
+                let mut others = vec![(service.as_fd(), PollFlags::IN)];
+                others.extend(self.near.polls(self.ready));
+                others.extend(door.as_ref().and_then(|door| door.poll(now)));
                 others.extend(self.follow.iter().map(|follow| (follow.as_fd(), PollFlags::IN)));
                 self.session.wait(now, at, &others)?;
             }
@@ -250,6 +256,26 @@ impl Run<'_> {
                 Ok(false)
             }
         }
+    }
+
+    /// What whoever asks is told.
+    fn live(&self, now: Instant) -> Live {
+        let remote = self.session.remote.as_ref();
+        let tap = self.near.tap().name().as_str();
+        let nics = remote.into_iter().flat_map(|remote| {
+            (0..remote.guest.nics()).map(move |nic| {
+                let device = (nic == 0).then_some(tap);
+                LiveNic::of_guest(&remote.guest, nic, device)
+            })
+        });
+        let mut nics: Vec<_> = nics.collect();
+        // The first is the one that the kernel has.
+        if let Some(first) = nics.first_mut() {
+            first.mtu = self.ready.then_some(self.session.mtu);
+            first.vf = remote.and_then(RemoteGuest::vf_interface);
+            first.counters.refused = self.near.refused();
+        }
+        Live::new("unix", now.since(Instant::ZERO).as_secs_f64(), nics)
     }
 
     fn statistics(&mut self, now: Instant) {

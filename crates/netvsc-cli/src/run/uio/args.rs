@@ -39,7 +39,7 @@ pub struct UioArgs {
         default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=64),
         help_heading = "Devices",
-        long_help = "Channels of each NIC, 1 to 64, as far as the host grants them. Frames are spread over them by their flows. A transfer over the embedded host has as many flows per NIC as queues, every other one towards the guest"
+        long_help = "Channels of each NIC, 1 to 64, as far as the host grants them. Frames are spread over them by their flows, and a TAP interface (--tap) has as many queues. A transfer over the embedded host has as many flows per NIC as queues, every other one towards the guest"
     )]
     pub queues: u16,
 

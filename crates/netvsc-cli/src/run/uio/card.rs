@@ -130,6 +130,11 @@ impl Card {
         Ok(complete)
     }
 
+    /// The path on which frames leave.
+    pub(super) fn path(&self) -> netvsc::Path {
+        self.adapter.path()
+    }
+
     /// Sub-channels in use.
     pub(super) fn queues(&self) -> usize {
         self.adapter.nic().channels() - 1

@@ -10,7 +10,7 @@ mod nic;
 mod vf;
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant as Clock;
@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use vmbus::Instant;
 use vmbus::time::earliest;
 
-use self::nic::{Setup, UioNic};
+use self::nic::{Setup, UioNic, Voice};
 use self::vf::Vf;
 use crate::args::RunArgs;
 use crate::capture::Capture;
@@ -33,6 +33,7 @@ use crate::error::Error;
 use crate::event::{Event, What};
 use crate::inspect::print;
 use crate::line::Line;
+use crate::live::{Door, Live, LiveNic};
 use crate::report::Report;
 use crate::service::Service;
 
@@ -50,7 +51,8 @@ pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode,
     let names = tap_names(args, chosen.len())?;
     let mut service = Service::start(&args.log)?;
     // Whatever can be refused without touching a NIC comes first.
-    let lines = names.iter().map(Line::open).collect::<Result<Vec<_>, _>>()?;
+    let open = |name| Line::open_with_queues(name, args.uio.queues);
+    let lines = names.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let guids: Vec<_> = chosen.iter().map(|chosen| chosen.guid).collect();
     let interface = args.vf_interface();
     let vf = interface.map(|vf| Vf::new(root, &vf, &guids, Instant::ZERO)).transpose()?;
@@ -118,9 +120,6 @@ struct Run<'a> {
     args: &'a RunArgs,
 }
 
-/// Which of a NIC's descriptors are ready.
-type Ready = [bool; 3];
-
 impl Run<'_> {
     fn now(&self) -> Instant {
         Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
@@ -142,9 +141,14 @@ impl Run<'_> {
         let end = self.args.duration.map(|span| Instant::ZERO + span.0);
         let every = self.args.stats_interval.0;
         self.next_statistics = (!every.is_zero()).then(|| self.now() + every);
+        let root = self.args.uio.sysfs_root.as_deref().unwrap_or(Path::new("/"));
+        let mut door = Door::open(root);
         loop {
             let moved = self.step()?;
             let now = self.now();
+            if let Some(door) = &mut door {
+                door.serve(now, || self.live());
+            }
             if let Some(at) = self.next_statistics.filter(|at| *at <= now) {
                 self.next_statistics = Some(at.max(now) + every);
                 self.statistics();
@@ -155,9 +159,12 @@ impl Run<'_> {
             if over || asked || end.is_some_and(|end| now >= end) {
                 return Ok(());
             }
-            let at = [self.next_statistics, service.deadline(), moved.then_some(now)];
+            let opening = door.as_ref().and_then(|door| door.deadline(now));
+            let at = [self.next_statistics, service.deadline(), moved.then_some(now), opening];
             let at = at.into_iter().fold(end, earliest);
-            self.wait(at, Some(service))?;
+            let asked = door.as_ref().filter(|_| !moved).and_then(|door| door.poll(now));
+            let others = asked.into_iter().chain([(service.as_fd(), PollFlags::IN)]);
+            self.wait(at, others)?;
         }
     }
 
@@ -169,7 +176,7 @@ impl Run<'_> {
         }
         while !self.nics.iter().all(UioNic::is_ended) {
             let at = self.step()?.then(|| self.now());
-            self.wait(at, None)?;
+            self.wait(at, [])?;
         }
         // What came of the end itself.
         self.step().map(drop)
@@ -193,8 +200,12 @@ impl Run<'_> {
         Ok(moved)
     }
 
-    /// Sleeps until somebody wants attention, and takes it up.
-    fn wait(&mut self, at: Option<Instant>, service: Option<&Service>) -> Result<(), Error> {
+    /// Sleeps until a NIC, its VF or one of `others` wants attention, and takes up what the NICs want.
+    fn wait<'a>(
+        &mut self,
+        at: Option<Instant>,
+        others: impl IntoIterator<Item = (BorrowedFd<'a>, PollFlags)>,
+    ) -> Result<(), Error> {
         let now = self.now();
         let at = self.nics.iter().map(UioNic::deadline).fold(at, earliest);
         let at = earliest(at, self.vf.as_ref().and_then(Vf::deadline));
@@ -202,16 +213,13 @@ impl Run<'_> {
         let timeout = at.map(|at| at.since(now)).and_then(|span| Timespec::try_from(span).ok());
         let (mut fds, mut owners) = (Vec::new(), Vec::new());
         for (number, nic) in self.nics.iter().enumerate().filter(|(_, nic)| !nic.is_ended()) {
-            for (place, found) in nic.descriptors().into_iter().enumerate() {
-                if let Some((fd, flags)) = found {
-                    fds.push(PollFd::from_borrowed_fd(fd, flags));
-                    owners.push((number, place));
-                }
+            for (voice, fd, flags) in nic.descriptors() {
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+                owners.push((number, voice));
             }
         }
-        if let Some(service) = service {
-            fds.push(PollFd::from_borrowed_fd(service.as_fd(), PollFlags::IN));
-        }
+        let others = others.into_iter();
+        fds.extend(others.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         fds.extend(ears.iter().map(|ear| PollFd::new(&**ear, PollFlags::IN)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -219,19 +227,27 @@ impl Run<'_> {
                 return Err(Error::System { doing: "wait for frames", source: error.into() });
             }
         }
-        let mut ready: Vec<Ready> = vec![Ready::default(); self.nics.len()];
-        for ((number, place), fd) in owners.into_iter().zip(&fds) {
-            ready[number][place] = !fd.revents().is_empty();
-        }
-        for (nic, [interrupt, _, news]) in self.nics.iter_mut().zip(ready) {
-            if interrupt {
-                nic.interrupted()?;
-            }
-            if news {
-                nic.follow(now)?;
+        let heard = owners.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        let heard: Vec<_> = heard.map(|(owner, _)| owner).collect();
+        for (number, voice) in heard {
+            let Some(nic) = self.nics.get_mut(number) else { continue };
+            match voice {
+                Voice::Device => nic.interrupted()?,
+                Voice::News => nic.follow(now)?,
+                // It is looked at in any case.
+                Voice::Interface => {}
             }
         }
         Ok(())
+    }
+
+    /// What whoever asks is told.
+    fn live(&self) -> Live {
+        let nics = self.nics.iter().enumerate().map(|(number, nic)| {
+            let vf = self.vf.as_ref().and_then(|vf| vf.of(number));
+            LiveNic { vf: vf.map(str::to_owned), ..nic.live() }
+        });
+        Live::new("uio", self.started.elapsed().as_secs_f64(), nics.collect())
     }
 
     fn statistics(&mut self) {

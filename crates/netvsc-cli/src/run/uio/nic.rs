@@ -19,9 +19,10 @@ use super::card::Card;
 use super::vf::Fact;
 use crate::capture::Capture;
 use crate::error::Error;
-use crate::event::What;
+use crate::event::{What, path_word};
 use crate::guest::nvsp_name;
 use crate::line::Line;
+use crate::live::{LiveCounters, LiveNic};
 use crate::remote::RemotePort;
 use crate::run::follow::{Follow, Settings};
 
@@ -37,6 +38,17 @@ enum Life {
     Stopping { by: Instant, again: bool },
     /// Given back, or taken away.
     Ended,
+}
+
+/// Who of a NIC's wants attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Voice {
+    /// The device: interrupts.
+    Device,
+    /// The interface: frames of the kernel, or room for them.
+    Interface,
+    /// Changes of the interface.
+    News,
 }
 
 /// What a NIC is to be like.
@@ -202,6 +214,22 @@ impl UioNic {
         (self.past + now, self.line.refused())
     }
 
+    /// What whoever asks is told of it, but for its VF.
+    pub(super) fn live(&self) -> LiveNic {
+        let card = self.card.as_ref().filter(|_| self.ready);
+        let (counters, refused) = self.counters();
+        LiveNic {
+            device: self.line.tap().name().to_string(),
+            guid: Some(self.setup.guid.to_string()),
+            mac: self.mac.map(|mac| mac.to_string()),
+            mtu: self.good_mtu,
+            path: card.map(|card| path_word(card.path()).to_owned()),
+            queues: card.map_or(0, |card| card.queues() + 1),
+            counters: LiveCounters::of(&counters, refused),
+            ..LiveNic::default()
+        }
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         let stop = match self.life {
             Life::Stopping { by, .. } => Some(by),
@@ -210,15 +238,13 @@ impl UioNic {
         earliest(stop, self.card.as_ref().and_then(Card::deadline))
     }
 
-    /// What to wait for: interrupts, frames of the kernel, and news of the interface.
-    pub(super) fn descriptors(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 3] {
+    /// What to wait for.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (Voice, BorrowedFd<'_>, PollFlags)> {
         let open = self.ready && self.life == Life::Working;
-        let line = self.line.wanted(open);
-        [
-            self.card.as_ref().map(|card| (card.as_fd(), PollFlags::IN)),
-            (!line.is_empty()).then(|| (self.line.as_fd(), line)),
-            self.follow.as_ref().map(|follow| (follow.as_fd(), PollFlags::IN)),
-        ]
+        let card = self.card.iter().map(|card| (Voice::Device, card.as_fd(), PollFlags::IN));
+        let line = self.line.polls(open).map(|(fd, flags)| (Voice::Interface, fd, flags));
+        let news = self.follow.iter().map(|it| (Voice::News, it.as_fd(), PollFlags::IN));
+        card.chain(line).chain(news)
     }
 
     /// The device's descriptor is readable.

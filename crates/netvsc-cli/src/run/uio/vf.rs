@@ -94,6 +94,11 @@ impl Vf {
         Ok(vf)
     }
 
+    /// The interface's name, if this NIC has it.
+    pub(super) fn of(&self, nic: usize) -> Option<&str> {
+        self.nics.get(nic)?.bound.map(|_| self.link.name())
+    }
+
     /// What to wait for.
     pub(super) fn ears(&self) -> Vec<Arc<OwnedFd>> {
         self.link.ears()
