@@ -4,8 +4,10 @@
 #[path = "../../netvsc-linux/tests/namespace/mod.rs"]
 mod namespace;
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +18,10 @@ use std::time::{Duration, Instant};
 use namespace::{Neighbour, exists, in_namespace, ip};
 use netvsc::VfPort as _;
 use netvsc_linux::vf::{PacketConfig, PacketPort, Reception};
+use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption;
+use pcap_file::pcapng::{Block, PcapNgReader};
+use rustix::net::sockopt::Timeout;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -34,6 +40,11 @@ fn torments() -> usize {
     if std::env::var_os("NETVSC_LONG").is_some() { 100 } else { 10 }
 }
 
+/// How many echoes a flood of them has.
+fn echoes() -> u16 {
+    if std::env::var_os("NETVSC_LONG").is_some() { 50_000 } else { 1000 }
+}
+
 /// Not a test by itself: what processes of these tests run, each in its namespace.
 #[test]
 fn helper() {
@@ -41,6 +52,7 @@ fn helper() {
     match role.split_once(' ') {
         // Until somebody creates the file.
         Some(("send", until)) => send(Path::new(until)),
+        Some(("flood", count)) => flood(count.parse().expect("a number")),
         _ => receive(),
     }
 }
@@ -87,6 +99,49 @@ fn receive() {
     }
     let digest = digest.finalize();
     println!("result: {:x?} {total} {} {stalls}", digest.as_slice(), longest.as_millis());
+}
+
+/// Echo requests as fast as they are answered, as `ping -f` sends them: no more than a window of them is under way.
+fn flood(count: u16) {
+    const WINDOW: u16 = 32;
+    let to: SocketAddr = "192.0.2.2:0".parse().expect("an address");
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP))
+        .expect("root may open a raw socket");
+    let limit = Some(Duration::from_secs(1));
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, limit).expect("a limit");
+    let id = std::process::id().to_be_bytes();
+    let (mut sent, mut answered, mut buffer) = (0, 0, [0; 2048]);
+    let mut seen = vec![false; usize::from(count)];
+    let end = Instant::now() + SILENCE;
+    while answered < count {
+        assert!(Instant::now() < end, "{answered} of {sent} echoes answered in time");
+        while sent < count && sent - answered < WINDOW {
+            let [high, low] = sent.to_be_bytes();
+            let mut request = vec![8, 0, 0, 0, id[2], id[3], high, low];
+            request.extend([sent as u8; 1000]);
+            let words = request.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+            let sum: u32 = words.sum();
+            let sum = (sum & 0xffff) + (sum >> 16);
+            let sum = !(sum + (sum >> 16)) as u16;
+            request[2..4].copy_from_slice(&sum.to_be_bytes());
+            let done = rustix::net::sendto(&socket, &request, SendFlags::empty(), &to);
+            assert_eq!(done, Ok(request.len()));
+            sent += 1;
+        }
+        let Ok((len, _)) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty()) else {
+            panic!("{} of {sent} echoes are not answered within a second", sent - answered);
+        };
+        let reply = &buffer[20..len];
+        if reply[0] == 0 && reply[4..6] == id[2..4] {
+            let number = u16::from_be_bytes([reply[6], reply[7]]);
+            // The kernel may let one overtake another when whoever sends over a veth changes its processor.
+            let seen = &mut seen[usize::from(number)];
+            assert!(!std::mem::replace(seen, true), "echo {number} is answered twice");
+            assert!(reply.len() == 1008 && reply[8..].iter().all(|byte| *byte == number as u8));
+            answered += 1;
+        }
+    }
+    println!("result: {answered}");
 }
 
 /// A process that is killed if the test dies before it.
@@ -158,8 +213,8 @@ struct Setup {
     stop: PathBuf,
 }
 
-fn make_pair() {
-    ip("link add vfg type veth peer name vfh");
+fn make_pair(mtu: u32) {
+    ip(&format!("link add vfg mtu {mtu} type veth peer name vfh mtu {mtu}"));
     ip("link set vfh up");
 }
 
@@ -189,8 +244,12 @@ fn helper_in(namespace: &Neighbour, role: &str) -> Process {
 
 impl Setup {
     fn new(name: &str, of_host: &[&str], of_run: &[&str]) -> Self {
+        Self::with_mtu(1500, name, of_host, of_run)
+    }
+
+    fn with_mtu(mtu: u32, name: &str, of_host: &[&str], of_run: &[&str]) -> Self {
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
-        make_pair();
+        make_pair(mtu);
         let base = std::env::temp_dir().join(format!("netvsc-{name}-{}", std::process::id()));
         let (socket, stop) = (base.with_extension("sock"), base.with_extension("stop"));
         let _ = std::fs::remove_file(&stop);
@@ -201,12 +260,20 @@ impl Setup {
         host.wait_for("listening", 1);
         let at = format!("unix:{socket}");
         let options = ["run", "--json", "--host", &at, "--tap", "nvt0", "--vf-link", "vfg"];
-        let mut run = Process::start(Command::new(PROGRAM).args(options).args(of_run));
+        let more = ["--mtu", &mtu.to_string()];
+        let mut run = Process::start(Command::new(PROGRAM).args(options).args(more).args(of_run));
         run.wait_for(ON_VF, 1);
         let (guest, peer) = (Neighbour::new(), Neighbour::new());
+        ip(&format!("link set nvt1 mtu {mtu}"));
         settle(&guest, "nvt0", "192.0.2.1");
         settle(&peer, "nvt1", "192.0.2.2");
         Self { run, host, guest, peer, stop }
+    }
+
+    /// Echoes from the guest to its peer, each of which is answered.
+    fn flood(&self, count: u16) {
+        let said = helper_in(&self.guest, &format!("flood {count}")).end();
+        assert!(said.iter().any(|line| line.ends_with(&format!("result: {count}"))), "{said:?}");
     }
 
     /// Sends while `meanwhile` goes on; the bytes that arrived, whole, and the longest silence.
@@ -268,13 +335,7 @@ impl Capture {
             let mut bytes = 0;
             loop {
                 let last = asked.load(Ordering::Relaxed);
-                port.receive(&mut |frame| {
-                    if frame.get(23) == Some(&6) && frame.get(36..38) == Some(&[0x13, 0x89]) {
-                        let headers = 34 + usize::from(frame[46] >> 4) * 4;
-                        let len = usize::from(u16::from_be_bytes([frame[16], frame[17]])) + 14;
-                        bytes += (len - headers) as u64;
-                    }
-                });
+                port.receive(&mut |frame| bytes += payload(frame));
                 if last {
                     assert_eq!(port.counters().dropped, 0, "the capture is whole");
                     return bytes;
@@ -291,19 +352,46 @@ impl Capture {
     }
 }
 
+/// Bytes of TCP's payload that a capture of the run has by its interfaces, each of which is a path and a direction.
+fn captured(file: &Path) -> BTreeMap<String, u64> {
+    let mut reader = PcapNgReader::new(File::open(file).expect("a file")).expect("pcapng");
+    let (mut names, mut bytes) = (Vec::new(), BTreeMap::new());
+    while let Some(block) = reader.next_block() {
+        match block.expect("a sound block") {
+            Block::InterfaceDescription(interface) => {
+                let name = interface.options.iter().find_map(|option| match option {
+                    InterfaceDescriptionOption::IfName(name) => Some(name.to_string()),
+                    _ => None,
+                });
+                names.push(name.expect("every interface has a name"));
+            }
+            Block::EnhancedPacket(packet) => {
+                let name = names[packet.interface_id as usize].clone();
+                *bytes.entry(name).or_default() += payload(&packet.data);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    bytes
+}
+
 #[test]
 fn frames_go_over_the_interface_while_it_is_the_vf_and_only_then() {
     in_namespace("frames_go_over_the_interface_while_it_is_the_vf_and_only_then", || {
-        let mut setup = Setup::new("vf-capture", &[], &[]);
+        let file = std::env::temp_dir().join(format!("netvsc-paths-{}", std::process::id()));
+        let name = file.to_str().expect("a plain path");
+        let mut setup = Setup::new("vf-capture", &[], &["--pcap", name]);
         let capture = Capture::on("vfh");
-        let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
+        let (over_vf, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
         let seen = capture.end();
-        assert!(bytes > 1 << 20 && seen >= bytes, "{seen} of {bytes} bytes over the VF");
+        assert!(over_vf > 1 << 20 && seen >= over_vf, "{seen} of {over_vf} bytes over the VF");
+        setup.flood(echoes());
 
         ip("link set vfg down");
         setup.run.wait_for(ON_SYNTHETIC, 1);
         let capture = Capture::on("vfh");
         let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
+        setup.flood(echoes());
         let seen = capture.end();
         assert!(bytes > 1 << 20 && seen == 0, "{seen} of {bytes} bytes over the VF");
 
@@ -317,7 +405,24 @@ fn frames_go_over_the_interface_while_it_is_the_vf_and_only_then() {
             assert!(summary[path].as_u64() > Some(0), "{summary}");
         }
         assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+        // The run's own capture knows the synthetic path, too.
+        let by_path = captured(&file);
+        let _ = std::fs::remove_file(&file);
+        let out = |path: &str| by_path.get(&format!("nic0-{path}-out")).copied().unwrap_or(0);
+        assert!(out("vf") >= over_vf && out("synthetic") >= bytes, "{by_path:?}");
+        // What is sent again is little.
+        assert!(out("synthetic") < bytes + bytes / 4, "{bytes} bytes sent: {by_path:?}");
     });
+}
+
+/// Bytes of payload of a frame to the receiver of a transfer.
+fn payload(frame: &[u8]) -> u64 {
+    if frame.get(23) != Some(&6) || frame.get(36..38) != Some(&[0x13, 0x89]) {
+        return 0;
+    }
+    let headers = 34 + usize::from(frame[46] >> 4) * 4;
+    let len = usize::from(u16::from_be_bytes([frame[16], frame[17]])) + 14;
+    (len - headers) as u64
 }
 
 #[test]
@@ -344,13 +449,22 @@ fn nothing_is_lost_when_the_host_asks_for_the_vf() {
 
 #[test]
 fn tcp_survives_whatever_happens_to_the_interface() {
-    in_namespace("tcp_survives_whatever_happens_to_the_interface", || tormented(&[]));
+    in_namespace("tcp_survives_whatever_happens_to_the_interface", || {
+        tormented("vf-torment", 1500, "packet");
+    });
 }
 
 #[test]
 fn tcp_survives_it_past_the_kernels_stack_too() {
     in_namespace("tcp_survives_it_past_the_kernels_stack_too", || {
-        tormented(&["--vf-driver", "xdp"]);
+        tormented("vf-torment-xdp", 1500, "xdp");
+    });
+}
+
+#[test]
+fn tcp_survives_it_with_large_frames() {
+    in_namespace("tcp_survives_it_with_large_frames", || {
+        tormented("vf-torment-large", 9000, "xdp");
     });
 }
 
@@ -374,13 +488,12 @@ fn af_xdp_is_used_where_it_needs_no_copies_or_where_it_is_asked_for() {
     });
 }
 
-fn tormented(of_run: &[&str]) {
-    let name = if of_run.is_empty() { "vf-torment" } else { "vf-torment-xdp" };
-    let mut setup = Setup::new(name, &["--churn", "700ms"], of_run);
+fn tormented(name: &str, mtu: u32, driver: &str) {
+    let mut setup = Setup::with_mtu(mtu, name, &["--churn", "700ms"], &["--vf-driver", driver]);
     let elsewhere = Neighbour::new();
-    let (bytes, silence) = setup.transfer(|_| {
+    let (bytes, silence, stalls) = setup.transfer_with_stalls(|_| {
         for round in 0..torments() {
-            torment(round, &elsewhere);
+            torment(round, mtu, &elsewhere);
         }
     });
     // Whatever has happened, it is used again.
@@ -388,7 +501,9 @@ fn tormented(of_run: &[&str]) {
     setup.run.wait_for(ON_VF, before + 1);
     let count = setup.run.has_said(ON_SYNTHETIC);
     let summary = setup.finish();
-    eprintln!("{bytes} bytes, {count} times off the VF, longest silence {silence:?}");
+    eprintln!(
+        "{bytes} bytes, {count} times off the VF, {stalls} stalls, longest silence {silence:?}"
+    );
     // About half the time the host has the VF, and what happens to the interface meanwhile moves nobody.
     assert!(bytes > 1 << 20 && count >= torments() / 4, "{bytes} bytes: {summary}");
     assert!(silence < Duration::from_secs(10), "silent for {silence:?}");
@@ -398,7 +513,7 @@ fn tormented(of_run: &[&str]) {
     }
 }
 
-fn torment(round: usize, elsewhere: &Neighbour) {
+fn torment(round: usize, mtu: u32, elsewhere: &Neighbour) {
     let rest = || thread::sleep(Duration::from_millis(120));
     match round % 5 {
         0 => {
@@ -430,7 +545,7 @@ fn torment(round: usize, elsewhere: &Neighbour) {
         _ => {
             ip("link del vfg");
             rest();
-            make_pair();
+            make_pair(mtu);
         }
     }
     rest();
