@@ -108,7 +108,8 @@ impl Lane {
             flags: XdpUmemRegFlags::empty(),
             tx_metadata_len: 0,
         };
-        set_xdp_umem_reg(&socket, area).map_err(at("share memory for frames"))?;
+        set_xdp_umem_reg(&socket, area)
+            .map_err(at("share memory for frames, which counts as locked (RLIMIT_MEMLOCK)"))?;
         let ask = "make rings";
         set_xdp_umem_fill_ring_size(&socket, depth).map_err(at(ask))?;
         set_xdp_umem_completion_ring_size(&socket, depth).map_err(at(ask))?;
