@@ -100,12 +100,15 @@ fn answer(mut caller: UnixStream, live: &Live) -> std::io::Result<()> {
     caller.write_all(&serde_json::to_vec(live)?)
 }
 
-/// Takes away what runs left that were killed.
+/// Takes away what runs left that were killed. Nobody who lives is woken for it.
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
-        if socket && knock(&entry.path()).is_err_and(|error| error == Errno::CONNREFUSED) {
+        let lives =
+            entry.path().file_stem().is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        if socket && !lives && knock(&entry.path()).is_err_and(|error| error == Errno::CONNREFUSED)
+        {
             let _ = fs::remove_file(entry.path());
         }
     }
