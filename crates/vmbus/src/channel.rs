@@ -9,12 +9,19 @@
 //! there is nothing more, and then [`Channel::arm`], which must return `false` before the owner may rest until the next
 //! doorbell.
 
+pub(crate) mod tap;
+
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use crate::Instant;
 use crate::memory::{SharedMemory, SharedPages};
 use crate::packet::{Outgoing, Packet};
 use crate::ring::{PacketView, ReceiveError, RingError, RingReader, RingWriter, SendError, Slot};
+
+use tap::Tapped;
+pub use tap::{Direction, PacketTap};
 
 /// Tells the peer to look at its rings: a hypercall, a bit in a monitor page, a write to an eventfd.
 pub trait Doorbell {
@@ -80,6 +87,8 @@ pub struct Channel<M = SharedPages, D = SignalFlag> {
     doorbell: D,
     /// Signals alone; the rest is counted by the rings.
     stats: ChannelStats,
+    /// Whether somebody looks at the packets.
+    tapped: bool,
 }
 
 impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
@@ -94,12 +103,41 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
             rx: RingReader::attach(rx)?,
             doorbell,
             stats: ChannelStats::default(),
+            tapped: false,
         })
     }
 
     /// Whether the trailer of every packet read is checked; see [`RingReader::check_trailers`].
     pub fn check_trailers(&mut self, strict: bool) {
         self.rx.check_trailers(strict);
+    }
+
+    /// Has every packet shown to a tap from now on: those that are staged to the first, those that are read to the second. What is
+    /// looked at costs a copy.
+    pub fn set_taps(
+        &mut self,
+        sent: Option<Box<dyn PacketTap>>,
+        received: Option<Box<dyn PacketTap>>,
+    ) {
+        self.tapped = sent.is_some() || received.is_some();
+        let tapped = |tap, direction| Tapped::new(tap, direction, Instant::ZERO);
+        self.tx.set_tap(sent.map(|tap| tapped(tap, Direction::Out)));
+        self.rx.set_tap(received.map(|tap| tapped(tap, Direction::In)));
+    }
+
+    /// Tells the taps what time it is; a channel has no clock.
+    #[inline]
+    pub fn set_time(&mut self, now: Instant) {
+        if self.tapped {
+            self.tell_time(now);
+        }
+    }
+
+    #[cold]
+    fn tell_time(&mut self, now: Instant) {
+        for tap in [self.tx.tap(), self.rx.tap()].into_iter().flatten() {
+            tap.now = now;
+        }
     }
 
     /// Writes a packet that the peer sees after the next [`Channel::commit`].
@@ -256,7 +294,10 @@ mod tests {
     extern crate std;
     use super::*;
     use crate::Pfn;
+    use crate::packet::{GpaRange, PacketKind, TransferRange};
+    use std::sync::{Arc, Mutex};
     use std::vec;
+    use std::vec::Vec;
 
     fn ring() -> SharedPages {
         SharedPages::from_heap(&[Pfn(0), Pfn(1)])
@@ -301,6 +342,115 @@ mod tests {
         assert_eq!(sent, (5, 3 * 32 + 2 * 24));
         let received = (host.stats().received_packets, host.stats().received_bytes);
         assert_eq!(received, (4, 3 * 32 + 24));
+    }
+
+    type Seen = (Direction, Instant, Vec<u8>);
+
+    /// Keeps what it sees.
+    #[derive(Clone, Debug, Default)]
+    struct Log(Arc<Mutex<Vec<Seen>>>);
+
+    impl Log {
+        fn taken(&self) -> Vec<Seen> {
+            core::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    impl PacketTap for Log {
+        fn packet(&mut self, direction: Direction, now: Instant, packet: &[u8]) {
+            self.0.lock().unwrap().push((direction, now, packet.to_vec()));
+        }
+    }
+
+    fn tapped(channel: &mut Channel) -> Log {
+        let log = Log::default();
+        channel.set_taps(Some(Box::new(log.clone())), Some(Box::new(log.clone())));
+        log
+    }
+
+    #[test]
+    fn taps_see_the_bytes_of_every_packet_on_both_ends() {
+        let (mut guest, to_host, mut host, _) = pair();
+        let (at_guest, at_host) = (tapped(&mut guest), tapped(&mut host));
+        let frames = [Pfn(0x77), Pfn(0x78)];
+        let gpa = [GpaRange { byte_count: 5000, byte_offset: 7, frames: &frames }];
+        let transfer = [TransferRange { byte_count: 60, byte_offset: 4096 }];
+        // So many that they come around the end of the ring, where they lie in two pieces.
+        for round in 0..200_u64 {
+            let packets = [
+                Outgoing::InBand { transaction_id: 1, completion: true, payload: b"in-band!" },
+                Outgoing::Completion { transaction_id: 2, payload: b"" },
+                Outgoing::GpaDirect { transaction_id: 3, ranges: &gpa, payload: b"gpa" },
+                Outgoing::TransferPages {
+                    transaction_id: 4,
+                    pageset: 0xcafe,
+                    ranges: &transfer,
+                    payload: b"pages",
+                },
+            ];
+            guest.set_time(Instant::from_nanos(round));
+            host.set_time(Instant::from_nanos(1000 + round));
+            for packet in &packets {
+                guest.stage(packet).unwrap();
+            }
+            let slot = Outgoing::InBand { transaction_id: 5, completion: false, payload: b"in" };
+            let mut slot = guest.reserve(&slot, 10).unwrap();
+            slot.append(b" place").unwrap();
+            slot.finish().unwrap();
+            guest.commit().unwrap();
+            assert!(to_host.take(), "signals are as ever");
+            let sent = at_guest.taken();
+            let kinds: Vec<u16> =
+                sent.iter().map(|(_, _, bytes)| u16::from_le_bytes([bytes[0], bytes[1]])).collect();
+            assert_eq!(kinds, [6, 11, 9, 7, 6]);
+            assert_eq!(sent[0].2[16..], *b"in-band!");
+            assert_eq!(sent[1].2.len(), 16);
+            let list = [1 << 32, 5000 | 7 << 32, 0x77, 0x78].map(u64::to_le_bytes).concat();
+            assert_eq!(sent[2].2[16..48], list);
+            assert_eq!(sent[4].2[16..], *b"in place");
+            assert!(sent.iter().all(|seen| seen.0 == Direction::Out && seen.1.as_nanos() == round));
+
+            let mut buffer = vec![0; 256];
+            for number in 0..5 {
+                if number == 3 {
+                    host.peek().unwrap().expect("the fourth").advance();
+                    continue;
+                }
+                let packet = host.receive(&mut buffer).unwrap().expect("as many as were sent");
+                assert_eq!(packet.transaction_id, number + 1);
+                let direct = matches!(packet.kind, PacketKind::GpaDirect(_));
+                assert_eq!(direct, number == 2);
+            }
+            host.commit_read().unwrap();
+            let read = at_host.taken();
+            assert!(
+                read.iter()
+                    .all(|seen| { seen.0 == Direction::In && seen.1.as_nanos() == 1000 + round })
+            );
+            let bytes =
+                |log: Vec<Seen>| log.into_iter().map(|(_, _, bytes)| bytes).collect::<Vec<_>>();
+            assert_eq!(bytes(read), bytes(sent), "what was sent is what was read");
+        }
+        guest.set_taps(None, None);
+        guest.try_send(&Outgoing::Completion { transaction_id: 9, payload: b"" }).unwrap();
+        assert_eq!(at_guest.taken(), []);
+    }
+
+    #[test]
+    fn a_tap_does_not_see_what_was_skipped() {
+        let (mut guest, _, mut host, _) = pair();
+        let log = tapped(&mut host);
+        let none =
+            Outgoing::TransferPages { transaction_id: 1, pageset: 1, ranges: &[], payload: b"" };
+        guest.try_send(&none).unwrap();
+        guest
+            .try_send(&Outgoing::InBand { transaction_id: 2, completion: false, payload: b"" })
+            .unwrap();
+        let mut buffer = vec![0; 256];
+        assert!(matches!(host.receive(&mut buffer), Err(ReceiveError::Packet(_))));
+        assert!(host.receive(&mut buffer).unwrap().is_some());
+        assert_eq!(log.taken().len(), 1);
+        assert_eq!((host.stats().received_packets, host.stats().bad_packets), (1, 1));
     }
 
     // HISTORY 68: the mask is the reader's own, and whoever clears it looks once more.

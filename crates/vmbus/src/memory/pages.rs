@@ -114,6 +114,12 @@ impl SharedPages {
         })
     }
 
+    /// A view of the same memory by somebody who does not know its page frames, as is the rule where the kernel has mapped it.
+    #[must_use]
+    pub fn without_frames(&self) -> Self {
+        Self { frames: Arc::from([]), first_frame: 0, ..self.clone() }
+    }
+
     /// A handle that does not keep the memory alive.
     #[must_use]
     pub fn downgrade(&self) -> WeakPages {

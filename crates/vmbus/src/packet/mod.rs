@@ -142,6 +142,17 @@ impl Descriptor {
         Self::from_words(u64_at(bytes, 0), u64_at(bytes, 8))
     }
 
+    /// The two words that it is made of.
+    #[inline]
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        let words = |bytes: usize| (bytes / 8) as u64 & 0xffff;
+        let word = u64::from(self.kind.0)
+            | words(self.header_len) << 16
+            | words(self.packet_len) << 32
+            | u64::from(self.flags) << 48;
+        [word, self.transaction_id]
+    }
+
     /// The same from the two words, as numbers.
     #[inline]
     pub(crate) fn from_words(word: u64, transaction_id: u64) -> Self {

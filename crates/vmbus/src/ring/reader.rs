@@ -1,5 +1,6 @@
 //! The reading end of a ring.
 
+use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
 use super::{
@@ -7,6 +8,7 @@ use super::{
     PacketView, READ_INDEX, ReceiveError, Ring, RingError, TRAILER, Traffic, WRITE_INDEX, index,
     offset, trailer, view,
 };
+use crate::channel::tap::Tapped;
 use crate::memory::{OutOfRange, SharedMemory, copy_out, full_barrier};
 use crate::packet::{DESCRIPTOR_SIZE, Descriptor, Packet, PacketError, TRAILER_SIZE, plain_parts};
 
@@ -21,10 +23,14 @@ pub struct RingReader<M> {
     /// The writer's index as last seen.
     known: u32,
     /// Where the place ends that can be read without another look at anything: written as far as `known` tells, and before the
-    /// end of the ring. Zero while trailers are checked.
+    /// end of the ring. Zero while trailers are checked, or somebody looks.
     limit: u32,
     /// Whether trailers are checked.
     strict: bool,
+    /// Who looks at the packets.
+    pub(super) tap: Option<Box<Tapped>>,
+    /// Whether either is so: all packets take the long way.
+    long_way: bool,
     /// Packets read, without those that were skipped.
     pub(super) packets: u64,
     /// Packets skipped because they contradict themselves.
@@ -51,6 +57,8 @@ impl<M: SharedMemory> RingReader<M> {
             known: write,
             limit: 0,
             strict: false,
+            tap: None,
+            long_way: false,
             packets: 0,
             skipped: 0,
             first: read,
@@ -71,7 +79,7 @@ impl<M: SharedMemory> RingReader<M> {
     fn widen(&mut self) {
         // The last word is left to the way around the end, so that the short way never has to look for it.
         self.limit = if self.known >= self.read { self.known } else { self.ring.size - 1 };
-        if self.strict {
+        if self.long_way {
             self.limit = 0;
         }
     }
@@ -80,6 +88,22 @@ impl<M: SharedMemory> RingReader<M> {
     /// guests to the protocol does.
     pub fn check_trailers(&mut self, strict: bool) {
         self.strict = strict;
+        self.choose_way();
+    }
+
+    /// Has every packet that is read shown to `tap`, or to none.
+    pub(crate) fn set_tap(&mut self, tap: Option<Box<Tapped>>) {
+        self.tap = tap;
+        self.choose_way();
+    }
+
+    /// Who looks at the packets.
+    pub(crate) fn tap(&mut self) -> Option<&mut Tapped> {
+        self.tap.as_deref_mut()
+    }
+
+    fn choose_way(&mut self) {
+        self.long_way = self.strict || self.tap.is_some();
         self.widen();
     }
 
@@ -220,7 +244,7 @@ impl<M: SharedMemory> RingReader<M> {
     /// Copies the packet at `start`, behind which the reader has moved, into `buffer`.
     #[inline]
     fn read_skipped<'b>(
-        &self,
+        &mut self,
         start: u32,
         descriptor: &Descriptor,
         buffer: &'b mut [u8],
@@ -238,7 +262,31 @@ impl<M: SharedMemory> RingReader<M> {
             Some(words) => copy_out(words, rest),
             None => self.copy_in_pieces(start, rest).map_err(RingError::from)?,
         }
+        if self.tap.is_some() {
+            self.show(descriptor.to_words(), rest)?;
+        }
         Ok(Packet::assemble(descriptor, rest)?)
+    }
+
+    /// Shows a packet that was copied, unless it contradicts itself.
+    #[cold]
+    #[inline(never)]
+    fn show(&mut self, [word, id]: [u64; 2], rest: &[u8]) -> Result<(), PacketError> {
+        Packet::assemble(&Descriptor::from_words(word, id), rest)?;
+        if let Some(tap) = &mut self.tap {
+            tap.copied([word, id], rest);
+        }
+        Ok(())
+    }
+
+    /// Shows a packet of `len` bytes that was read where it lies, as it lies there now.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn show_in_place(&mut self, start: u32, len: usize) {
+        let Self { tap: Some(tap), ring, .. } = self else { return };
+        if let Err(error) = tap.in_place(len, |bytes| ring.read(offset(start), bytes)) {
+            tracing::debug!(%error, "a packet is not shown");
+        }
     }
 
     /// Whether the next packet lies in the ring with its trailer.

@@ -87,6 +87,9 @@ impl<'r, M: SharedMemory> Slot<'r, M> {
         writer.ring.write_word(end, trailer(start))?;
         writer.ring.write_word(start, word | (words as u64) << 32)?;
         writer.ring.write_word(writer.ring.advance(start, 1), id)?;
+        if writer.tap.is_some() {
+            writer.show_in_place(start, words * 8)?;
+        }
         writer.finish(words + TRAILER);
         Ok(())
     }

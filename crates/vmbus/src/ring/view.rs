@@ -239,7 +239,10 @@ impl<'r, M: SharedMemory> PacketView<'r, M> {
     /// Moves behind the packet. Its space is the writer's again after [`RingReader::commit`].
     #[inline]
     pub fn advance(self) {
-        self.reader.skip(self.descriptor.packet_len / 8);
+        let start = self.reader.skip(self.descriptor.packet_len / 8);
         self.reader.packets += 1;
+        if self.reader.tap.is_some() {
+            self.reader.show_in_place(start, self.descriptor.packet_len);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The writing end of a ring.
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
@@ -7,6 +8,7 @@ use super::{
     PENDING_SEND_SIZE, READ_INDEX, Ring, RingError, SendError, Slot, TRAILER, Traffic, WRITE_INDEX,
     index, offset, trailer,
 };
+use crate::channel::tap::Tapped;
 use crate::memory::{OutOfRange, SharedMemory, copy_in, full_barrier, words_for};
 use crate::packet::{Outgoing, PacketType, plain_word};
 
@@ -21,7 +23,7 @@ pub struct RingWriter<M> {
     /// The reader's index as last seen.
     read: u32,
     /// Where the place ends that can be written to without another look at anything: free as far as `read` tells, and before
-    /// the end of the ring. Zero while `waiting`, so that the first packet that fits withdraws the wish.
+    /// the end of the ring. Zero while `waiting`, so that the first packet that fits withdraws the wish, and while somebody looks.
     limit: u32,
     /// Whether `pending_send_sz` is set.
     waiting: bool,
@@ -33,6 +35,8 @@ pub struct RingWriter<M> {
     first: u32,
     /// How often it passed the end.
     laps: u64,
+    /// Who looks at the packets. Then all of them take the long way.
+    pub(super) tap: Option<Box<Tapped>>,
 }
 
 impl<M: SharedMemory> RingWriter<M> {
@@ -58,9 +62,21 @@ impl<M: SharedMemory> RingWriter<M> {
             full: 0,
             first: write,
             laps: 0,
+            tap: None,
         };
         writer.widen();
         Ok(writer)
+    }
+
+    /// Has every packet shown to `tap`, or to none.
+    pub(crate) fn set_tap(&mut self, tap: Option<Box<Tapped>>) {
+        self.tap = tap;
+        self.widen();
+    }
+
+    /// Who looks at the packets.
+    pub(crate) fn tap(&mut self) -> Option<&mut Tapped> {
+        self.tap.as_deref_mut()
     }
 
     /// Largest packet that fits into the empty ring, in bytes with trailer.
@@ -90,7 +106,7 @@ impl<M: SharedMemory> RingWriter<M> {
     /// Sets the limit anew, after `write`, `read` or `waiting` changed.
     #[inline]
     fn widen(&mut self) {
-        self.limit = match self.waiting {
+        self.limit = match self.waiting || self.tap.is_some() {
             true => 0,
             // The last word is left to the way around the end, so that the short way never has to look for it.
             false => (self.write + self.usable()).min(self.ring.size - 1),
@@ -221,8 +237,28 @@ impl<M: SharedMemory> RingWriter<M> {
         } else {
             self.put_in_pieces(packet, [word, id])?;
         }
+        if self.tap.is_some() {
+            self.show(packet, [word, id]);
+        }
         self.finish(total);
         Ok(())
+    }
+
+    /// Shows a packet that was written.
+    #[cold]
+    #[inline(never)]
+    fn show(&mut self, packet: &Outgoing<'_>, descriptor: [u64; 2]) {
+        if let Some(tap) = &mut self.tap {
+            tap.sent(packet, descriptor);
+        }
+    }
+
+    /// Shows a packet of `len` bytes that was built where it lies.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn show_in_place(&mut self, start: u32, len: usize) -> Result<(), RingError> {
+        let Self { tap: Some(tap), ring, .. } = self else { return Ok(()) };
+        Ok(tap.in_place(len, |bytes| ring.read(offset(start), bytes))?)
     }
 
     /// Counts a packet that was written.
