@@ -116,7 +116,7 @@ fn committed_inputs_bring_the_nic_to_where_it_is_deep() {
     let target = TARGETS.iter().find(|target| target.name == "nic_guest").expect("the target");
     let reached: Vec<_> = inputs(target).iter().map(|(_, input)| nic_reach(input)).collect();
     let count = |there: Mark| reached.iter().filter(|reach| there(reach)).count();
-    let deep: [(&str, Mark); 12] = [
+    let deep: [(&str, Mark); 14] = [
         ("ready", |reach| reach.ready),
         ("failed", |reach| reach.failed),
         ("stopped", |reach| reach.stopped),
@@ -129,6 +129,8 @@ fn committed_inputs_bring_the_nic_to_where_it_is_deep() {
         ("cut by the host", |reach| reach.large > 0),
         ("checksums by the host", |reach| reach.checksums > 0),
         ("from memory by page", |reach| reach.gpa_direct > 0),
+        ("lent", |reach| reach.lent > 0),
+        ("given back", |reach| reach.returned > 0),
     ];
     let counts = deep.map(|(what, there)| (what, count(there)));
     eprintln!("of {} inputs: {counts:?}", reached.len());

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant as Clock};
 
 use hyperv_host::nic::NicServiceConfig;
 use hyperv_host::switch::Offered;
-use netvsc::nic::{Nic, NicOffloads, NicQueue, TxFrame};
+use netvsc::nic::{Lending, Nic, NicOffloads, NicQueue, PageSlice, PagedFrame, TxFrame, TxWork};
 use netvsc::nvsp::Version;
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
 use netvsc::rndis::scaling::Scaling;
 use netvsc::{NicConfig, NicEvent, RxFrame};
+use vmbus::memory::SharedMemory;
 
 #[path = "../tests/nic/world.rs"]
 #[expect(dead_code, reason = "the tests need more of it")]
@@ -25,6 +26,8 @@ use world::{MAC, PEER, Sizes, World, frame, world_with};
 
 /// Frames of one burst.
 const BURST: usize = 32;
+/// Bytes of Ethernet, IPv4 and TCP headers.
+const HEADERS: usize = 54;
 /// How long one path is measured.
 const SPAN: Duration = Duration::from_millis(300);
 
@@ -37,11 +40,15 @@ enum Path {
     SendChecksum(usize),
     /// Segments of this length that the host cuts, over so many queues.
     SendLarge(usize, u16),
+    /// Frames of this length of which all but the headers lie in pages that the host reads.
+    SendPages(usize),
+    /// The same of segments that the host cuts.
+    SendLargePages(usize),
     /// Frames of this length, over so many queues.
     Receive(usize, u16),
 }
 
-const PATHS: [(&str, Path); 28] = [
+const PATHS: [(&str, Path); 31] = [
     ("nic_send_64", Path::Send(64, 1)),
     ("nic_send_64_2_queues", Path::Send(64, 2)),
     ("nic_send_64_4_queues", Path::Send(64, 4)),
@@ -58,6 +65,9 @@ const PATHS: [(&str, Path); 28] = [
     ("nic_send_large_62000", Path::SendLarge(62_000, 1)),
     ("nic_send_large_62000_2_queues", Path::SendLarge(62_000, 2)),
     ("nic_send_large_62000_4_queues", Path::SendLarge(62_000, 4)),
+    ("nic_send_pages_1514", Path::SendPages(1514)),
+    ("nic_send_pages_9000", Path::SendPages(9000)),
+    ("nic_send_large_pages_62000", Path::SendLargePages(62_000)),
     ("nic_receive_64", Path::Receive(64, 1)),
     ("nic_receive_64_2_queues", Path::Receive(64, 2)),
     ("nic_receive_64_4_queues", Path::Receive(64, 4)),
@@ -74,7 +84,9 @@ const PATHS: [(&str, Path); 28] = [
 
 /// A guest at work, and its host.
 fn build(mtu: u32, queues: u16) -> World {
-    let config = NicConfig { mtu, queues, offloads: NicOffloads::ALL, ..NicConfig::default() };
+    let offloads = NicOffloads::ALL;
+    // What it costs to lend shorter frames than one would is measured, too.
+    let config = NicConfig { mtu, queues, offloads, lend_from: 0, ..NicConfig::default() };
     let mut service = NicServiceConfig::new(MAC);
     service.policy.versions = vec![Version::V6_1];
     let mut world = world_with(config, &Sizes { ring: 129, receive: 1024, send: 1024 }, service);
@@ -128,6 +140,15 @@ fn guest_send_with(nic: &mut Nic, queues: &mut [NicQueue], frame: &TxFrame<'_>, 
     }
 }
 
+/// The same out of pages.
+#[inline(never)]
+fn guest_send_pages(nic: &mut Nic, frame: &PagedFrame<'_>, count: usize) {
+    for _ in 0..count {
+        assert_eq!(nic.transmit_pages(frame).expect("there is room"), Lending::Lent);
+    }
+    nic.flush();
+}
+
 /// What the guest does when its host has rung. `sink` is made elsewhere: under a name of its own, it is counted here.
 #[inline(never)]
 fn guest_hear(world: &mut World, sink: &mut dyn FnMut(RxFrame<'_>)) {
@@ -136,6 +157,7 @@ fn guest_hear(world: &mut World, sink: &mut dyn FnMut(RxFrame<'_>)) {
     for queue in queues {
         queue.poll(sink).expect("the queue works");
     }
+    while nic.poll_returned().is_some() {}
 }
 
 /// The copying that cannot be left out.
@@ -151,6 +173,8 @@ struct Course {
     path: Path,
     world: World,
     frames: Vec<Vec<u8>>,
+    /// What follows the headers of the first, in pages.
+    body: [PageSlice; 1],
     buffer: Vec<u8>,
 }
 
@@ -160,27 +184,34 @@ impl Course {
             Path::Send(len, queues) | Path::SendLarge(len, queues) | Path::Receive(len, queues) => {
                 (len, queues)
             }
-            Path::SendChecksum(len) => (len, 1),
+            Path::SendChecksum(len) | Path::SendPages(len) | Path::SendLargePages(len) => (len, 1),
         };
         let mtu = if len == 9000 { 9000 } else { 1500 };
         let (to, from) = if matches!(path, Path::Receive(..)) { (MAC, PEER) } else { (PEER, MAC) };
         let mut frames: Vec<_> = (0..BURST).map(|seed| frame(to, from, len, seed as u8)).collect();
         for (flow, frame) in frames.iter_mut().enumerate() {
             match path {
-                Path::SendChecksum(_) | Path::SendLarge(..) => headers(frame, 0),
+                Path::SendChecksum(_) | Path::SendLarge(..) | Path::SendLargePages(_) => {
+                    headers(frame, 0);
+                }
                 // With one queue nobody looks for a flow.
                 Path::Receive(_, 2..) => headers(frame, flow as u8),
-                Path::Send(..) | Path::Receive(..) => {}
+                Path::Send(..) | Path::SendPages(_) | Path::Receive(..) => {}
             }
         }
-        Self { path, world: build(mtu, queues), frames, buffer: vec![0; 70_000] }
+        let world = build(mtu, queues);
+        let memory = world.allocate(len.div_ceil(4096));
+        memory.write(0, &frames[0]).expect("there is room");
+        let body = PageSlice::new(memory, HEADERS, len.saturating_sub(HEADERS));
+        let body = [body.unwrap_or_else(|_| unreachable!("inside"))];
+        Self { path, world, frames, body, buffer: vec![0; 70_000] }
     }
 
     /// Frames of a burst on this path.
     fn burst(&self) -> usize {
         match self.path {
             Path::SendLarge(_, 4) => 4,
-            Path::SendLarge(..) => 2,
+            Path::SendLarge(..) | Path::SendLargePages(_) => 2,
             _ => BURST,
         }
     }
@@ -188,7 +219,7 @@ impl Course {
     /// One burst; the time of the guest.
     fn turn(&mut self) -> Duration {
         let burst = self.burst();
-        let Self { path, world, frames, buffer } = self;
+        let Self { path, world, frames, body, buffer } = self;
         let mut time = Duration::ZERO;
         let pieces = [&frames[0][..]];
         let plain = TxFrame::plain(&pieces);
@@ -204,6 +235,13 @@ impl Course {
                 let send = LargeSend { segment: 1460, layer4: 34, ipv6: false };
                 let frame = TxFrame { large_send: Some(send), ..plain };
                 guest_send_with(&mut world.nic, &mut world.queues, &frame, burst);
+            }
+            Path::SendPages(_) | Path::SendLargePages(_) => {
+                let send = LargeSend { segment: 1460, layer4: 34, ipv6: false };
+                let large_send = matches!(path, Path::SendLargePages(_)).then_some(send);
+                let (head, work) = (&frames[0][..HEADERS], TxWork { large_send, ..TxWork::NONE });
+                let frame = PagedFrame { head, body, work, token: 0 };
+                guest_send_pages(&mut world.nic, &frame, burst);
             }
             Path::Receive(..) => {
                 for frame in frames {

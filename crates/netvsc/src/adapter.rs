@@ -9,6 +9,7 @@
 
 mod counters;
 mod event;
+mod pages;
 mod replay;
 mod send;
 mod tap;
@@ -21,7 +22,7 @@ use vmbus::Instant;
 use vmbus::time::earliest;
 
 use crate::failover::{Action, Cause, Failover, FailoverConfig, Outlet};
-use crate::nic::{Cut, TxFrame};
+use crate::nic::{Cut, Lending, PagedFrame, Returned, TxFrame};
 use crate::port::{Path, PathOffloads, PortError, PortLink, PortSettings, VfPort};
 use crate::rndis::packet::{LargeSend, ReceiveChecksum};
 
@@ -179,6 +180,20 @@ pub trait Synthetic {
     /// [`Refused`]; nothing was taken.
     fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused>;
 
+    /// Takes a frame out of the caller's own pages, or copies it: see [`Nic::transmit_pages`](crate::nic::Nic::transmit_pages).
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was taken. [`Refused::Never`] if the host cannot read it there; it may take it as bytes.
+    fn transmit_pages(&mut self, frame: &PagedFrame<'_>) -> Result<Lending, Refused> {
+        let _ = frame;
+        Err(Refused::Never)
+    }
+
+    /// The next frame whose pages are the caller's again.
+    fn poll_returned(&mut self) -> Option<Returned> {
+        None
+    }
+
     /// Number of the channel that took the last frame, of a NIC with several; 0 is the primary one.
     fn last_queue(&self) -> u16 {
         0
@@ -274,6 +289,8 @@ pub struct Adapter<N: Synthetic, P> {
     unwanted: bool,
     /// Where a segment is put together.
     segment: Vec<u8>,
+    /// Where a frame is put together that cannot be lent.
+    gathered: Vec<u8>,
     /// The port has frames that were not flushed.
     unflushed: bool,
     /// Since when no new frame is taken because of a switch, and what had been pushed back until then.
@@ -304,6 +321,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             detour: false,
             unwanted: false,
             segment: Vec::with_capacity(config.frame_size),
+            gathered: Vec::new(),
             unflushed: false,
             paused: None,
             events: VecDeque::new(),

@@ -26,6 +26,9 @@ struct Wire {
     wish: Option<Path>,
     /// The NIC is between two lives.
     not_ready: bool,
+    /// The host reads frames in pages.
+    lends: bool,
+    returned: VecDeque<Returned>,
     switches: Vec<Path>,
     /// What NIC and port do to frames, and what they were asked for.
     offloads: [PathOffloads; 2],
@@ -89,6 +92,20 @@ impl Synthetic for FakeNic {
         self.transmit(&frame.pieces.concat())?;
         self.0.borrow_mut().work.push(frame.work());
         Ok(())
+    }
+
+    fn transmit_pages(&mut self, frame: &PagedFrame<'_>) -> Result<Lending, Refused> {
+        if !self.0.borrow().lends {
+            return Err(Refused::Never);
+        }
+        self.transmit(frame.head)?;
+        let returned = Returned { token: frame.token, status: None };
+        self.0.borrow_mut().returned.push_back(returned);
+        Ok(Lending::Lent)
+    }
+
+    fn poll_returned(&mut self) -> Option<Returned> {
+        self.0.borrow_mut().returned.pop_front()
     }
 
     fn offloads(&self) -> PathOffloads {

@@ -1,6 +1,9 @@
 //! Work that is left to the card, and how a port is set up to carry what the NIC carries (F2, F11).
 
+use vmbus::memory::{SharedMemory, SharedPages};
+
 use super::*;
+use crate::nic::PageSlice;
 use crate::rndis::PacketFilter;
 use crate::rndis::offload::{ChecksumSet, IpOffloads};
 use crate::rndis::packet::{LargeSend, TransmitChecksum, VlanTag};
@@ -178,4 +181,46 @@ fn work_that_a_frame_does_not_bear_out_is_refused_on_either_path() {
         assert!(matches!(result, Err(AdapterError::Refused { .. })), "{work:?}");
     }
     assert_eq!(card.counters().refused, 5);
+}
+
+/// Forty bytes of a frame whose last twenty lie in pages.
+fn paged(send: impl FnOnce(&PagedFrame<'_>)) {
+    let memory = SharedPages::from_heap(&[vmbus::Pfn(7)]);
+    memory.write(4000, &[9; 20]).unwrap();
+    let body = [
+        PageSlice::new(memory.clone(), 4000, 5).unwrap(),
+        PageSlice::new(memory, 4005, 15).unwrap(),
+    ];
+    send(&PagedFrame { head: &[8; 20], body: &body, work: TxWork::NONE, token: 3 });
+}
+
+// A VF gets a copy, since its frames may have to go out again; so does a host that cannot read the guest's pages.
+#[test]
+fn pages_are_lent_to_the_host_and_copied_for_everybody_else() {
+    let (mut card, wire) = on_vf();
+    wire.borrow_mut().lends = true;
+    let whole = [[8; 20], [9; 20]].concat();
+    paged(|frame| assert_eq!(card.transmit_pages(frame, at(3)), Ok(Lending::Copied)));
+    assert_eq!(wire.borrow().queued, core::slice::from_ref(&whole));
+    // The VF goes down with it.
+    card.port_gone(at(4));
+    poll(&mut card, at(4));
+    assert_eq!(wire.borrow().sent, [(Path::Synthetic, whole.clone())]);
+    paged(|frame| assert_eq!(card.transmit_pages(frame, at(5)), Ok(Lending::Lent)));
+    assert_eq!(wire.borrow().sent[1], (Path::Synthetic, vec![8; 20]), "the rest lies in pages");
+    assert_eq!(card.poll_returned(), Some(Returned { token: 3, status: None }));
+    assert_eq!(card.poll_returned(), None);
+    wire.borrow_mut().lends = false;
+    paged(|frame| assert_eq!(card.transmit_pages(frame, at(6)), Ok(Lending::Copied)));
+    assert_eq!(wire.borrow().sent[2], (Path::Synthetic, whole));
+    wire.borrow_mut().lends = true;
+    wire.borrow_mut().room = 0;
+    paged(|frame| assert_eq!(card.transmit_pages(frame, at(7)), Err(AdapterError::Full)));
+    let counters = card.counters();
+    assert_eq!((counters.frames_accepted, counters.pushed_back), (3, 1));
+    let memory = SharedPages::from_heap(&[vmbus::Pfn(7)]);
+    let body = [PageSlice::new(memory, 0, 1600).unwrap()];
+    let long = PagedFrame { head: &[8; 20], body: &body, work: TxWork::NONE, token: 3 };
+    let refused = AdapterError::Refused { len: 1620, most: 1518 };
+    assert_eq!(card.transmit_pages(&long, at(8)), Err(refused));
 }

@@ -72,6 +72,11 @@ impl Wish {
         self.0 & 2 != 0
     }
 
+    /// From the guest's own pages, the part behind the headers.
+    pub(super) fn is_paged(self) -> bool {
+        self.0 & 0x90 == 0x90
+    }
+
     /// Hands the frame to `send`.
     pub(super) fn with<T>(self, len: usize, send: impl FnOnce(&TxFrame<'_>) -> T) -> T {
         let Self(bits) = self;

@@ -4,17 +4,21 @@ mod between;
 mod frames;
 mod lane;
 
+use std::collections::BTreeSet;
+use std::iter;
 use std::time::Duration;
 
 use hyperv_host::memory::GuestRam;
 use netvsc::Path;
 use netvsc::nic::{
-    Nic, NicConfig, NicEvent, NicOffloads, NicQueue, NicStats, RxFrame, SharedBuffer, TransmitError,
+    Lending, Nic, NicConfig, NicEvent, NicOffloads, NicQueue, NicStats, PageSlice, PagedFrame,
+    RxFrame, SharedBuffer, TransmitError,
 };
 use netvsc::nvsp::Version;
 use netvsc::rndis::offload::ChecksumSet;
 use netvsc::rndis::scaling::Scaling;
 use vmbus::channel::{Channel, SignalFlag};
+use vmbus::memory::SharedMemory;
 use vmbus::{GpadlId, Instant, Platform};
 
 use self::between::Between;
@@ -54,6 +58,10 @@ pub struct NicReach {
     pub checksums: u64,
     /// Packets of the guest that named its memory by page.
     pub gpa_direct: u64,
+    /// Frames whose data the host was to read in the guest's own pages.
+    pub lent: u64,
+    /// Of them, those that came back completed.
+    pub returned: u64,
 }
 
 /// A byte that configures the guest, then what happens, one byte each with what belongs to it. Packets of the host's service
@@ -66,7 +74,7 @@ pub fn nic_guest(input: &[u8]) {
 /// The same, and says how far it came.
 pub fn nic_reach(input: &[u8]) -> NicReach {
     let mut script = Script::new(input);
-    let ram = GuestRam::new(7, 512);
+    let ram = GuestRam::new(7, 1024);
     let mut world = World::new(&mut script, &ram);
     for _ in 0..STEPS {
         if script.is_over() {
@@ -111,6 +119,7 @@ impl Form {
             offloads: if self.offloads() { NicOffloads::ALL } else { NicOffloads::default() },
             // Longer than a section: such frames lie across pages.
             mtu: if self.has(64) { 9000 } else { 1500 },
+            lend_from: 100,
             ..NicConfig::default()
         }
     }
@@ -134,6 +143,24 @@ struct World {
     /// Frames taken for sending, by channel.
     sent: [u64; 1 + SUB_CHANNELS as usize],
     overdue: u64,
+    /// Frames in pages that were offered, and those of them that are lent.
+    tokens: u64,
+    lent: BTreeSet<u64>,
+}
+
+/// Puts bytes into memory of the guest's own, in two places.
+fn slices(ram: &GuestRam, bytes: &[u8]) -> Vec<PageSlice> {
+    // There may be none left: what was sent is never completed.
+    let Ok(memory) = ram.allocate(1 + (bytes.len() + 100).div_ceil(4096)) else {
+        return Vec::new();
+    };
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    let behind = 4000 + first.len() + usize::from(bytes.len().is_multiple_of(3)) * 50;
+    let place = |(at, part): (usize, &[u8])| {
+        memory.write(at, part).expect("there is room");
+        PageSlice::new(memory.clone(), at, part.len()).expect("inside")
+    };
+    [(4000, first), (behind, second)].map(place).into()
 }
 
 impl World {
@@ -162,6 +189,8 @@ impl World {
             most,
             sent: [0; 1 + SUB_CHANNELS as usize],
             overdue: 0,
+            tokens: 0,
+            lent: BTreeSet::new(),
         }
     }
 
@@ -225,9 +254,28 @@ impl World {
         let Self { nic, queues, .. } = self;
         let which = which % (queues.len() + 1);
         let can = nic.can_transmit();
-        let outcome = wish.with(len, |frame| match which.checked_sub(1) {
-            Some(queue) => queues[queue].transmit_with(frame),
-            None => nic.transmit_with(frame),
+        let token = self.tokens;
+        self.tokens += u64::from(wish.is_paged());
+        let outcome = wish.with(len, |frame| {
+            if wish.is_paged() {
+                let body = slices(&self.ram, frame.pieces[1]);
+                let (head, work) = (frame.pieces[0], frame.work());
+                let frame = PagedFrame { head, body: &body, work, token };
+                let taken = match which.checked_sub(1) {
+                    Some(queue) => queues[queue].transmit_pages(&frame),
+                    None => nic.transmit_pages(&frame),
+                };
+                return taken.map(|lending| {
+                    if lending == Lending::Lent {
+                        self.lent.insert(token);
+                        self.reach.lent += 1;
+                    }
+                });
+            }
+            match which.checked_sub(1) {
+                Some(queue) => queues[queue].transmit_with(frame),
+                None => nic.transmit_with(frame),
+            }
         });
         match outcome {
             Ok(()) => {
@@ -284,7 +332,18 @@ impl World {
             );
             assert!(self.between.tampered, "{error}");
         }
+        self.take_back();
         self.check_stats();
+    }
+
+    /// Whatever the host says, pages come back once each.
+    fn take_back(&mut self) {
+        let Self { nic, queues, .. } = self;
+        let more = queues.iter_mut().flat_map(|queue| iter::from_fn(|| queue.poll_returned()));
+        for returned in iter::from_fn(|| nic.poll_returned()).chain(more) {
+            assert!(self.lent.remove(&returned.token), "{returned:?}");
+            self.reach.returned += u64::from(returned.status.is_some());
+        }
     }
 
     /// By channel.
@@ -362,6 +421,12 @@ impl World {
         }
         let idle = self.reach.ready || self.events_over();
         assert!(idle || self.overdue > 0, "start-up waits for ever");
+        self.queues.iter_mut().for_each(NicQueue::abandon);
+        self.nic.abandon(self.now);
+        self.take_back();
+        // A NIC that has no room to say that it leaves, still waits for some.
+        let waits = self.between.tampered || self.lent.is_empty();
+        assert!(waits, "pages of {:?} do not come back", self.lent);
         let mut reach = self.reach;
         reach.queues = self.queues.len();
         reach.sent = [self.sent.iter().sum(), self.sent[1..].iter().sum()];

@@ -199,7 +199,8 @@ impl NicService {
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         self.counters.control_requests += 1;
-        let bytes = queue.transmit.gather_apart(&link.setup, section, &with)?;
+        let most = self.config.policy.mdl_chain;
+        let bytes = queue.transmit.gather_apart(&link.setup, section, &with, most)?;
         let request = GuestMessage::decode(&bytes)?;
         let initialize = matches!(request, GuestMessage::Initialize { .. });
         if link.control.state == State::Down && !initialize {

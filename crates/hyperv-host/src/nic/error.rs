@@ -181,6 +181,14 @@ pub enum SourceError {
     /// A page that is not the guest's.
     #[error("a range names memory that the guest does not have")]
     UnknownMemory,
+    /// More pieces than one message may have.
+    #[error("message in {pieces} pieces of memory, at most {most} are taken")]
+    Scattered {
+        /// Its ranges, and its section if it has one.
+        pieces: usize,
+        /// Most that is taken, as the guest was told.
+        most: usize,
+    },
     /// More bytes than one message may have.
     #[error("message of {bytes} bytes, at most {most} are taken")]
     TooLong {

@@ -371,6 +371,9 @@ impl NicService {
             return;
         };
         port.poll(now);
+        for queue in link.queues.iter_mut().flatten() {
+            queue.channel.set_time(now);
+        }
         self.more = false;
         let mut packet = std::mem::take(&mut self.packet);
         let outcome = self.serve_all(&mut link, &mut packet, now, guest, port);

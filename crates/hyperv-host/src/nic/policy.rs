@@ -9,6 +9,9 @@ use netvsc::rndis::{self, Oid};
 
 use super::offers::OffloadPolicy;
 
+/// Longest chain of memory descriptors, as real hosts give it in INIT_COMPLETE.
+const MDL_CHAIN: u32 = 34;
+
 /// Something that a host tells its guest by itself, and that can get lost on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
@@ -87,6 +90,9 @@ pub struct NicPolicy {
     /// Bytes of the shortest NVSP message that is heard, as they stand in the ring. Shorter ones are never answered:
     /// 32 on some hosts. 0 to hear all.
     pub shortest_message: usize,
+    /// Most pieces of memory that one message may lie in, its section included, as the guest is told in INIT_COMPLETE: 34 on real
+    /// hosts. A message in more is refused.
+    pub mdl_chain: u32,
     /// Answer to a receive buffer that is in order: success, or a refusal.
     pub receive_buffer_answer: Status,
     /// Answer to a send buffer that is in order: success, or a refusal.
@@ -156,6 +162,7 @@ impl Default for NicPolicy {
             versions: vec![Version::V6_1, Version::V5],
             version_refusal: Status::NONE,
             shortest_message: 0,
+            mdl_chain: MDL_CHAIN,
             receive_buffer_answer: Status::SUCCESS,
             send_buffer_answer: Status::SUCCESS,
             tolerate_repeats: false,

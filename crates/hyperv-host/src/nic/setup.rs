@@ -20,9 +20,6 @@ pub(super) const SECTION_SIZE: u32 = 6144;
 /// Smallest and largest frame, Ethernet header included, that a guest may configure; others become the smallest.
 const FRAME_SIZES: std::ops::RangeInclusive<u32> = 1514..=9216;
 
-/// Longest chain of memory descriptors, as real hosts give it in INIT_COMPLETE.
-const MDL_CHAIN: u32 = 34;
-
 /// The type of a message, for errors; 0 if there is none.
 pub(super) fn kind(payload: &[u8]) -> MessageType {
     MessageType(payload.first_chunk().map_or(0, |kind| u32::from_le_bytes(*kind)))
@@ -306,7 +303,7 @@ impl NicService {
             HostMessage::InitComplete {
                 // Real hosts name no version but the first.
                 version: if accepted && max == Version::V1 { max.0 } else { u32::MAX },
-                max_mdl_chain: MDL_CHAIN,
+                max_mdl_chain: self.config.policy.mdl_chain,
                 status: if accepted { Status::SUCCESS } else { self.config.policy.version_refusal },
             },
         )?;

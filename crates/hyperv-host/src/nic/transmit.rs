@@ -51,15 +51,21 @@ pub(super) struct Transmit {
 }
 
 impl Transmit {
-    /// Copies the bytes of an RNDIS message out of the guest's memory.
+    /// Copies the bytes of an RNDIS message out of the guest's memory, where they lie in `most` pieces at most.
     fn gather(
         &mut self,
         setup: &Setup,
         section: Option<SectionUse>,
         with: &Circumstances<'_, '_>,
+        most: u32,
     ) -> Result<(), SourceError> {
         self.stream.clear();
         self.first = 0;
+        let ranges = with.ranges.as_ref().map_or(0, GpaRanges::count);
+        let (pieces, most) = (ranges + usize::from(section.is_some()), most as usize);
+        if pieces > most {
+            return Err(SourceError::Scattered { pieces, most });
+        }
         if let Some(used) = section {
             let buffer = setup.send.as_ref().ok_or(SourceError::NoSendBuffer(used.index))?;
             buffer.read(used.index, used.bytes, &mut self.stream)?;
@@ -91,8 +97,9 @@ impl Transmit {
         setup: &Setup,
         section: Option<SectionUse>,
         with: &Circumstances<'_, '_>,
+        most: u32,
     ) -> Result<Vec<u8>, SourceError> {
-        self.gather(setup, section, with)?;
+        self.gather(setup, section, with, most)?;
         Ok(std::mem::take(&mut self.stream))
     }
 
@@ -232,7 +239,8 @@ impl NicService {
         self.counters.transmit_messages += 1;
         let transmit = &mut queue.transmit;
         let outcome = if link.control.is_operational() {
-            let gathered = transmit.gather(&link.setup, section, &with);
+            let most = self.config.policy.mdl_chain;
+            let gathered = transmit.gather(&link.setup, section, &with, most);
             gathered
                 .map_err(RefusedSend::from)
                 .and_then(|()| transmit.plan(&self.config.policy.offloads))

@@ -3,17 +3,20 @@
 //!
 //! `PROPTEST_CASES=20000 cargo test --release -p hyperv-host --test nic any_traffic` is the long form.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hyperv_host::nic::{NicServiceConfig, NicServiceEvent, OffloadPolicy, SendOrder, SendTable};
-use netvsc::nic::{NicOffloads, TransmitError, TxFrame};
-use netvsc::nvsp::Version;
+use netvsc::nic::{Lending, NicOffloads, PageSlice, PagedFrame, TransmitError, TxFrame, TxWork};
+use netvsc::nvsp::{Status, Version};
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum, VlanTag};
 use netvsc::rndis::scaling::Scaling;
 use netvsc::{NicConfig, NicEvent};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber, UdpPacket};
+
+use vmbus::memory::SharedMemory;
 
 use crate::offloads::{ETHERNET, FROM4, FROM6, Kind, TO4, TO6, good_frame, layer4, left_to_host};
 use crate::world::*;
@@ -38,6 +41,8 @@ struct Item {
     inner_tag: bool,
     /// Where the frame is cut into two pieces, behind the headers.
     cut: usize,
+    /// What follows the headers lies in pages of the guest's, so many bytes in each place; 0: it is copied.
+    paged: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +61,10 @@ struct Case {
     queues: u16,
     spread: bool,
     table: SendTable,
+    /// Pieces of memory that the host takes with one message.
+    mdl_chain: u32,
+    /// Bytes that are lent rather than copied.
+    lend_from: usize,
     /// Frames that are sent before anybody answers.
     burst: usize,
     items: Vec<Item>,
@@ -68,21 +77,28 @@ fn items() -> impl Strategy<Value = Vec<Item>> {
         2 => 1400..9300_usize,
         1 => 9_000..65_550_usize,
     ];
-    let item = (any::<bool>(), 0..FLOWS, len, any::<bool>(), any::<bool>(), 0..2000_usize);
-    let item = item.prop_map(|(up, flow, len, left, inner_tag, cut)| Item {
+    let paged =
+        prop_oneof![2 => Just(0_usize), 1 => 1..5000_usize, 1 => Just(4096), 1 => Just(70_000)];
+    let item = (any::<bool>(), 0..FLOWS, len, any::<bool>(), any::<bool>(), 0..2000_usize, paged);
+    let item = item.prop_map(|(up, flow, len, left, inner_tag, cut, paged)| Item {
         up,
         flow,
         len,
         left,
         inner_tag,
         cut,
+        paged,
     });
     vec(item, 1..80)
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let policy =
-        (any::<bool>(), any::<bool>(), prop_oneof![Just(0), Just(0xf53c_u32)], any::<bool>());
+    let policy = (
+        any::<bool>(),
+        any::<bool>(),
+        prop_oneof![Just(0), Just(0xf53c), Just(65_550_u32)],
+        any::<bool>(),
+    );
     let policy = policy.prop_map(|(checksum, udp_checksum, large_send, coalescing)| {
         OffloadPolicy { checksum, udp_checksum, large_send, coalescing, stale_checksums: false }
     });
@@ -92,12 +108,20 @@ fn case() -> impl Strategy<Value = Case> {
         any::<u64>().prop_map(SendOrder::Shuffled),
     ];
     let asks = prop_oneof![Just(NicOffloads::ALL), Just(NicOffloads::default())];
-    let nic = (0..Version::ALL.len(), prop_oneof![Just(1500_u32), 576..9217_u32], asks, policy);
+    let nic = (
+        0..Version::ALL.len(),
+        prop_oneof![2 => Just(1500_u32), 2 => 576..9217_u32, 1 => 68..576_u32],
+        asks,
+        policy,
+    );
     let host = (order, 0..50_u64, 1..33_usize, prop_oneof![Just(1_usize), Just(7), Just(4096)]);
     let table =
         prop_oneof![Just(SendTable::Right), Just(SendTable::WrongOffset), Just(SendTable::Never)];
     let shape = (2..20_usize, 0..4_u16, any::<bool>(), table, 1..24_usize);
-    (nic, host, shape, items()).prop_map(|(nic, host, shape, items)| Case {
+    let lending = (prop_oneof![3 => Just(34_u32), 2 => 0..8_u32], prop_oneof![Just(0), Just(1024)]);
+    (nic, host, shape, lending, items()).prop_map(|(nic, host, shape, lending, items)| Case {
+        mdl_chain: lending.0,
+        lend_from: lending.1,
         version: Version::ALL[nic.0],
         mtu: nic.1,
         asks: nic.2,
@@ -246,8 +270,17 @@ impl Flow {
     }
 }
 
+/// A frame for a queue.
+#[derive(Debug)]
+enum Offer<'a> {
+    Bytes(TxFrame<'a>),
+    Pages(PagedFrame<'a>),
+}
+
 struct Run {
     world: World,
+    /// Frames whose pages are with the host, by their tokens.
+    lent: BTreeSet<u64>,
     up: [Flow; FLOWS as usize],
     down: [Flow; FLOWS as usize],
     offered: u64,
@@ -255,11 +288,18 @@ struct Run {
 
 impl Run {
     fn new(case: &Case) -> Self {
-        let config =
-            NicConfig { queues: 4, mtu: case.mtu, offloads: case.asks, ..NicConfig::default() };
+        let config = NicConfig {
+            queues: 4,
+            mtu: case.mtu,
+            offloads: case.asks,
+            lend_from: case.lend_from,
+            ..NicConfig::default()
+        };
         let mut service = NicServiceConfig::new(MAC);
         let policy = &mut service.policy;
         policy.versions = vec![case.version];
+        // A chain that has no room for a section has none for anything.
+        policy.mdl_chain = case.mdl_chain.max(1);
         policy.offloads = case.policy;
         policy.send_order = case.order;
         policy.send_delay = case.delay;
@@ -267,14 +307,16 @@ impl Run {
         policy.packets_per_poll = case.packets_per_poll;
         policy.max_queues = 8;
         policy.send_table = case.table;
-        let sizes = Sizes { ring: case.ring, receive: 256, send: 128 };
+        // Half of it is for long segments: one of the longest for each queue.
+        let sizes = Sizes { ring: case.ring, receive: 256, send: 256 };
         let mut world = world_with(config, &sizes, service);
         world.settle();
         assert!(matches!(world.events.pop_front(), Some(NicEvent::Ready { .. })));
         if case.queues > 0 && case.version >= Version::V5 {
             Self::widen(&mut world, case);
         }
-        Self { world, up: Default::default(), down: Default::default(), offered: 0 }
+        let (up, down) = Default::default();
+        Self { world, lent: BTreeSet::new(), up, down, offered: 0 }
     }
 
     fn widen(world: &mut World, case: &Case) {
@@ -299,6 +341,7 @@ impl Run {
         self.world.nic.flush();
         self.world.queues.iter_mut().for_each(netvsc::nic::NicQueue::flush);
         self.world.settle();
+        self.take_back();
         for frame in std::mem::take(&mut self.world.at_peer) {
             let (flow, bare) = look(&frame);
             self.up[usize::from(flow)].get(flow, bare);
@@ -347,7 +390,9 @@ impl Run {
         let info = self.world.nic.info();
         let mtu = info.mtu as usize;
         let long = kind(flow) == Some(Kind::Tcp) && item.left && info.large_send as usize > mtu;
-        let most = if long { info.large_send as usize - ETHERNET } else { mtu };
+        // The longest IP packet that there is; many more pieces teach nothing new.
+        let most = if long { (info.large_send as usize - ETHERNET).min(65_535) } else { mtu };
+        let most = most.min(200 * mtu);
         let payload = self.payload(item, most, fill);
         let state = &mut self.up[usize::from(flow)];
         let good = build(flow, &payload, state.sent_stream.len() as u32);
@@ -371,23 +416,64 @@ impl Run {
             bytes = with_tag(&bytes, vlan.take());
         }
         let headers = bytes.len() - payload.len();
+        let work = TxWork { vlan, checksum, large_send, hash: None };
+        if item.paged > 0 {
+            let (head, tail) = bytes.split_at(headers);
+            let body = self.place(tail, item.paged);
+            let token = self.offered;
+            self.transmit(flow, &Offer::Pages(PagedFrame { head, body: &body, work, token }));
+            return;
+        }
         let (head, tail) = bytes.split_at((headers + item.cut).min(bytes.len()));
-        let pieces = [head, tail];
-        let frame = TxFrame { vlan, checksum, large_send, ..TxFrame::plain(&pieces) };
-        self.transmit(flow, &frame);
+        self.transmit(flow, &Offer::Bytes(work.of(&[head, tail])));
     }
 
-    fn transmit(&mut self, flow: u8, frame: &TxFrame<'_>) {
-        self.offered += 1;
+    /// Puts bytes into memory of the guest's, so many in each place.
+    fn place(&self, bytes: &[u8], in_each: usize) -> Vec<PageSlice> {
+        let chunks = bytes.len().div_ceil(in_each);
+        let room = bytes.len() + 100 * chunks;
+        let memory = self.world.allocate(room.div_ceil(4096).max(1));
+        // Where a place is as long as a page, the next follows it at once.
+        let gap = if in_each == 4096 { 0 } else { 100 };
+        let place = |(number, chunk): (usize, &[u8])| {
+            let at = number * (in_each + gap);
+            memory.write(at, chunk).expect("there is room");
+            PageSlice::new(memory.clone(), at, chunk.len()).expect("inside")
+        };
+        bytes.chunks(in_each).enumerate().map(place).collect()
+    }
+
+    /// Pages that were lent come back once, and all of them have been sent.
+    fn take_back(&mut self) {
+        let World { nic, queues, .. } = &mut self.world;
+        let queues = queues.iter_mut();
+        let more = queues.flat_map(|queue| std::iter::from_fn(|| queue.poll_returned()));
+        for returned in std::iter::from_fn(|| nic.poll_returned()).chain(more) {
+            assert_eq!(returned.status, Some(Status::SUCCESS));
+            assert!(self.lent.remove(&returned.token), "{returned:?} comes back once");
+        }
+    }
+
+    fn transmit(&mut self, flow: u8, frame: &Offer<'_>) {
         let hash = u32::from(flow).wrapping_mul(0x9e37_79b9);
         for _ in 0..10_000 {
             let world = &mut self.world;
-            let outcome = match world.nic.info().send_queue(hash) {
-                0 => world.nic.transmit_with(frame),
-                number => world.queues[usize::from(number) - 1].transmit_with(frame),
+            let number = world.nic.info().send_queue(hash);
+            let queue = usize::from(number).checked_sub(1).and_then(|at| world.queues.get_mut(at));
+            let outcome = match (queue, frame) {
+                (None, Offer::Bytes(frame)) => world.nic.transmit_with(frame).map(|()| None),
+                (Some(queue), Offer::Bytes(frame)) => queue.transmit_with(frame).map(|()| None),
+                (None, Offer::Pages(frame)) => world.nic.transmit_pages(frame).map(Some),
+                (Some(queue), Offer::Pages(frame)) => queue.transmit_pages(frame).map(Some),
             };
             match outcome {
-                Ok(()) => return,
+                Ok(lending) => {
+                    if lending == Some(Lending::Lent) {
+                        self.lent.insert(self.offered);
+                    }
+                    self.offered += 1;
+                    return;
+                }
                 Err(TransmitError::Full(_)) => self.flush(),
                 Err(error) => panic!("{error}: {frame:?}"),
             }
@@ -401,6 +487,7 @@ impl Run {
             self.up[usize::from(flow)].check(&format!("flow {flow} to the peer"));
             self.down[usize::from(flow)].check(&format!("flow {flow} to the guest"));
         }
+        assert!(self.lent.is_empty(), "all pages have come back");
         let world = &mut self.world;
         let mut stats = vec![world.nic.stats()];
         stats.extend(world.queues.iter().map(netvsc::nic::NicQueue::stats));
@@ -442,7 +529,8 @@ fn play(case: &Case) {
 #[test]
 fn every_queue_has_room_for_a_long_segment() {
     // Half of this buffer holds three of the longest; there are four queues, and flows that use each of them.
-    let item = |flow| Item { up: true, flow, len: 60_000, left: true, inner_tag: false, cut: 0 };
+    let item =
+        |flow| Item { up: true, flow, len: 60_000, left: true, inner_tag: false, cut: 0, paged: 0 };
     play(&Case {
         version: Version::V6_1,
         mtu: 1500,
@@ -456,6 +544,8 @@ fn every_queue_has_room_for_a_long_segment() {
         queues: 3,
         spread: false,
         table: SendTable::Never,
+        mdl_chain: 34,
+        lend_from: 1024,
         burst: 1,
         items: (0..FLOWS).map(item).collect(),
     });

@@ -1,13 +1,15 @@
 //! What a NIC goes through with a host that does everything right.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hyperv_host::nic::{NicServiceEvent, VfState};
+use hyperv_host::nic::{NicServiceConfig, NicServiceEvent, VfState};
 use netvsc::nic::TransmitError;
 use netvsc::nvsp::Version;
 use netvsc::{NicConfig, NicEvent, Path};
 use proptest::prelude::*;
-use vmbus::Serial;
+use vmbus::channel::{Direction, PacketTap};
+use vmbus::{Instant, Serial};
 
 use super::world::*;
 
@@ -24,6 +26,64 @@ fn both_versions_come_up() {
             world.host_events
         );
     }
+}
+
+/// Direction, time and bytes of a packet.
+type Seen = (Direction, Instant, Vec<u8>);
+
+/// Keeps every packet that one end of a channel sends or reads.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<Seen>>>);
+
+impl PacketTap for Log {
+    fn packet(&mut self, direction: Direction, now: Instant, packet: &[u8]) {
+        self.0.lock().unwrap().push((direction, now, packet.to_vec()));
+    }
+}
+
+impl Log {
+    fn pair(&self) -> [Option<Box<dyn PacketTap>>; 2] {
+        [Some(Box::new(self.clone())), Some(Box::new(self.clone()))]
+    }
+
+    fn bytes(&self, direction: Direction) -> Vec<Vec<u8>> {
+        let log = self.0.lock().unwrap();
+        let seen = log.iter().filter(|(way, ..)| *way == direction);
+        seen.map(|(.., bytes)| bytes.clone()).collect()
+    }
+}
+
+#[test]
+fn what_one_end_says_is_what_the_other_hears_byte_for_byte() {
+    let (of_guest, of_host) = (Log::default(), Log::default());
+    let service = NicServiceConfig::new(MAC);
+    let mut world = world_watched(NicConfig::default(), &ROOMY, service, |guest, host| {
+        let ([sent, received], [told, heard]) = (of_guest.pair(), of_host.pair());
+        guest.set_taps(sent, received);
+        host.set_taps(told, heard);
+    });
+    world.settle();
+    for len in [60, 700, 1514] {
+        world.nic.transmit(&frame(PEER, MAC, len, 1)).unwrap();
+        world.nic.flush();
+        world.peer_sends(&frame(MAC, PEER, len, 2));
+        world.settle();
+    }
+    world.now = world.now + Duration::from_secs(1);
+    world.nic.shutdown(world.now);
+    world.settle();
+    assert_eq!(world.events.back(), Some(&NicEvent::Stopped));
+    let said = of_guest.bytes(Direction::Out);
+    assert_eq!(said, of_host.bytes(Direction::In));
+    assert_eq!(of_guest.bytes(Direction::In), of_host.bytes(Direction::Out));
+    // INIT for 6.1 first, and the revocation of the send buffer last.
+    assert_eq!((&said[0][..8], said[0].len()), (&[6, 0, 2, 0, 7, 0, 1, 0][..], 56));
+    let (_, init) = said[0].split_at(16);
+    assert_eq!(init[..12], [1_u32, 0x60001, 0x60001].map(u32::to_le_bytes).concat());
+    assert_eq!(said.last().unwrap()[16..20], 106_u32.to_le_bytes());
+    let log = of_guest.0.lock().unwrap();
+    assert!(log.windows(2).all(|pair| pair[0].1 <= pair[1].1), "time goes forward");
+    assert_eq!(log.last().unwrap().1.as_nanos() / 1_000_000_000, 1);
 }
 
 #[test]

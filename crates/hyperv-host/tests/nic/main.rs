@@ -6,6 +6,7 @@ mod misbehaviour;
 mod no_allocation;
 mod offloads;
 mod order;
+mod pages;
 mod queued;
 mod queues;
 mod world;

@@ -4,7 +4,7 @@ use hyperv_host::memory::{GuestMemory, GuestRam};
 use hyperv_host::nic::{GuestView, NicService, NicServiceConfig, NicServiceEvent};
 use hyperv_host::switch::{Offered, PortConfig, SwitchPort, WireConfig};
 use netvsc::adapter::{Refused, Synthetic, append};
-use netvsc::nic::QueuedNic;
+use netvsc::nic::{Lending, PageSlice, PagedFrame, QueuedNic, TxWork};
 use netvsc::{Nic, NicConfig, NicEvent, Path};
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::memory::{PageList, SharedPages};
@@ -41,7 +41,7 @@ fn wide(queues: u16) -> Wide {
     let signals = [&to_host, &to_guest];
     let (channel, buffers, [receive, send]) =
         connect(&ram, &mut service, &mut port, signals, &ROOMY);
-    let config = NicConfig { queues, ..NicConfig::default() };
+    let config = NicConfig { queues, lend_from: 0, ..NicConfig::default() };
     let nic = Nic::new(channel, receive, Some(send), config, Instant::ZERO).unwrap();
     let mut key = [0; 40];
     key.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 37 + 11) as u8);
@@ -274,4 +274,31 @@ fn the_way_down_begins_when_the_queues_have_sent_everything() {
     in_order(&wide.at_peer, 32, 1);
     let sent: u64 = wide.nic.totals().iter().map(|queue| queue.tx_frames).sum();
     assert_eq!((wide.nic.channels(), sent), (1, 32), "what the queues did is still counted");
+}
+
+#[test]
+fn pages_lent_on_a_queue_that_is_taken_back_come_back_without_a_status() {
+    let mut wide = wide(4);
+    wide.open_all();
+    let memory = wide.ram.allocate(1).unwrap();
+    let body = [PageSlice::new(memory, 0, 1400).unwrap()];
+    for flow in 0..32 {
+        let head = &udp(false, flow, 0)[..42];
+        let (work, token) = (TxWork::NONE, u64::from(flow));
+        let frame = PagedFrame { head, body: &body, work, token };
+        assert_eq!(wide.nic.transmit_pages(&frame), Ok(Lending::Lent));
+    }
+    let of_two = wide.nic.totals()[2].tx_frames;
+    assert!((1..32).contains(&of_two), "{of_two}");
+    wide.service.close_queue(2, &mut wide.port);
+    let now = wide.now;
+    wide.nic.remove_queue(2, now);
+    wide.nic.flush();
+    wide.settle();
+    let returned: Vec<_> = std::iter::from_fn(|| wide.nic.poll_returned()).collect();
+    let lost = returned.iter().filter(|returned| returned.status.is_none()).count();
+    assert_eq!((returned.len(), lost), (32, of_two as usize));
+    let mut tokens: Vec<_> = returned.iter().map(|returned| returned.token).collect();
+    tokens.sort_unstable();
+    assert!(tokens.into_iter().eq(0..32), "each once");
 }

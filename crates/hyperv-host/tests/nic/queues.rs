@@ -1,7 +1,10 @@
 //! Sub-channels: frames spread over them both ways.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
 use hyperv_host::nic::{NicServiceConfig, NicServiceEvent};
-use netvsc::nic::{QueueError, SettingError, Step};
+use netvsc::nic::{NicQueue, QueueError, SettingError, Step, TransmitError};
 use netvsc::nvsp::Version;
 use netvsc::rndis::scaling::Scaling;
 use netvsc::rndis::{Oid, Status};
@@ -106,6 +109,69 @@ fn frames_are_sent_on_the_queue_that_the_table_names() {
         assert_eq!(queue.stats().tx_frames, 16);
         assert!(queue.is_idle());
     }
+}
+
+/// Sends so many frames of one flow on a queue of this thread's own, with nobody to wait for but the host.
+fn send_alone(queue: &mut NicQueue, flow: u8, frames: u32) {
+    let mut sink = |frame: netvsc::RxFrame<'_>| panic!("{frame:?} for nobody");
+    for number in 0..frames {
+        let mut frame = frame(PEER, MAC, 60 + number as usize % 1400, flow);
+        frame[14] = flow;
+        frame[15..19].copy_from_slice(&number.to_le_bytes());
+        while let Err(error) = queue.transmit(&frame) {
+            assert!(matches!(error, TransmitError::Full(_)), "{error}");
+            queue.poll(&mut sink).unwrap();
+            thread::yield_now();
+        }
+        if number % 7 == 0 {
+            queue.flush();
+        }
+    }
+    queue.stop();
+    while !queue.is_idle() {
+        queue.poll(&mut sink).unwrap();
+        thread::yield_now();
+    }
+}
+
+// They share the slots of one send buffer, of which there are fewer than any of them could use.
+#[test]
+fn each_queue_belongs_to_a_thread_of_its_own() {
+    const FRAMES: u32 = 400;
+    let mut world = spread();
+    let queues = std::mem::take(&mut world.queues);
+    let (done, count) = (AtomicUsize::new(0), queues.len());
+    let mut sent = thread::scope(|scope| {
+        let alone = |mut queue: NicQueue| {
+            let done = &done;
+            scope.spawn(move || {
+                let flow = queue.number() as u8;
+                send_alone(&mut queue, flow, FRAMES);
+                done.fetch_add(1, Ordering::Release);
+                queue
+            })
+        };
+        let threads: Vec<_> = queues.into_iter().map(alone).collect();
+        while done.load(Ordering::Acquire) < count {
+            // One that fails is not waited for.
+            let failed = threads.iter().filter(|it| it.is_finished()).count();
+            assert!(failed <= done.load(Ordering::Acquire), "a thread has failed");
+            world.poll_host();
+            world.at_peer.extend(std::iter::from_fn(|| world.port.peer_receive(world.now)));
+            thread::yield_now();
+        }
+        threads.into_iter().map(|it| it.join().unwrap()).collect::<Vec<_>>()
+    });
+    world.queues.append(&mut sent);
+    world.settle();
+    assert_eq!(world.at_peer.len(), count * FRAMES as usize);
+    for flow in 1..=count as u8 {
+        let mine = world.at_peer.iter().filter(|frame| frame[14] == flow);
+        let numbers = mine.map(|frame| u32::from_le_bytes(*frame[15..].first_chunk().unwrap()));
+        assert!(numbers.eq(0..FRAMES), "flow {flow} arrives whole and in order");
+    }
+    let kept: u64 = world.queues.iter().map(|queue| queue.stats().tx_refused).sum();
+    assert_eq!((kept, world.nic.stats().bad.total()), (0, 0));
 }
 
 #[test]

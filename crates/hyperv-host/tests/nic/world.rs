@@ -50,6 +50,9 @@ pub struct Sizes {
 
 pub const ROOMY: Sizes = Sizes { ring: 33, receive: 256, send: 64 };
 
+/// The host's end of a channel.
+pub type HostChannel = Channel<PageList, SignalFlag>;
+
 /// The guest's end of a new channel to `service`, with what the host sees of its buffers, and the buffers.
 pub type Connection =
     (Channel<SharedPages, SignalFlag>, [(GpadlId, PageList); 2], [SharedBuffer; 2]);
@@ -61,14 +64,27 @@ pub fn connect(
     signals: [&SignalFlag; 2],
     sizes: &Sizes,
 ) -> Connection {
+    connect_watched(ram, service, port, signals, sizes, |_, _| {})
+}
+
+/// The same, with somebody who looks at both ends before anything is said.
+fn connect_watched(
+    ram: &GuestRam,
+    service: &mut NicService,
+    port: &mut SwitchPort,
+    signals: [&SignalFlag; 2],
+    sizes: &Sizes,
+    watch: impl FnOnce(&mut Channel, &mut HostChannel),
+) -> Connection {
     let [to_host, to_guest] = signals;
     let map = |pages: &SharedPages| ram.map(pages.frames()).unwrap();
     let rings = ram.allocate(2 * sizes.ring).unwrap();
     let (up, down) = (rings.slice(0, sizes.ring).unwrap(), rings.slice(sizes.ring, sizes.ring));
     let down = down.unwrap();
     let (receive, send) = (ram.allocate(sizes.receive).unwrap(), ram.allocate(sizes.send).unwrap());
-    let host = Channel::from_parts(map(&down), map(&up), to_guest.clone()).unwrap();
-    let guest = Channel::from_parts(up, down, to_host.clone()).unwrap();
+    let mut host = Channel::from_parts(map(&down), map(&up), to_guest.clone()).unwrap();
+    let mut guest = Channel::from_parts(up, down, to_host.clone()).unwrap();
+    watch(&mut guest, &mut host);
     let buffers = [(RECEIVE, map(&receive)), (SEND, map(&send))];
     service.open(host, port);
     let receive = SharedBuffer { gpadl: RECEIVE, pages: receive };
@@ -83,6 +99,15 @@ pub fn world(config: NicConfig, sizes: &Sizes, versions: &[Version]) -> World {
 }
 
 pub fn world_with(config: NicConfig, sizes: &Sizes, service_config: NicServiceConfig) -> World {
+    world_watched(config, sizes, service_config, |_, _| {})
+}
+
+pub fn world_watched(
+    config: NicConfig,
+    sizes: &Sizes,
+    service_config: NicServiceConfig,
+    watch: impl FnOnce(&mut Channel, &mut HostChannel),
+) -> World {
     let ram = GuestRam::new(7, 4096);
     let mut service = NicService::new(service_config);
     let mut port = SwitchPort::new(PortConfig {
@@ -94,7 +119,7 @@ pub fn world_with(config: NicConfig, sizes: &Sizes, service_config: NicServiceCo
     let now = Instant::ZERO;
     let signals = [&to_host, &to_guest];
     let (channel, buffers, [receive, send]) =
-        connect(&ram, &mut service, &mut port, signals, sizes);
+        connect_watched(&ram, &mut service, &mut port, signals, sizes, watch);
     let nic = Nic::new(channel, receive, Some(send), config, now).unwrap();
     World {
         ram,
@@ -125,6 +150,11 @@ pub fn ready() -> World {
 }
 
 impl World {
+    /// Memory of the guest that belongs to nobody yet.
+    pub fn allocate(&self, pages: usize) -> SharedPages {
+        self.ram.allocate(pages).unwrap()
+    }
+
     /// Closes the channel and opens it again, with other memory and another NIC.
     pub fn reopen(&mut self, config: NicConfig, sizes: &Sizes) {
         self.service.close(&mut self.port);

@@ -34,7 +34,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     }
 
     /// Longest frame with these addresses and tag.
-    fn most_of(&self, head: &[u8]) -> usize {
+    pub(super) fn most_of(&self, head: &[u8]) -> usize {
         let tag = if cut::has_tag(head) { cut::TAG } else { 0 };
         self.frame_size.min(self.most + tag)
     }
@@ -68,7 +68,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     }
 
     /// Whether both paths can send it, so that neither refuses it later.
-    fn can_be_done(&self, frame: &TxFrame<'_>, len: usize) -> bool {
+    pub(super) fn can_be_done(&self, frame: &TxFrame<'_>, len: usize) -> bool {
         let head = frame.pieces.first().copied().unwrap_or_default();
         if frame.vlan.is_some() && cut::has_tag(head) {
             return false;
@@ -79,7 +79,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     }
 
     /// Where the next frame goes, now that everybody has been asked.
-    fn outlet(&mut self, now: Instant) -> Outlet {
+    pub(super) fn outlet(&mut self, now: Instant) -> Outlet {
         if self.failover.outlet() == Outlet::Draining {
             self.reap();
             self.act(now);
@@ -87,7 +87,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         self.failover.outlet()
     }
 
-    fn taken(
+    pub(super) fn taken(
         &mut self,
         result: Result<(), Refused>,
         len: usize,
@@ -486,7 +486,12 @@ fn send_to<N: Synthetic>(nic: &mut N, frame: &[u8], work: &TxWork) -> Result<(),
 
 /// Shows the tap a frame that a path took.
 #[inline]
-fn show(tap: &mut Option<Box<dyn Tap>>, (path, queue): (Path, u16), now: Instant, frame: &[u8]) {
+pub(super) fn show(
+    tap: &mut Option<Box<dyn Tap>>,
+    (path, queue): (Path, u16),
+    now: Instant,
+    frame: &[u8],
+) {
     if let Some(tap) = tap {
         tap.frame(path, queue, Direction::Out, now, &frame);
     }

@@ -1,5 +1,6 @@
 //! A frame to be sent, with what the host shall do to it.
 
+use super::pages::PageSlice;
 use super::transmit::{ADDRESSES, VLAN_TYPE};
 use super::types::{ETHERNET_HEADER, TransmitError, VLAN_TAG};
 use crate::rndis::packet::{LargeSend, TransmitChecksum, VlanTag};
@@ -90,17 +91,8 @@ impl<'a> TxFrame<'a> {
             Some((first, rest)) => (first, rest),
             None => (&[], &[]),
         };
-        let Some((addresses, behind)) = first.split_at_checked(ADDRESSES) else {
-            return Err(TransmitError::TooShort(self.len()));
-        };
-        if behind.len() < ETHERNET_HEADER - ADDRESSES {
-            return Err(TransmitError::TooShort(self.len()));
-        }
-        let (tag, first) = match (self.vlan, inner_tag(first)) {
-            (None, Some(tag)) => (Some(tag), behind.get(VLAN_TAG..).unwrap_or_default()),
-            (tag, _) => (tag, behind),
-        };
-        Ok(Split { addresses, first, rest, tag, cut: self.vlan.is_none() && tag.is_some() })
+        let split = Split::new(first, rest, &[], self.vlan);
+        split.ok_or_else(|| TransmitError::TooShort(self.len()))
     }
 }
 
@@ -110,14 +102,50 @@ pub(super) struct Split<'a> {
     addresses: &'a [u8],
     first: &'a [u8],
     rest: &'a [&'a [u8]],
+    /// What follows these pieces and lies in pages.
+    body: &'a [PageSlice],
     pub(super) tag: Option<VlanTag>,
     /// A tag was taken out of the bytes, so that everything behind it has moved.
     pub(super) cut: bool,
 }
 
 impl<'a> Split<'a> {
+    /// `None` if `first` ends before the Ethernet header does.
+    pub(super) fn new(
+        first: &'a [u8],
+        rest: &'a [&'a [u8]],
+        body: &'a [PageSlice],
+        vlan: Option<VlanTag>,
+    ) -> Option<Self> {
+        let (addresses, behind) = first.split_at_checked(ADDRESSES)?;
+        if behind.len() < ETHERNET_HEADER - ADDRESSES {
+            return None;
+        }
+        let (tag, first) = match (vlan, inner_tag(first)) {
+            (None, Some(tag)) => (Some(tag), behind.get(VLAN_TAG..).unwrap_or_default()),
+            (tag, _) => (tag, behind),
+        };
+        Some(Self { addresses, first, rest, body, tag, cut: vlan.is_none() && tag.is_some() })
+    }
+
     pub(super) fn len(&self) -> usize {
+        let head = self.head_len();
+        if self.body.is_empty() { head } else { head + self.body_len() }
+    }
+
+    #[cold]
+    fn body_len(&self) -> usize {
+        self.body.iter().map(PageSlice::len).sum()
+    }
+
+    /// Bytes that do not lie in pages.
+    pub(super) fn head_len(&self) -> usize {
         self.pieces().map(<[u8]>::len).sum()
+    }
+
+    /// The part that lies in pages.
+    pub(super) fn body(&self) -> &'a [PageSlice] {
+        self.body
     }
 
     pub(super) fn pieces(&self) -> impl Iterator<Item = &'a [u8]> + Clone {

@@ -14,7 +14,9 @@
 //! | `settings` | what can be changed at work, and what is left to the host |
 //! | `flaps` | the link, told with restraint |
 //! | `frame`, `offload`, `cut` | a frame to be sent, and work on its headers and pieces |
+//! | `send` | what its owner gives it to be sent |
 //! | `transmit` | frames into the send buffer |
+//! | `pages`, `lend` | frames out of the caller's own pages, without a copy |
 //! | `slots`, `pool` | how the send buffer is divided, also among queues |
 //! | `receive` | frames out of transfer pages |
 //! | `queue` | sub-channels |
@@ -36,14 +38,17 @@ pub(crate) mod cut;
 mod flaps;
 mod flow;
 mod frame;
+mod lend;
 mod link;
 pub(crate) mod offload;
+mod pages;
 mod path;
 mod pool;
 mod queue;
 mod queued;
 mod receive;
 mod restart;
+mod send;
 mod settings;
 mod slots;
 mod start;
@@ -84,6 +89,7 @@ use waits::Waits;
 pub use cut::{Cut, fill_checksums};
 pub use flow::of as flow_of;
 pub use frame::{TxFrame, TxWork};
+pub use pages::{Lending, PageSlice, PagedFrame, PagesError, Returned};
 pub use queue::{NicQueue, QueueError};
 pub use queued::QueuedNic;
 pub use receive::RxFrame;
@@ -231,6 +237,7 @@ impl<D: Doorbell> Nic<D> {
         sink: &mut dyn FnMut(RxFrame<'_>),
     ) -> Result<(), NicError> {
         self.now = now.max(self.now);
+        self.link.channel.set_time(self.now);
         self.more = false;
         match self.stage {
             Stage::Failed(error) => return Err(error),
@@ -448,6 +455,9 @@ impl<D: Doorbell> Nic<D> {
         if slot == slots::CONTROL_SLOT {
             return self.control_sent(status);
         }
+        if self.transmit.loans.any() {
+            self.transmit.loans.give_back(slot, status);
+        }
         self.stats.tx_completed += 1;
         self.stats.tx_refused += u64::from(status != Status::SUCCESS);
         Ok(())
@@ -484,59 +494,6 @@ impl<D: Doorbell> Nic<D> {
             return Ok(sent);
         }
         Ok(Sent::Yes)
-    }
-
-    /// Takes a frame to be sent. The host may see it only after [`Nic::flush`].
-    ///
-    /// # Errors
-    /// [`TransmitError`]; the frame was then not taken.
-    #[inline]
-    pub fn transmit(&mut self, frame: &[u8]) -> Result<(), TransmitError> {
-        if self.stage != Stage::Ready {
-            return Err(TransmitError::NotReady);
-        }
-        let taken = self.transmit.transmit(&mut self.link, frame, &mut self.stats);
-        if let Err(TransmitError::Failed(error)) = taken {
-            self.fail(error);
-        }
-        taken
-    }
-
-    /// Takes a frame with work for the host: checksums, a segment to be cut, a tag, a hash. Otherwise like
-    /// [`Nic::transmit`].
-    ///
-    /// # Errors
-    /// [`TransmitError`]; the frame was then not taken.
-    pub fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), TransmitError> {
-        if self.stage != Stage::Ready {
-            return Err(TransmitError::NotReady);
-        }
-        let taken = self.transmit.transmit_with(&mut self.link, frame, &mut self.stats);
-        if let Err(TransmitError::Failed(error)) = taken {
-            self.fail(error);
-        }
-        taken
-    }
-
-    /// Shows the host everything taken so far, with one doorbell at most. What finds no room in the ring goes out in a later
-    /// [`Nic::poll`].
-    pub fn flush(&mut self) {
-        if matches!(self.stage, Stage::Failed(_) | Stage::Stopped) {
-            return;
-        }
-        self.flushing = true;
-        if seeded!("forget-flush") {
-            return;
-        }
-        if let Err(error) = self.pump() {
-            self.fail(error);
-        }
-    }
-
-    /// Whether a frame would be taken now, as far as that can be known without looking at the ring.
-    #[must_use]
-    pub fn can_transmit(&self) -> bool {
-        self.stage == Stage::Ready && !self.flushing && self.transmit.has_slot()
     }
 
     /// The next event.
@@ -608,6 +565,7 @@ impl<D: Doorbell> Nic<D> {
             return;
         }
         self.stage = Stage::Failed(error);
+        self.transmit.loans.lose();
         self.info.ready = false;
         self.waits.clear();
         self.more = false;

@@ -1,8 +1,10 @@
 //! What a frame needs before the host can work on it, or instead of that: headers as NDIS wants them for large sends, and
 //! checksums that the host does not offer (PROTOCOL §9.2).
 
+use vmbus::memory::OutOfRange;
+
 use super::frame::Split;
-use super::types::{TransmitError, VLAN_TAG};
+use super::types::{NicError, TransmitError, VLAN_TAG};
 use crate::rndis::offload::{ChecksumSet, IpOffloads, OffloadCapabilities};
 use crate::rndis::packet::{LargeSend, TransmitChecksum};
 
@@ -206,6 +208,17 @@ pub(super) fn compute(
         sum = add(sum, bytes, odd);
         odd ^= bytes.len() % 2 == 1;
         at += piece.len();
+    }
+    for slice in frame.body() {
+        slice
+            .read(|part| {
+                let bytes = part.get(..end.saturating_sub(at).min(part.len())).unwrap_or_default();
+                sum = add(sum, bytes, odd);
+                odd ^= bytes.len() % 2 == 1;
+                at += part.len();
+                Ok::<_, OutOfRange>(())
+            })
+            .map_err(|error| NicError::Ring(error.into()))?;
     }
     let sum = !fold(sum);
     // A UDP checksum of zero would say that there is none.

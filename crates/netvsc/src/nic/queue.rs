@@ -15,6 +15,7 @@ use vmbus::ring::ReceiveError;
 
 use super::frame::TxFrame;
 use super::link::{Link, Sent};
+use super::pages::{Lending, PagedFrame, Returned};
 use super::receive::{Content, Receive, RxFrame};
 use super::settings::SettingError;
 use super::stats::NicStats;
@@ -179,8 +180,14 @@ impl<D: Doorbell> NicQueue<D> {
         self.work(sink).inspect_err(|error| self.fail(*error))
     }
 
+    /// Tells the taps of its channel what time it is ([`Channel::set_time`]).
+    pub fn set_time(&mut self, now: Instant) {
+        self.link.channel.set_time(now);
+    }
+
     fn fail(&mut self, error: NicError) {
         self.state = State::Failed(error);
+        self.transmit.loans.lose();
     }
 
     fn work(&mut self, sink: &mut dyn FnMut(RxFrame<'_>)) -> Result<(), NicError> {
@@ -283,20 +290,24 @@ impl<D: Doorbell> NicQueue<D> {
     }
 
     fn handle_completion(&mut self, id: u64, payload: &[u8]) {
-        if self.transmit.completed(id).is_none() {
+        let Some(slot) = self.transmit.completed(id) else {
             self.stats.bad.completion += 1;
             return;
-        }
+        };
         self.stats.tx_completed += 1;
-        match HostMessage::decode(payload, self.version) {
+        let status = match HostMessage::decode(payload, self.version) {
             Ok(HostMessage::RndisPacketComplete { status }) => {
-                self.stats.tx_refused += u64::from(status != Status::SUCCESS);
                 self.stats.sent(status);
+                status
             }
             _ => {
                 self.stats.bad.answer += 1;
-                self.stats.tx_refused += 1;
+                Status::NONE
             }
+        };
+        self.stats.tx_refused += u64::from(status != Status::SUCCESS);
+        if self.transmit.loans.any() {
+            self.transmit.loans.give_back(slot, status);
         }
     }
 
@@ -341,6 +352,32 @@ impl<D: Doorbell> NicQueue<D> {
         self.check()?;
         let taken = self.transmit.transmit_with(&mut self.link, frame, &mut self.stats);
         self.taken(taken)
+    }
+
+    /// Takes a frame most of which lies in the caller's own pages; see [`Nic::transmit_pages`].
+    ///
+    /// # Errors
+    /// [`TransmitError`]; the frame was then not taken.
+    pub fn transmit_pages(&mut self, frame: &PagedFrame<'_>) -> Result<Lending, TransmitError> {
+        self.check()?;
+        let taken = self.transmit.transmit_pages(&mut self.link, frame, &mut self.stats);
+        if let Err(TransmitError::Failed(error)) = taken {
+            self.fail(error);
+        }
+        taken
+    }
+
+    /// The next frame whose pages are the caller's again; see [`Nic::poll_returned`].
+    pub fn poll_returned(&mut self) -> Option<Returned> {
+        self.transmit.loans.poll_returned()
+    }
+
+    /// The channel has ended, or will: nothing more is sent or read, and what was lent comes back without a status.
+    pub fn abandon(&mut self) {
+        if self.state == State::Working {
+            self.state = State::Stopping;
+        }
+        self.transmit.loans.lose();
     }
 
     fn check(&self) -> Result<(), TransmitError> {
@@ -404,7 +441,7 @@ impl<D: Doorbell> NicQueue<D> {
     }
 
     /// Takes the queue apart. Slots of the send buffer that the host has not given back stay out of use; the others go to the
-    /// other queues.
+    /// other queues. What was lent and is still to come back has to be asked for before ([`NicQueue::abandon`]).
     #[must_use]
     pub fn into_channel(mut self) -> Channel<SharedPages, D> {
         self.transmit.give_up();

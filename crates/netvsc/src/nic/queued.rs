@@ -6,6 +6,7 @@
 //! so that none overtakes another.
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -16,13 +17,14 @@ use vmbus::time::earliest;
 
 use super::flow::{self, Head};
 use super::frame::TxFrame;
+use super::pages::{Lending, PagedFrame, Returned};
 use super::queue::{NicQueue, QueueError};
 use super::receive::RxFrame;
 use super::restart::Remains;
 use super::settings::SettingError;
 use super::stats::{NicStats, QueueTotals};
 use super::synthetic::refused;
-use super::types::{ConfigError, NicError, NicEvent};
+use super::types::{ConfigError, Lack, NicError, NicEvent, TransmitError};
 use super::{Nic, SharedBuffer, Stage};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
 use crate::nvsp::TABLE_ENTRIES;
@@ -59,6 +61,8 @@ pub struct QueuedNic<D = SignalFlag> {
     last: u16,
     /// What queues did that are gone, by their numbers.
     past: Vec<QueueTotals>,
+    /// What came back from queues that are gone.
+    returned: VecDeque<Returned>,
 }
 
 impl<D: Doorbell> QueuedNic<D> {
@@ -77,6 +81,7 @@ impl<D: Doorbell> QueuedNic<D> {
             leave_by: None,
             last: 0,
             past: Vec::new(),
+            returned: VecDeque::new(),
         }
     }
 
@@ -179,8 +184,9 @@ impl<D: Doorbell> QueuedNic<D> {
         let Some(at) = self.queues.iter().position(|queue| queue.number() == number) else {
             return false;
         };
-        let queue = self.queues.remove(at);
+        let mut queue = self.queues.remove(at);
         self.keep_totals(&queue);
+        self.keep_returned(&mut queue);
         // The free slots of the send buffer go to the others.
         drop(queue.into_channel());
         true
@@ -194,10 +200,40 @@ impl<D: Doorbell> QueuedNic<D> {
         }
     }
 
+    fn keep_returned(&mut self, queue: &mut NicQueue<D>) {
+        queue.abandon();
+        self.returned.extend(core::iter::from_fn(|| queue.poll_returned()));
+    }
+
+    /// Takes a frame most of which lies in the caller's own pages, on the queue of its flow; see [`Nic::transmit_pages`]. The host may
+    /// see it after the next flush.
+    ///
+    /// # Errors
+    /// [`TransmitError`]; the frame was then not taken.
+    pub fn transmit_pages(&mut self, frame: &PagedFrame<'_>) -> Result<Lending, TransmitError> {
+        self.check()?;
+        let place = self.place(flow::of(frame.head));
+        let queue = place.and_then(|at| self.queues.get_mut(at));
+        self.last = queue.as_ref().map_or(0, |queue| queue.number());
+        match queue {
+            Some(queue) => queue.transmit_pages(frame),
+            None => self.nic.transmit_pages(frame),
+        }
+    }
+
+    /// The next frame whose pages are the caller's again, of whatever queue; see [`Nic::poll_returned`].
+    pub fn poll_returned(&mut self) -> Option<Returned> {
+        self.returned
+            .pop_front()
+            .or_else(|| self.nic.poll_returned())
+            .or_else(|| self.queues.iter_mut().find_map(NicQueue::poll_returned))
+    }
+
     /// The channels are closed or about to be: nothing is left of the queues but what they did.
     fn forget_queues(&mut self) {
-        for queue in core::mem::take(&mut self.queues) {
+        for mut queue in core::mem::take(&mut self.queues) {
             self.keep_totals(&queue);
+            self.keep_returned(&mut queue);
         }
         self.waiting.clear();
         (self.table, self.spread_over, self.respread) = (None, 1, false);
@@ -241,6 +277,7 @@ impl<D: Doorbell> QueuedNic<D> {
         self.nic.poll(now, &mut |frame| sink(&frame))?;
         for queue in &mut self.queues {
             let number = queue.number();
+            queue.set_time(now);
             queue.poll(&mut |frame| sink(&OnQueue { frame, number }))?;
         }
         Ok(())
@@ -264,14 +301,14 @@ impl<D: Doorbell> QueuedNic<D> {
     }
 
     /// Whether frames are taken now. If the way they are spread has changed, that waits until none is under way.
-    fn check(&mut self) -> Result<(), Refused> {
+    fn check(&mut self) -> Result<(), TransmitError> {
         if self.leave_by.is_some() {
-            return Err(Refused::NotReady);
+            return Err(TransmitError::NotReady);
         }
         if self.respread {
             self.flush_all();
             if !self.all_idle() {
-                return Err(Refused::Full);
+                return Err(TransmitError::Full(Lack::Order));
             }
             self.respread = false;
             self.table = self.nic.info.send_table;
@@ -405,7 +442,7 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
         if self.queues.is_empty() && !self.respread && self.leave_by.is_none() {
             return self.nic.transmit(frame).map_err(refused);
         }
-        self.check()?;
+        self.check().map_err(refused)?;
         let place = self.place(flow::of(frame));
         let queue = place.and_then(|at| self.queues.get_mut(at));
         self.last = queue.as_ref().map_or(0, |queue| queue.number());
@@ -419,7 +456,7 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
         if self.queues.is_empty() && !self.respread && self.leave_by.is_none() {
             return self.nic.transmit_with(frame).map_err(refused);
         }
-        self.check()?;
+        self.check().map_err(refused)?;
         let place = self.place(flow::of(&Head::of(frame.pieces)));
         let queue = place.and_then(|at| self.queues.get_mut(at));
         self.last = queue.as_ref().map_or(0, |queue| queue.number());
@@ -427,6 +464,14 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
             Some(queue) => queue.transmit_with(frame).map_err(refused),
             None => self.nic.transmit_with(frame).map_err(refused),
         }
+    }
+
+    fn transmit_pages(&mut self, frame: &PagedFrame<'_>) -> Result<Lending, Refused> {
+        QueuedNic::transmit_pages(self, frame).map_err(refused)
+    }
+
+    fn poll_returned(&mut self) -> Option<Returned> {
+        QueuedNic::poll_returned(self)
     }
 
     fn last_queue(&self) -> u16 {

@@ -33,6 +33,7 @@ pub(super) fn blank(config: &NicConfig) -> NicInfo {
         send_table: None,
         offloads: OffloadCapabilities::default(),
         large_send: 0,
+        page_ranges: 0,
         scaling: None,
         queues: 1,
         ready: false,
@@ -89,7 +90,8 @@ impl<D: Doorbell> Nic<D> {
         let send = send.ok_or(ConfigError::NoSendBuffer)?;
         let link = core::mem::replace(&mut self.link, Link::new(channel));
         let receive = core::mem::replace(&mut self.receive, Receive::new(receive));
-        let transmit = core::mem::replace(&mut self.transmit, Transmit::new(send));
+        let mut transmit = core::mem::replace(&mut self.transmit, Transmit::new(send));
+        self.transmit.loans.take_over(&mut transmit.loans);
         self.control = Control::new();
         self.switching = Switching::new();
         self.flaps = Flaps::new(true);

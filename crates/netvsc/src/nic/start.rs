@@ -2,6 +2,7 @@
 
 use vmbus::channel::Doorbell;
 
+use super::pages::{MOST_RANGES, PagesError};
 use super::receive::RECEIVE_BUFFER_ID;
 use super::types::ETHERNET_HEADER;
 use super::{Nic, NicError, Stage, Step};
@@ -39,8 +40,9 @@ impl<D: Doorbell> Nic<D> {
             .map_err(|error| NicError::BadAnswer { step, error })?;
         self.stats.answered(&answer);
         match (step, answer) {
-            (Step::Version(version), HostMessage::InitComplete { status, .. }) => {
+            (Step::Version(version), HostMessage::InitComplete { status, max_mdl_chain, .. }) => {
                 if status == Status::SUCCESS {
+                    self.count_ranges(max_mdl_chain);
                     self.configure(version);
                     return Ok(());
                 }
@@ -68,6 +70,20 @@ impl<D: Doorbell> Nic<D> {
                 Err(NicError::WrongAnswer { step, found: MessageType(found) })
             }
         }
+    }
+
+    /// The host takes so many pieces of memory with one packet. One of them is the section with the headers.
+    fn count_ranges(&mut self, chain: u32) {
+        let ranges = chain.saturating_sub(1) as usize;
+        let lending = if self.config.isolated {
+            Err(PagesError::Isolated)
+        } else if self.transmit.buffer.pages.frames().is_empty() {
+            Err(PagesError::NoFrameNumbers)
+        } else {
+            Ok(ranges.min(MOST_RANGES))
+        };
+        self.transmit.allow_lending(lending, self.config.lend_from);
+        self.info.page_ranges = lending.map_or(0, |ranges| ranges as u16);
     }
 
     /// A version is agreed on: what the guest can do, and the receive buffer.

@@ -89,6 +89,8 @@ pub struct NicStats {
     pub tx_large: u64,
     /// Of them, those whose checksums were computed here, since the host does not.
     pub tx_checksums: u64,
+    /// Of them, those that the host read in the caller's pages.
+    pub tx_lent: u64,
     /// Messages they were sent in; several frames share one.
     pub tx_messages: u64,
     /// Messages that the host completed.

@@ -152,6 +152,7 @@ impl<D: Doorbell> Nic<D> {
 
     fn stop(&mut self) {
         self.stage = Stage::Stopped;
+        self.transmit.loans.lose();
         self.waits.clear();
         self.more = false;
         self.events.push_back(NicEvent::Stopped);

@@ -3,7 +3,9 @@
 use vmbus::Instant;
 use vmbus::channel::Doorbell;
 
-use super::{Nic, NicError, NicEvent, RxFrame, TransmitError, TxFrame};
+use super::{
+    Lending, Nic, NicError, NicEvent, PagedFrame, Returned, RxFrame, TransmitError, TxFrame,
+};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
 use crate::port::{Path, PathOffloads, PortSettings};
 use crate::rndis::offload::{IpOffloads, OffloadCapabilities};
@@ -17,7 +19,8 @@ pub(super) fn refused(error: TransmitError) -> Refused {
         TransmitError::TooShort(_)
         | TransmitError::TooLong { .. }
         | TransmitError::LargeSend { .. }
-        | TransmitError::Headers { .. } => Refused::Never,
+        | TransmitError::Headers { .. }
+        | TransmitError::Pages(_) => Refused::Never,
     }
 }
 
@@ -78,6 +81,14 @@ impl<D: Doorbell> Synthetic for Nic<D> {
 
     fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused> {
         Nic::transmit_with(self, frame).map_err(refused)
+    }
+
+    fn transmit_pages(&mut self, frame: &PagedFrame<'_>) -> Result<Lending, Refused> {
+        Nic::transmit_pages(self, frame).map_err(refused)
+    }
+
+    fn poll_returned(&mut self) -> Option<Returned> {
+        Nic::poll_returned(self)
     }
 
     fn offloads(&self) -> PathOffloads {

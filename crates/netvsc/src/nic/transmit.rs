@@ -4,12 +4,14 @@
 //! frames. Small frames share a message.
 
 use vmbus::channel::Doorbell;
-use vmbus::memory::{PAGE_SIZE, SharedMemory};
+use vmbus::memory::{OutOfRange, PAGE_SIZE, SharedMemory};
 use vmbus::packet::{GpaRange, Outgoing};
 
-use super::frame::{Split, TxFrame, inner_tag};
+use super::frame::{Split, TxFrame, TxWork, inner_tag};
+use super::lend::Loans;
 use super::link::{Link, Sent};
 use super::offload::{self, Patches};
+use super::pages::PagesError;
 use super::slots::{CONTROL_SLOT, Slots};
 use super::stats::NicStats;
 use super::types::{ETHERNET_HEADER, Lack, NicError, SharedBuffer, TransmitError, VLAN_TAG};
@@ -24,7 +26,7 @@ pub(super) const VLAN_TYPE: [u8; 2] = [0x81, 0x00];
 /// Most entries of per-packet information for one frame.
 const MOST_INFO: usize = 4;
 /// Most bytes in front of a frame.
-const HEADERS: usize = PACKET_HEADER + MOST_INFO * WORD_PPI;
+pub(super) const HEADERS: usize = PACKET_HEADER + MOST_INFO * WORD_PPI;
 /// Largest alignment that is honoured: beyond a page, one frame per message.
 const MOST_ALIGNMENT: u32 = 12;
 
@@ -42,7 +44,7 @@ struct Open {
 
 /// Entries of per-packet information.
 #[derive(Clone, Copy, Debug)]
-struct Info {
+pub(super) struct Info {
     entries: [(PpiType, u32); MOST_INFO],
     count: usize,
 }
@@ -63,14 +65,19 @@ impl Info {
     }
 }
 
+/// An access outside the send buffer, or outside pages that were lent: never, since all places are computed from their sizes.
+fn outside(error: OutOfRange) -> NicError {
+    NicError::Ring(error.into())
+}
+
 #[derive(Debug)]
 pub(super) struct Transmit {
     pub(super) buffer: SharedBuffer,
     /// Whether the host has been given the buffer.
     pub(super) given: bool,
-    slots: Slots,
+    pub(super) slots: Slots,
     open: Option<Open>,
-    message_size: usize,
+    pub(super) message_size: usize,
     /// Longest frame, without tag.
     most: usize,
     /// Longest segment that the host cuts, without tag; 0 for none.
@@ -79,6 +86,11 @@ pub(super) struct Transmit {
     alignment: usize,
     frames_per_message: u32,
     bytes_per_message: usize,
+    /// Most ranges of the caller's pages in one packet, or why there can be none.
+    pub(super) lending: Result<usize, PagesError>,
+    /// Fewer bytes than this are copied out of them.
+    pub(super) lend_from: usize,
+    pub(super) loans: Loans,
 }
 
 impl Transmit {
@@ -95,6 +107,9 @@ impl Transmit {
             alignment: 1,
             frames_per_message: 1,
             bytes_per_message: 0,
+            lending: Err(PagesError::NoFrameNumbers),
+            lend_from: 0,
+            loans: Loans::default(),
         }
     }
 
@@ -104,6 +119,7 @@ impl Transmit {
             buffer: self.buffer.clone(),
             slots: self.slots.sibling()?,
             open: None,
+            loans: Loans::default(),
             ..*self
         })
     }
@@ -211,7 +227,7 @@ impl Transmit {
 
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), NicError> {
         let pages = &self.buffer.pages;
-        pages.write(offset, bytes).map_err(|error| NicError::Ring(error.into()))
+        pages.write(offset, bytes).map_err(outside)
     }
 
     /// Puts the message for the first `bytes` of a slot into the ring.
@@ -314,27 +330,42 @@ impl Transmit {
         let data_len = split.len();
         let large = frame.large_send.map(|send| offload::moved_send(send, split.cut));
         match large {
-            Some(send) => self.check_large(data_len, send)?,
+            Some(send) => self.check_large(data_len, send, self.most_large)?,
             None => self.check_length(frame.len(), data_len, split.tag)?,
         }
-        let (info, patches) = self.requests(&split, frame, large, stats)?;
+        let (info, patches) = self.requests(&split, &frame.work(), large, stats)?;
+        self.copy(link, &split, data_len, (&info, &patches), large.is_some(), stats)?;
+        stats.tx_bytes += frame.len() as u64;
+        Ok(())
+    }
+
+    /// Copies a frame of `data_len` bytes that was looked at into the open message, or the next.
+    #[inline(always)]
+    pub(super) fn copy<D: Doorbell>(
+        &mut self,
+        link: &mut Link<D>,
+        split: &Split<'_>,
+        data_len: usize,
+        (info, patches): (&Info, &Patches),
+        large: bool,
+        stats: &mut NicStats,
+    ) -> Result<(), TransmitError> {
         loop {
-            if let Some(at) = self.join(&info, data_len)? {
-                self.write_pieces(at, &split, &patches)?;
+            if let Some(at) = self.join(info, data_len)? {
+                self.write_pieces(at, split, patches)?;
                 stats.tx_frames += 1;
-                stats.tx_bytes += frame.len() as u64;
-                stats.tx_large += u64::from(large.is_some());
-                if large.is_some() {
+                stats.tx_large += u64::from(large);
+                if large {
                     // Nothing joins it: its slot is needed for another of its kind.
                     self.bound_large();
                 }
                 return Ok(());
             }
-            self.open_slot(link, stats, large.is_some())?;
+            self.open_slot(link, stats, large)?;
         }
     }
 
-    fn check_length(
+    pub(super) fn check_length(
         &self,
         len: usize,
         data_len: usize,
@@ -349,9 +380,15 @@ impl Transmit {
         })
     }
 
-    fn check_large(&self, len: usize, send: LargeSend) -> Result<(), TransmitError> {
+    /// `most`: the longest segment that there is room for.
+    pub(super) fn check_large(
+        &self,
+        len: usize,
+        send: LargeSend,
+        most: usize,
+    ) -> Result<(), TransmitError> {
         let offered = if send.ipv6 { self.offloads.ipv6 } else { self.offloads.ipv4 };
-        let most = self.most_large.min(offered.large_send as usize);
+        let most = most.min(offered.large_send as usize);
         if send.segment == 0 || len > most {
             return Err(TransmitError::LargeSend { len, segment: send.segment, most });
         }
@@ -359,10 +396,10 @@ impl Transmit {
     }
 
     /// What the host is asked to do, and what is done here.
-    fn requests(
+    pub(super) fn requests(
         &self,
         split: &Split<'_>,
-        frame: &TxFrame<'_>,
+        work: &TxWork,
         large: Option<LargeSend>,
         stats: &mut NicStats,
     ) -> Result<(Info, Patches), TransmitError> {
@@ -370,7 +407,7 @@ impl Transmit {
         if let Some(tag) = split.tag {
             info.add(PpiType::VLAN, tag.to_ppi());
         }
-        let checksum = offload::moved_checksum(frame.checksum, split.cut);
+        let checksum = offload::moved_checksum(work.checksum, split.cut);
         if let Some(send) = large {
             patches = offload::prepare_large_send(split, send)?;
             info.add(PpiType::LARGE_SEND, send.to_ppi());
@@ -382,7 +419,7 @@ impl Transmit {
                 stats.tx_checksums += 1;
             }
         }
-        if let Some(hash) = frame.hash {
+        if let Some(hash) = work.hash {
             info.add(PpiType::HASH, hash);
         }
         Ok((info, patches))
@@ -399,10 +436,56 @@ impl Transmit {
             self.write(at, piece)?;
             at += piece.len();
         }
+        if !split.body().is_empty() {
+            self.write_body(at, split)?;
+        }
+        self.patch(start, patches)
+    }
+
+    /// Copies what lies in pages.
+    #[cold]
+    fn write_body(&self, mut at: usize, split: &Split<'_>) -> Result<(), NicError> {
+        for slice in split.body() {
+            slice
+                .read(|part| {
+                    self.buffer.pages.write(at, part)?;
+                    at += part.len();
+                    Ok(())
+                })
+                .map_err(outside)?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn patch(&self, start: usize, patches: &Patches) -> Result<(), NicError> {
         for (place, bytes) in patches.iter() {
             self.write(start + place, &bytes)?;
         }
         Ok(())
+    }
+
+    /// Puts the header of a message of its own, and what does not lie in pages, into a slot. Returns how many bytes that is.
+    pub(super) fn fill(
+        &self,
+        slot: u32,
+        info: &Info,
+        split: &Split<'_>,
+        patches: &Patches,
+    ) -> Result<usize, NicError> {
+        let base = self.slots.start_of(slot);
+        let entries = info.entries();
+        let header_len = PACKET_HEADER + entries.len() * WORD_PPI;
+        let mut header = [0; HEADERS];
+        let written = write_header(&mut header, entries, header_len, split.len()).unwrap_or(0);
+        self.write(base, header.get(..written).unwrap_or_default())?;
+        let mut at = base + header_len;
+        for piece in split.pieces() {
+            self.write(at, piece)?;
+            at += piece.len();
+        }
+        self.patch(base + header_len, patches)?;
+        Ok(at - base)
     }
 
     /// Sends the open message and opens the next in a free slot.
@@ -412,6 +495,19 @@ impl Transmit {
         stats: &mut NicStats,
         long: bool,
     ) -> Result<(), TransmitError> {
+        let slot = self.next_slot(link, stats, long)?;
+        self.open = Some(Open { slot, used: 0, last: 0, last_len: 0, frames: 0 });
+        Ok(())
+    }
+
+    /// Sends the open message, and takes a free slot for the next.
+    #[inline(always)]
+    pub(super) fn next_slot<D: Doorbell>(
+        &mut self,
+        link: &mut Link<D>,
+        stats: &mut NicStats,
+        long: bool,
+    ) -> Result<u32, TransmitError> {
         while let Sent::NoRoom(need) = self.close(link, stats)? {
             if !link.channel.request_space(need).map_err(NicError::from)? {
                 stats.tx_ring_full += 1;
@@ -424,8 +520,7 @@ impl Transmit {
             stats.tx_sections_full += 1;
             return Err(TransmitError::Full(Lack::Section));
         };
-        self.open = Some(Open { slot, used: 0, last: 0, last_len: 0, frames: 0 });
-        Ok(())
+        Ok(slot)
     }
 
     /// The open message takes no more frames.

@@ -8,6 +8,7 @@ use vmbus::memory::SharedPages;
 use vmbus::ring::RingError;
 use vmbus::{GpadlId, Serial};
 
+use super::pages::PagesError;
 use super::settings::NicOffloads;
 use crate::mac::MacAddress;
 use crate::nvsp::{self, TABLE_ENTRIES, Version};
@@ -25,6 +26,9 @@ const MTUS: core::ops::RangeInclusive<u32> = 68..=9216;
 
 /// Fewest and most channels of a NIC.
 const QUEUES: core::ops::RangeInclusive<u16> = 1..=64;
+
+/// Bytes that are rather lent than copied, unless somebody knows better (docs/PERFORMANCE.md).
+const LEND_FROM: usize = 4096;
 
 /// Memory that the host has been told about: by the bus, or by whoever set up the channel.
 #[derive(Clone, Debug)]
@@ -61,6 +65,9 @@ pub struct NicConfig {
     pub keep_alive: Option<Duration>,
     /// The address to ask for as soon as the NIC is ready, instead of the permanent one.
     pub address: Option<MacAddress>,
+    /// Bytes in a caller's own pages from which on the host reads them there ([`Nic::transmit_pages`](super::Nic::transmit_pages));
+    /// fewer are copied, since that costs less than to say where they are.
+    pub lend_from: usize,
 }
 
 impl Default for NicConfig {
@@ -78,6 +85,7 @@ impl Default for NicConfig {
             deadline: Duration::from_secs(10),
             keep_alive: None,
             address: None,
+            lend_from: LEND_FROM,
         }
     }
 }
@@ -426,6 +434,9 @@ pub struct NicInfo {
     pub offloads: OffloadCapabilities,
     /// Longest segment that the host cuts, in bytes with all headers but a tag; 0 for none.
     pub large_send: u32,
+    /// Most ranges of a caller's pages that the host takes with one frame ([`Nic::transmit_pages`](super::Nic::transmit_pages));
+    /// 0 if there can be none.
+    pub page_ranges: u16,
     /// What the host can do of receive side scaling, if more than one channel is configured and it told.
     pub scaling: Option<ScalingCapabilities>,
     /// Channels in use, the primary one included.
@@ -490,6 +501,9 @@ pub enum TransmitError {
         /// Where the header should start.
         layer4: usize,
     },
+    /// It cannot be sent out of the caller's pages.
+    #[error(transparent)]
+    Pages(#[from] PagesError),
     /// The ring is broken. The next [`Nic::poll`](super::Nic::poll) says so too.
     #[error(transparent)]
     Failed(#[from] NicError),
@@ -502,6 +516,10 @@ pub enum Lack {
     Ring,
     /// A send section.
     Section,
+    /// A place among the frames that have come back ([`Nic::poll_returned`](super::Nic::poll_returned)).
+    Return,
+    /// The completion of everything that is under way, since the queues of flows are about to change.
+    Order,
 }
 
 impl fmt::Display for Lack {
@@ -509,6 +527,8 @@ impl fmt::Display for Lack {
         f.write_str(match self {
             Self::Ring => "stretch of ring",
             Self::Section => "send section",
+            Self::Order => "NIC, with nothing under way while frames are spread anew",
+            Self::Return => "place among the frames that have come back and were not asked for",
         })
     }
 }

@@ -50,6 +50,21 @@ fn header_in_a_section_and_frame_in_memory_is_one_message() {
 }
 
 #[test]
+fn a_message_in_more_pieces_than_the_guest_was_told_is_refused() {
+    let mut rig = rig();
+    rig.start();
+    rig.service.policy_mut().mdl_chain = 3;
+    let message = Rig::packet(&[], &frame(5, 156));
+    let id = rig.transmit_direct(&message, &[100, 50, 50]);
+    assert_eq!(rig.answer(id)[..2], [108, 1]);
+    assert_eq!(rig.peer_hears(), [frame(5, 156)]);
+    let id = rig.transmit_direct(&message, &[100, 50, 25, 25]);
+    assert_eq!(rig.answer(id)[..2], [108, 2]);
+    assert_eq!(rig.peer_hears(), [[0u8; 0]; 0]);
+    assert_eq!(rig.service.counters().transmit_refused, 1);
+}
+
+#[test]
 fn several_packets_travel_in_one_message() {
     let mut rig = rig();
     rig.start();

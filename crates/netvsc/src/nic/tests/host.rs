@@ -8,13 +8,14 @@ use std::vec::Vec;
 
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::memory::{SharedMemory, SharedPages};
-use vmbus::packet::{Outgoing, PacketKind, TransferRange};
+use vmbus::packet::{GpaRanges, Outgoing, PacketKind, TransferRange};
 use vmbus::{GpadlId, Instant, Pfn, Serial};
 
 use crate::mac::MacAddress;
 use crate::nic::{ConfigError, Nic, NicConfig, NicEvent, Remains, SharedBuffer};
 use crate::nvsp::{
-    ChannelType, GuestMessage, HostMessage, ReceiveSection, RndisPacket, Status, Version,
+    ChannelType, GuestMessage, HostMessage, ReceiveSection, RndisPacket, SectionUse, Status,
+    Version,
 };
 use crate::rndis::object::encode_friendly_name;
 use crate::rndis::packet::{Layout, PpiType, Ppis, VlanTag, write_header};
@@ -38,6 +39,9 @@ pub struct Got {
     /// Number of the message it came in.
     pub message: usize,
 }
+
+/// Offset, bytes and page frames.
+pub type PageRange = (u32, u32, Vec<u64>);
 
 /// What the host will not do of itself.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,6 +74,12 @@ pub struct Rig {
     pub messages: usize,
     /// Of them, those by page frames.
     pub direct: usize,
+    /// Memory beside the buffers that the host can read.
+    pub memory: Vec<SharedPages>,
+    /// Of messages whose head lies in a section: offset, bytes and page frames of every range.
+    pub lists: Vec<Vec<PageRange>>,
+    /// Most pieces of memory in one packet, as the guest is told.
+    pub chain: u32,
     /// Everything in-band that the guest said, in order.
     pub said: Vec<GuestMessage>,
     /// The control messages it sent, by type, and the objects.
@@ -101,11 +111,19 @@ pub struct Shape {
     pub up_pages: u64,
     pub down_pages: u64,
     pub send_pages: u64,
+    /// The guest knows the page frames of its buffers.
+    pub numbered: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { config: NicConfig::default(), up_pages: 5, down_pages: 5, send_pages: 12 }
+        Self {
+            config: NicConfig::default(),
+            up_pages: 5,
+            down_pages: 5,
+            send_pages: 12,
+            numbered: true,
+        }
     }
 }
 
@@ -123,7 +141,10 @@ pub fn rig_of(shape: Shape) -> Rig {
     let nic = Nic::new(
         guest,
         SharedBuffer { gpadl: GpadlId(0xe1e10), pages: receive.clone() },
-        Some(SharedBuffer { gpadl: GpadlId(0xe1e11), pages: send.clone() }),
+        Some(SharedBuffer {
+            gpadl: GpadlId(0xe1e11),
+            pages: if shape.numbered { send.clone() } else { send.without_frames() },
+        }),
         shape.config,
         Instant::ZERO,
     )
@@ -142,6 +163,9 @@ pub fn rig_of(shape: Shape) -> Rig {
         got: vec![],
         messages: 0,
         direct: 0,
+        memory: vec![],
+        lists: vec![],
+        chain: 34,
         said: vec![],
         asked: vec![],
         completions: vec![],
@@ -249,6 +273,10 @@ impl Rig {
                 match packet.kind {
                     PacketKind::Completion => self.completions.push((id, payload)),
                     PacketKind::InBand => self.handle(id, packet.completion_requested, &payload),
+                    PacketKind::GpaDirect(ranges) if section_of(&payload).is_some() => {
+                        self.take_pages(&ranges, &payload);
+                        self.sent(id);
+                    }
                     PacketKind::GpaDirect(ranges) => {
                         let range = ranges.iter().next().unwrap();
                         assert_eq!(ranges.count(), 1, "one range for one stretch of memory");
@@ -276,7 +304,8 @@ impl Rig {
             let known = self.versions.contains(&max);
             let status = if known { Status::SUCCESS } else { Status::NONE };
             self.version = known.then_some(max);
-            let answer = HostMessage::InitComplete { version: u32::MAX, max_mdl_chain: 34, status };
+            let max_mdl_chain = self.chain;
+            let answer = HostMessage::InitComplete { version: u32::MAX, max_mdl_chain, status };
             self.answer(id, &answer.encode(Version::V5));
             return;
         }
@@ -383,11 +412,46 @@ impl Rig {
         self.tell(HostMessage::VfAssociation { allocated, serial: Serial(serial) }, true);
     }
 
-    /// Takes the frames out of a message, exactly as they stand there.
+    /// Takes the frames out of a message in the send buffer.
     fn take_frames(&mut self, start: usize, len: usize) {
         let mut bytes = vec![0; len];
         self.send.read(start, &mut bytes).unwrap();
-        let mut rest = &bytes[..];
+        self.take_message(&bytes);
+    }
+
+    /// Takes the frame of a message that begins in a section and goes on in other memory.
+    fn take_pages(&mut self, ranges: &GpaRanges<'_>, payload: &[u8]) {
+        let used = section_of(payload).unwrap();
+        let mut bytes = vec![0; used.bytes as usize];
+        self.send.read(used.index as usize * SECTION, &mut bytes).unwrap();
+        let mut list = vec![];
+        for range in ranges.iter() {
+            let frames: Vec<_> = range.frames().collect();
+            let end = (range.byte_offset + range.byte_count) as usize;
+            let mut whole = vec![];
+            for frame in &frames {
+                let mut known = self.memory.iter();
+                let (pages, at) = known
+                    .find_map(|pages| {
+                        Some((pages, pages.frames().iter().position(|f| f == frame)?))
+                    })
+                    .unwrap();
+                let start = whole.len();
+                whole.resize(start + 4096, 0);
+                pages.read(at * 4096, &mut whole[start..]).unwrap();
+            }
+            bytes.extend_from_slice(&whole[range.byte_offset as usize..end]);
+            let frames = frames.iter().map(|frame| frame.0).collect();
+            list.push((range.byte_offset, range.byte_count, frames));
+        }
+        self.lists.push(list);
+        self.direct += 1;
+        self.take_message(&bytes);
+    }
+
+    /// Takes the frames out of a message, exactly as they stand there.
+    fn take_message(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
         while !rest.is_empty() {
             let layout = Layout::decode(rest, rest.len()).unwrap();
             let (message, next) = rest.split_at(layout.length as usize);
@@ -504,6 +568,14 @@ impl Rig {
         }
         let ranges: Vec<_> = messages.iter().map(|(at, bytes)| (*at, &bytes[..])).collect();
         self.deliver(ChannelType::DATA, &ranges)
+    }
+}
+
+/// The section that a message with frames begins in.
+fn section_of(payload: &[u8]) -> Option<SectionUse> {
+    match GuestMessage::decode(payload) {
+        Ok(GuestMessage::RndisPacket(RndisPacket { section, .. })) => section,
+        other => panic!("{other:?}"),
     }
 }
 

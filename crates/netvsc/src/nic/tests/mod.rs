@@ -4,6 +4,7 @@ mod alive;
 mod data;
 mod faults;
 mod host;
+mod pages;
 mod path;
 mod restart;
 mod start;
