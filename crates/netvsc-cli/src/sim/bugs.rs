@@ -27,7 +27,7 @@ const PAIRING: &str = "netvsc/src/pairing/mod.rs";
 const FAILOVER: &str = "netvsc/src/failover.rs";
 const ADAPTER: &str = "netvsc/src/adapter.rs";
 const SEND: &str = "netvsc/src/adapter/send.rs";
-const NIC: &str = "netvsc/src/nic/mod.rs";
+const NIC_SEND: &str = "netvsc/src/nic/send.rs";
 const PATH: &str = "netvsc/src/nic/path.rs";
 const SLOTS: &str = "netvsc/src/nic/slots.rs";
 const LINK: &str = "netvsc/src/nic/link.rs";
@@ -180,7 +180,7 @@ pub(super) const BUGS: &[Bug] = &[
     bug("complete-twice", LINK, "packets of the host are completed twice", "emulated-nic-first"),
     bug(
         "forget-flush",
-        NIC,
+        NIC_SEND,
         "frames stay in the open batch until something else happens",
         "two-nics-one-mac-one-serial",
     ),
