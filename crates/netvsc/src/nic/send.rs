@@ -79,7 +79,8 @@ impl<D: Doorbell> Nic<D> {
         }
     }
 
-    /// Whether a frame would be taken now, as far as that can be known without looking at the ring.
+    /// Whether a frame would be taken now, as far as that can be known without looking at the ring. A segment to be cut has slots
+    /// of its own: it may be taken where no other frame is, and the other way round.
     #[must_use]
     pub fn can_transmit(&self) -> bool {
         self.stage == Stage::Ready && !self.flushing && self.transmit.has_slot()
