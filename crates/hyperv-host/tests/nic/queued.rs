@@ -4,7 +4,7 @@ use hyperv_host::memory::{GuestMemory, GuestRam};
 use hyperv_host::nic::{GuestView, NicService, NicServiceConfig, NicServiceEvent};
 use hyperv_host::switch::{Offered, PortConfig, SwitchPort, WireConfig};
 use netvsc::adapter::{Refused, Synthetic, append};
-use netvsc::nic::{Lending, PageSlice, PagedFrame, QueuedNic, TxWork};
+use netvsc::nic::{Lending, PageSlice, PagedFrame, QueuedNic, Step, TxWork};
 use netvsc::{Nic, NicConfig, NicEvent, Path};
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::memory::{PageList, SharedPages};
@@ -256,6 +256,16 @@ fn a_host_that_offers_fewer_than_it_granted_spreads_over_those_that_there_are() 
     in_order(&wide.received, 32, 1);
     let totals = wide.nic.totals();
     assert!(totals[0].rx_frames > 0 && totals[1].rx_frames > 0, "{totals:?}");
+    // One that comes after all gets its share.
+    wide.open(2);
+    wide.settle();
+    wide.received.clear();
+    for flow in 0..32 {
+        wide.peer_sends(&udp(true, flow, 0));
+    }
+    wide.settle();
+    in_order(&wide.received, 32, 1);
+    assert!(wide.nic.totals()[2].rx_frames > 0);
 }
 
 #[test]
@@ -274,6 +284,45 @@ fn the_way_down_begins_when_the_queues_have_sent_everything() {
     in_order(&wide.at_peer, 32, 1);
     let sent: u64 = wide.nic.totals().iter().map(|queue| queue.tx_frames).sum();
     assert_eq!((wide.nic.channels(), sent), (1, 32), "what the queues did is still counted");
+}
+
+// A pause of the whole machine eats a guest's patience: the host was not given the time, and what it still has is not lost.
+#[test]
+fn queues_that_are_not_idle_in_time_are_told_once_and_waited_for_all_the_same() {
+    let mut wide = wide(4);
+    wide.open_all();
+    for flow in 0..32 {
+        wide.nic.transmit(&udp(false, flow, 0)).unwrap();
+    }
+    let now = wide.now;
+    wide.nic.shutdown(now);
+    wide.now = now + wide.nic.nic().config().deadline.mul_f32(3.5);
+    wide.guest();
+    wide.guest();
+    assert_eq!(wide.events.last(), Some(&NicEvent::Overdue { step: Step::Drain }));
+    let overdue = |event: &&NicEvent| matches!(event, NicEvent::Overdue { .. });
+    assert_eq!(wide.events.iter().filter(overdue).count(), 1);
+    assert_eq!(wide.nic.transmit(&udp(false, 0, 1)), Err(Refused::NotReady));
+    wide.settle();
+    in_order(&wide.at_peer, 32, 1);
+    assert_eq!(wide.events.last(), Some(&NicEvent::Stopped));
+}
+
+#[test]
+fn queues_that_the_host_never_serves_again_are_given_up() {
+    let mut wide = wide(4);
+    wide.open_all();
+    for flow in 0..32 {
+        wide.nic.transmit(&udp(false, flow, 0)).unwrap();
+    }
+    let now = wide.now;
+    wide.nic.shutdown(now);
+    wide.guest();
+    assert!(!wide.events.contains(&NicEvent::Stopped));
+    wide.nic.abandon(now);
+    wide.guest();
+    assert_eq!(wide.events.last(), Some(&NicEvent::Stopped));
+    assert_eq!((wide.nic.channels(), Synthetic::poll_deadline(&wide.nic)), (1, None));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod nic;
 mod pair;
 mod pci;
 mod queue;
+mod renew;
 mod sleep;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -397,7 +398,7 @@ impl<M: Machine> Guest<M> {
             Some(Owner::Nic(nic)) => self.nic_rescinded(nic, now),
             Some(Owner::Queue(nic, number)) => self.queue_gone(nic, number, now),
             Some(Owner::Pci(bus)) => self.bus_rescinded(bus, now),
-            None => {}
+            None => self.unused_rescinded(channel),
         }
         if let Err(error) = self.bus.release(channel, now) {
             self.fail(format!("channel {channel} could not be released: {error}"));
@@ -479,10 +480,11 @@ impl<M: Machine> Guest<M> {
         &self.blackouts
     }
 
-    /// Whether no frame and no switch of a NIC is under way.
+    /// Whether no frame and no switch of a NIC is under way, and no queue of it on its way.
     #[must_use]
     pub fn is_quiet(&self, nic: usize) -> bool {
-        self.nics.get(nic).and_then(NicDevice::adapter).is_none_or(netvsc::Adapter::is_quiet)
+        let Some(nic) = self.nics.get(nic) else { return true };
+        nic.unopened.is_empty() && nic.adapter().is_none_or(netvsc::Adapter::is_quiet)
     }
 
     /// The port that a NIC is paired with: the bus of its function and its number there.

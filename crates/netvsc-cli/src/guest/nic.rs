@@ -10,9 +10,12 @@ use netvsc::pairing::{NicId, PortId};
 use netvsc::rndis::{Oid, PacketFilter, Status};
 use netvsc::{MacAddress, VfPort};
 use vmbus::memory::SharedPages;
+use vmbus::time::earliest;
 use vmbus::{Channel, ChannelId, Doorbell, GpadlId, Guid, Instant, Serial};
 use vpci::bus::FunctionId;
 
+use super::queue::Unopened;
+use super::renew::Renewal;
 use super::{Guest, Machine, Sink, adapter_config};
 use crate::event::What;
 
@@ -51,7 +54,7 @@ pub(super) struct Bound {
 /// One NIC.
 pub(super) struct NicDevice<D: Doorbell, P> {
     pub(super) instance: Guid,
-    channel: Option<ChannelId>,
+    pub(super) channel: Option<ChannelId>,
     stage: Stage<D, P>,
     pub(super) mac: Option<MacAddress>,
     /// Its name in pairing, once its MAC is known.
@@ -70,29 +73,12 @@ pub(super) struct NicDevice<D: Doorbell, P> {
     past_queues: Vec<QueueTotals>,
     /// Sub-channels that are being opened, by their numbers.
     pub(super) opening_queues: BTreeMap<u16, Channel<SharedPages, D>>,
+    /// Sub-channels that could not be opened and are tried again, likewise.
+    pub(super) unopened: BTreeMap<u16, Unopened>,
     /// It is to begin anew.
-    renewal: Renewal<D>,
-}
-
-/// How far a NIC is that begins anew on its channel.
-enum Renewal<D: Doorbell> {
-    /// It does not.
-    None,
-    /// It stops, and then its channel closes.
-    Stopping,
-    /// The same, and then it sleeps.
-    Drowsy,
-    /// It has no channel until it is offered again.
-    Asleep,
-    /// The channel is being opened again.
-    Opening(Channel<SharedPages, D>),
-    /// The host is being told of new buffers; `waiting` of them it has not confirmed.
-    Sharing {
-        link: Channel<SharedPages, D>,
-        receive: SharedBuffer,
-        send: SharedBuffer,
-        waiting: usize,
-    },
+    pub(super) renewal: Renewal<D>,
+    /// It stops without what the host owes then.
+    pub(super) give_up: Option<Instant>,
 }
 
 impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
@@ -111,7 +97,9 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
             past: AdapterCounters::default(),
             past_queues: Vec::new(),
             opening_queues: BTreeMap::new(),
+            unopened: BTreeMap::new(),
             renewal: Renewal::None,
+            give_up: None,
         }
     }
 
@@ -124,6 +112,7 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
     /// started from its beginning.
     pub(super) fn fall_asleep(&mut self, now: Instant) -> bool {
         self.early = None;
+        self.unopened.clear();
         match (&mut self.stage, &self.renewal) {
             (Stage::Running(adapter), Renewal::None | Renewal::Stopping) => {
                 adapter.nic_mut().shutdown(now);
@@ -191,7 +180,9 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.adapter().and_then(Adapter::poll_deadline)
+        let adapter = self.adapter().and_then(Adapter::poll_deadline);
+        let unopened = self.unopened.values().map(|unopened| unopened.at).min();
+        earliest(earliest(adapter, unopened), self.give_up)
     }
 
     pub(super) fn counters(&self) -> AdapterCounters {
@@ -214,27 +205,6 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
 }
 
 impl<M: Machine> Guest<M> {
-    /// Has a NIC that is at work begin anew, as a change of its MTU does: it stops, its channel closes and opens again. Its VF and
-    /// what it was set to stay. False if it is not at work.
-    pub fn renew_nic(&mut self, number: usize, now: Instant) -> bool {
-        let Some(nic) = self.nics.get_mut(number) else { return false };
-        let idle = nic.id.is_some() && matches!(nic.renewal, Renewal::None);
-        let Some(adapter) = nic.adapter_mut().filter(|adapter| idle && adapter.is_open()) else {
-            return false;
-        };
-        adapter.nic_mut().shutdown(now);
-        (nic.renewal, nic.rung) = (Renewal::Stopping, true);
-        true
-    }
-
-    /// Has a NIC begin anew with another MTU, which the host may make smaller. False if it is not at work, or no host has such.
-    pub fn change_mtu(&mut self, number: usize, mtu: u32, now: Instant) -> bool {
-        let nic = self.nics.get_mut(number);
-        let Some(adapter) = nic.and_then(|nic| nic.adapter_mut()) else { return false };
-        let taken = adapter.is_open() && adapter.nic_mut().nic_mut().set_mtu(mtu).is_ok();
-        taken && self.renew_nic(number, now)
-    }
-
     /// The longest TCP segment that the host cuts for a NIC, in bytes with all headers; 0 for none.
     #[must_use]
     pub fn longest_segment(&self, number: usize) -> u32 {
@@ -264,58 +234,6 @@ impl<M: Machine> Guest<M> {
         adapter.is_some_and(|adapter| {
             adapter.nic_mut().nic_mut().set_packet_filter(filter, now).is_ok()
         })
-    }
-
-    /// A NIC has stopped; if it is to begin anew, its channel closes.
-    fn nic_stopped(&mut self, number: usize, now: Instant) {
-        let Some(nic) = self.nics.get_mut(number) else { return };
-        let (Renewal::Stopping | Renewal::Drowsy, Some(channel)) = (&nic.renewal, nic.channel)
-        else {
-            return;
-        };
-        if let Some(id) = nic.id {
-            // What the host said on the channel it says again on the next one.
-            let stale = self.pairing.disassociated(id, now).err();
-            self.note_stale(stale);
-        }
-        // A channel that is rescinded closes by itself.
-        if let Err(error) = self.bus.close(channel, now) {
-            tracing::debug!(%error, "a NIC's channel that closes already");
-        }
-    }
-
-    /// The channel of a NIC that begins anew is closed: it opens again.
-    pub(super) fn nic_closed(&mut self, number: usize, channel: ChannelId, now: Instant) {
-        if let Some(nic) = self.nics.get_mut(number).filter(|nic| nic.is_drowsy()) {
-            nic.renewal = Renewal::Asleep;
-            return;
-        }
-        let waits = |nic: &NicDevice<_, _>| matches!(nic.renewal, Renewal::Stopping);
-        if !self.nics.get(number).is_some_and(waits) {
-            return;
-        }
-        let Some(offer) = self.bus.offer(channel).cloned() else { return };
-        let opened = self.open(&offer, self.nic_rings, now);
-        let Some(nic) = self.nics.get_mut(number) else { return };
-        match opened {
-            Ok(link) => nic.renewal = link.map_or(Renewal::None, Renewal::Opening),
-            Err(why) => {
-                nic.renewal = Renewal::None;
-                self.fail(format!("nic{number}: {why}"));
-            }
-        }
-    }
-
-    /// The NIC starts on the channel that is open again.
-    fn begin_anew(&mut self, number: usize, now: Instant) {
-        let Some(nic) = self.nics.get_mut(number) else { return };
-        let renewal = std::mem::replace(&mut nic.renewal, Renewal::None);
-        let Renewal::Sharing { link, receive, send, .. } = renewal else { return };
-        nic.rung = true;
-        let Some(adapter) = nic.adapter_mut() else { return };
-        if let Err(error) = adapter.nic_mut().restart(link, receive, Some(send), now) {
-            self.fail(format!("nic{number}: {error}"));
-        }
     }
 
     /// The channel is open: the host is told of the buffers.
@@ -407,11 +325,13 @@ impl<M: Machine> Guest<M> {
 
     /// Polls a NIC that rang or whose time has come. True if anything was done.
     pub(super) fn poll_nic(&mut self, number: usize, now: Instant, sink: &mut Sink<'_>) -> bool {
+        self.give_up_stop(number, now);
         let Some(nic) = self.nics.get_mut(number) else { return false };
         let due = nic.deadline().is_some_and(|at| at <= now);
-        let mut moved = false;
+        let mut moved = self.open_again(number, now);
+        let Some(nic) = self.nics.get_mut(number) else { return moved };
         let rung = std::mem::take(&mut nic.rung);
-        let Stage::Running(adapter) = &mut nic.stage else { return false };
+        let Stage::Running(adapter) = &mut nic.stage else { return moved };
         if rung || due {
             moved = true;
             let polled = adapter.poll(now, &mut |_, frame| {
@@ -514,6 +434,7 @@ impl<M: Machine> Guest<M> {
             NicEvent::Overdue { step } => {
                 let what = format!("nic{number}: the host has not answered {step}");
                 self.events.push_back(What::Overdue { what });
+                self.stop_is_overdue(number, now);
             }
             NicEvent::Failed(error) => self.fail(format!("nic{number}: {error}")),
             NicEvent::Set { oid: Oid::CONFIG_PARAMETER, status } => {
@@ -538,8 +459,9 @@ impl<M: Machine> Guest<M> {
         let Some(nic) = self.nics.get_mut(number) else { return };
         (nic.past, nic.past_queues) = (nic.counters(), nic.queue_totals());
         nic.opening_queues.clear();
+        nic.unopened.clear();
         nic.channel = None;
-        nic.renewal = Renewal::None;
+        (nic.renewal, nic.give_up) = (Renewal::None, None);
         nic.early = None;
         let bound = nic.bound.take();
         let left = nic.id.take();

@@ -1,4 +1,9 @@
 //! Sub-channels of NICs: each becomes a queue as soon as it is open.
+//!
+//! One for whose rings there is no memory is tried again, less and less often: a NIC goes on with the queues that it has, and is not
+//! to stay slow for ever because memory was short when it started.
+
+use std::time::Duration;
 
 use netvsc::nic::{NicStats, QueueTotals};
 use netvsc::rndis::scaling::KEY_SIZE;
@@ -7,6 +12,19 @@ use vmbus::{ChannelId, Instant};
 
 use super::nic::NicDevice;
 use super::{Guest, Machine, Owner};
+
+/// How long after the first attempt a sub-channel that could not be opened is tried again, and how long at most after the later ones,
+/// each of which doubles it.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// A sub-channel for whose rings there was no memory.
+#[derive(Clone, Debug)]
+pub(super) struct Unopened {
+    offer: Offer,
+    pause: Duration,
+    /// When it is tried again.
+    pub(super) at: Instant,
+}
 
 impl<M: Machine> Guest<M> {
     /// Chooses how many channels NICs use that start from now on, 1 to 64, as far as the host grants them, and the key by which it
@@ -35,11 +53,24 @@ impl<M: Machine> Guest<M> {
         adapter.map_or_else(NicStats::default, |adapter| adapter.nic().stats())
     }
 
-    /// The host offers a sub-channel. It is opened if it is one of a NIC; others nobody asked for.
+    /// The host offers a sub-channel. It is opened if its NIC has asked for it.
     pub(super) fn sub_channel_offered(&mut self, offer: &Offer, now: Instant) {
         let Some(nic) = self.nics.iter().position(|nic| nic.instance == offer.instance) else {
             return;
         };
+        let number = offer.sub_channel;
+        let adapter = self.nics.get(nic).and_then(NicDevice::adapter);
+        let asked = adapter.map_or(0, |adapter| adapter.nic().nic().queues_wanted());
+        if number > asked {
+            self.fail(format!(
+                "message of the host: sub-channel {number} of nic{nic} is offered, it has asked for {asked}"
+            ));
+            return;
+        }
+        self.open_sub_channel(nic, offer, AGAIN.0, now);
+    }
+
+    fn open_sub_channel(&mut self, nic: usize, offer: &Offer, pause: Duration, now: Instant) {
         match self.open(offer, self.nic_rings, now) {
             Ok(None) => self.machine.forget_doorbell(offer.connection),
             Ok(Some(link)) => {
@@ -52,7 +83,32 @@ impl<M: Machine> Guest<M> {
             Err(why) => {
                 self.machine.forget_doorbell(offer.connection);
                 self.fail(format!("nic{nic}, sub-channel {}: {why}", offer.sub_channel));
+                if let Some(device) = self.nics.get_mut(nic) {
+                    let unopened = Unopened { offer: offer.clone(), pause, at: now + pause };
+                    device.unopened.insert(offer.sub_channel, unopened);
+                }
             }
+        }
+    }
+
+    /// Tries to open the sub-channels of a NIC whose time has come once more. True if there were any.
+    pub(super) fn open_again(&mut self, nic: usize, now: Instant) -> bool {
+        let Some(device) = self.nics.get_mut(nic) else { return false };
+        let due: Vec<Unopened> = device
+            .unopened
+            .extract_if(.., |_, unopened| unopened.at <= now)
+            .map(|it| it.1)
+            .collect();
+        for Unopened { offer, pause, .. } in &due {
+            self.open_sub_channel(nic, offer, (*pause * 2).min(AGAIN.1), now);
+        }
+        !due.is_empty()
+    }
+
+    /// A channel that nobody uses is taken back.
+    pub(super) fn unused_rescinded(&mut self, channel: ChannelId) {
+        for nic in &mut self.nics {
+            nic.unopened.retain(|_, unopened| unopened.offer.channel != channel);
         }
     }
 

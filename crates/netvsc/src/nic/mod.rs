@@ -245,13 +245,17 @@ impl<D: Doorbell> Nic<D> {
             _ => {}
         }
         while let Some(step) = self.waits.expire(self.now) {
-            self.stats.overdue += 1;
-            self.events.push_back(NicEvent::Overdue { step });
+            self.report_overdue(step);
         }
         self.tell_link();
         self.ask_when_silent();
         let outcome = self.work(sink);
         outcome.inspect_err(|error| self.fail(*error))
+    }
+
+    fn report_overdue(&mut self, step: Step) {
+        self.stats.overdue += 1;
+        self.events.push_back(NicEvent::Overdue { step });
     }
 
     fn work(&mut self, sink: &mut dyn FnMut(RxFrame<'_>)) -> Result<(), NicError> {

@@ -59,6 +59,13 @@ impl<D: Doorbell> Nic<D> {
         Ok(())
     }
 
+    /// Sub-channels that the NIC asks its host for at most. What a host offers with a higher number nobody has asked for, and none of
+    /// it needs to be opened; the answer of the host that says how many there will be may come after the offers.
+    #[must_use]
+    pub fn queues_wanted(&self) -> u16 {
+        if self.stage == Stage::Ready { self.config.queues.saturating_sub(1) } else { 0 }
+    }
+
     /// The answer to that. What makes no sense is a refusal: the NIC goes on with the channels that it has.
     pub(super) fn handle_granted(&mut self, payload: &[u8]) {
         let granted = match HostMessage::decode(payload, self.version()) {

@@ -24,7 +24,7 @@ use super::restart::Remains;
 use super::settings::SettingError;
 use super::stats::{NicStats, QueueTotals};
 use super::synthetic::refused;
-use super::types::{ConfigError, Lack, NicError, NicEvent, TransmitError};
+use super::types::{ConfigError, Lack, NicError, NicEvent, Step, TransmitError};
 use super::{Nic, SharedBuffer, Stage};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
 use crate::nvsp::TABLE_ENTRIES;
@@ -55,7 +55,9 @@ pub struct QueuedNic<D = SignalFlag> {
     spread_over: usize,
     /// The way frames are spread is to change once none is under way.
     respread: bool,
-    /// It goes down once the queues are idle, or then.
+    /// It goes down once the queues are idle.
+    leaving: bool,
+    /// When it is reported that they are not yet.
     leave_by: Option<Instant>,
     /// The channel that took the last frame.
     last: u16,
@@ -78,6 +80,7 @@ impl<D: Doorbell> QueuedNic<D> {
             table: None,
             spread_over: 1,
             respread: false,
+            leaving: false,
             leave_by: None,
             last: 0,
             past: Vec::new(),
@@ -164,6 +167,8 @@ impl<D: Doorbell> QueuedNic<D> {
         let at = self.queues.partition_point(|other| other.number() < number);
         self.queues.insert(at, queue);
         self.respread = true;
+        // One that comes after the host was told gets its share, too.
+        self.scale_by.get_or_insert(self.nic.now);
         Ok(())
     }
 
@@ -237,23 +242,35 @@ impl<D: Doorbell> QueuedNic<D> {
         }
         self.waiting.clear();
         (self.table, self.spread_over, self.respread) = (None, 1, false);
-        (self.scale_by, self.leave_by) = (None, None);
+        (self.scale_by, self.leaving, self.leave_by) = (None, false, None);
     }
 
     /// Begins the way down: the queues first, and when the host has dealt with what they sent, the NIC ([`Nic::shutdown`]). New frames
-    /// are not taken.
+    /// are not taken. If the host takes its time, [`NicEvent::Overdue`] says so, and [`QueuedNic::abandon`] goes on without it.
     pub fn shutdown(&mut self, now: Instant) {
+        if self.leaving {
+            return;
+        }
         self.queues.iter_mut().for_each(NicQueue::stop);
-        self.leave_by.get_or_insert(now + self.nic.config().deadline);
+        (self.leaving, self.leave_by) = (true, Some(now + self.nic.config().deadline));
         self.leave(now);
+    }
+
+    /// Goes on with the way down without what the host owes on any channel ([`Nic::abandon`]); begins it if nobody has.
+    pub fn abandon(&mut self, now: Instant) {
+        self.queues.iter_mut().for_each(NicQueue::abandon);
+        (self.leaving, self.leave_by) = (false, None);
+        self.nic.abandon(now);
     }
 
     fn leave(&mut self, now: Instant) {
         let failed = matches!(self.nic.stage, Stage::Failed(_));
-        let idle = failed || self.queues.iter().all(NicQueue::is_idle);
-        if self.leave_by.is_some_and(|by| idle || by <= now) {
-            self.leave_by = None;
+        if failed || self.queues.iter().all(NicQueue::is_idle) {
+            (self.leaving, self.leave_by) = (false, None);
             self.nic.shutdown(now);
+        } else if self.leave_by.is_some_and(|by| by <= now) {
+            self.leave_by = None;
+            self.nic.report_overdue(Step::Drain);
         }
     }
 
@@ -302,7 +319,7 @@ impl<D: Doorbell> QueuedNic<D> {
 
     /// Whether frames are taken now. If the way they are spread has changed, that waits until none is under way.
     fn check(&mut self) -> Result<(), TransmitError> {
-        if self.leave_by.is_some() {
+        if self.leaving {
             return Err(TransmitError::NotReady);
         }
         if self.respread {
@@ -405,12 +422,12 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
         if let Err(error) = self.read(now, sink) {
             // One queue that does not work any more takes the NIC with it.
             self.nic.fail(error);
-            (self.scale_by, self.leave_by) = (None, None);
+            (self.scale_by, self.leaving, self.leave_by) = (None, false, None);
             return Err(error);
         }
         self.add_waiting();
         self.scale(now);
-        if self.leave_by.is_some() {
+        if self.leaving {
             self.leave(now);
         }
         Ok(())
@@ -439,7 +456,7 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
     }
 
     fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused> {
-        if self.queues.is_empty() && !self.respread && self.leave_by.is_none() {
+        if self.queues.is_empty() && !self.respread && !self.leaving {
             return self.nic.transmit(frame).map_err(refused);
         }
         self.check().map_err(refused)?;
@@ -453,7 +470,7 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
     }
 
     fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused> {
-        if self.queues.is_empty() && !self.respread && self.leave_by.is_none() {
+        if self.queues.is_empty() && !self.respread && !self.leaving {
             return self.nic.transmit_with(frame).map_err(refused);
         }
         self.check().map_err(refused)?;

@@ -59,10 +59,15 @@ impl<D: Doorbell> Nic<D> {
     }
 
     /// Goes on with the way down without what the host owes: what was sent and not completed counts as lost, and the buffers
-    /// are revoked. Of use after [`NicEvent::Overdue`]; begins the way down if nobody has.
+    /// are revoked, if the host's ring has room to say so: that of a host that does not read may not have any, and it lets go when the
+    /// channel closes. Of use after [`NicEvent::Overdue`]; begins the way down if nobody has. [`NicEvent::Stopped`] follows at once,
+    /// unless the channel breaks.
     pub fn abandon(&mut self, now: Instant) {
         self.shutdown(now);
         self.skip_to_revoke();
+        if matches!(self.stage, Stage::Stopping(_)) {
+            self.stop();
+        }
     }
 
     /// Takes the NIC apart. Unless it was [`NicEvent::Stopped`], the host may still use the buffers: keep them until it has

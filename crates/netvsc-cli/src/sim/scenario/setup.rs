@@ -47,6 +47,8 @@ pub(super) enum Set {
     RefuseD0(u32),
     /// The guest's rings have so many pages each, header page included.
     Rings(usize),
+    /// NICs use so many channels each.
+    Queues(u16),
     /// What the host speaks.
     Versions(&'static [Version]),
 }
@@ -59,7 +61,10 @@ pub(super) fn plan(sets: &[Set]) -> Plan {
         sets.iter().find_map(|set| if let Set::Layout(vfs) = set { Some(*vfs) } else { None });
     let disks =
         sets.iter().find_map(|set| if let Set::Disks(disks) = set { Some(*disks) } else { None });
-    let mut plan = Plan::new(SEED, count.unwrap_or(1), false);
+    let queues = sets
+        .iter()
+        .find_map(|set| if let Set::Queues(queues) = set { Some(*queues) } else { None });
+    let mut plan = Plan::new(SEED, count.unwrap_or(1), false).with_queues(queues.unwrap_or(1));
     let soon = Duration::from_micros(100);
     (plan.bus.reply_delay, plan.pci.reply_delay) = (soon, soon);
     for nic in &mut plan.nics {
@@ -87,7 +92,7 @@ fn change(plan: &mut Plan, set: Set) {
     let millis = Duration::from_millis;
     let nics = &mut plan.nics;
     match set {
-        Set::Nics(_) | Set::Layout(_) | Set::Disks(_) | Set::Rings(_) => {}
+        Set::Nics(_) | Set::Layout(_) | Set::Disks(_) | Set::Rings(_) | Set::Queues(_) => {}
         Set::Serial(nic, serial) => nics[nic].vf.serial = Serial(serial),
         Set::SameMac(nic, other) => nics[nic].nic.mac = nics[other].nic.mac,
         Set::Association(nic, span) => nics[nic].nic.policy.association_delay = millis(span),

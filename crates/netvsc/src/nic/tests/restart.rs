@@ -6,6 +6,7 @@ use std::vec;
 use vmbus::Serial;
 
 use super::host::*;
+use super::path::fill;
 use crate::nic::*;
 use crate::nvsp::{Capabilities, GuestMessage, Status, Version};
 use crate::port::Path;
@@ -156,6 +157,27 @@ fn completions_that_never_come_can_be_given_up() {
     rig.settle();
     assert!(matches!(rig.events()[..], [NicEvent::Ready { .. }]));
     assert_eq!(rig.nic.stats().bad.total(), 0);
+}
+
+#[test]
+fn a_host_that_does_not_read_its_ring_does_not_keep_a_nic_from_going_down() {
+    let mut rig = ready();
+    fill(&mut rig);
+    rig.events();
+    rig.nic.abandon(rig.now);
+    assert_eq!(rig.events(), [NicEvent::Stopped]);
+    rig.said.clear();
+    rig.serve();
+    let revokes = |said: &GuestMessage| {
+        matches!(
+            said,
+            GuestMessage::RevokeReceiveBuffer { .. } | GuestMessage::RevokeSendBuffer { .. }
+        )
+    };
+    assert!(!rig.said.iter().any(revokes), "there was no room to say so");
+    rig.restart().unwrap();
+    rig.settle();
+    assert!(matches!(rig.events()[..], [NicEvent::Ready { .. }]));
 }
 
 #[test]

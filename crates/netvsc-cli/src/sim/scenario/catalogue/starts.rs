@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use hyperv_host::bus::Fault;
 use hyperv_host::host::Disassociation::First;
+use hyperv_host::nic::NicFault;
 use netvsc::nvsp::Version;
 use vmbus::Serial;
 
 use super::super::Scenario;
-use super::super::expect::Expect::{Never, NotBefore, Times, Told};
+use super::super::expect::Expect::{Never, NotBefore, Times, Told, Within};
 use super::super::setup::Set;
 use super::{BY_BOTH, BY_MAC, OFF_VF, ON_VF, PLAIN};
 use crate::sim::deed::Deed::{self, Eject, Give, Link, MovePort, See, TearAway};
@@ -192,6 +194,74 @@ pub(super) const ALL: &[Scenario] = &[
             (93_000, 0, See("synthetic")),
         ],
         expect: &[Told(&["goes to sleep", "asks for the VF back", "function with serial 1 left"])],
+        ..PLAIN
+    },
+    Scenario {
+        name: "pause-while-the-nic-resets",
+        rows: &["36"],
+        what: "the guest resets the NIC with frames under way, and the whole machine stands still for longer than anybody is patient; the host gets the time that it had not, and nothing is lost",
+        setup: &[Set::Queues(4), Set::Association(0, 20_000)],
+        steps: &[
+            (500, 0, Deed::Burst(2000)),
+            (500, 0, Deed::Suspend(Duration::from_secs(11))),
+            (40_000, 0, See("accelerated")),
+        ],
+        expect: &[Told(&["has not answered what was sent", "ready", ON_VF])],
+        ..PLAIN
+    },
+    Scenario {
+        name: "reset-without-a-completion",
+        rows: &["9"],
+        what: "the host never completes a frame of the guest's, and the guest resets the NIC; it waits twice as long as it is patient, and begins anew without",
+        setup: &[Set::Association(0, 30_000)],
+        steps: &[
+            (500, 0, Deed::Nic(NicFault::SendNeverCompleted)),
+            (500, 0, Deed::Burst(1)),
+            (600, 0, Deed::Renew),
+            (60_000, 0, See("accelerated")),
+        ],
+        expect: &[
+            Told(&["has not answered what was sent", "goes on without", "ready", ON_VF]),
+            NotBefore(20_000, "resets the NIC", "goes on without"),
+            Within(20_100, "resets the NIC", "ready"),
+        ],
+        ..PLAIN
+    },
+    Scenario {
+        name: "no-memory-for-a-queue",
+        rows: &["15"],
+        what: "the NIC comes back, and there is no memory for the rings of a sub-channel; the others are used, and that one when it is tried again",
+        setup: &[Set::Queues(4), Set::Rndis(0, 20)],
+        steps: &[
+            (1000, 0, Deed::Unplug),
+            (1100, 0, Deed::Plug),
+            (1140, 0, Deed::Starve(2)),
+            (5000, 0, See("synthetic")),
+        ],
+        expect: &[
+            Told(&["comes back", "ready", "sub-channel 1: no 256 pages"]),
+            Times(2, "no 256 pages"),
+        ],
+        ..PLAIN
+    },
+    Scenario {
+        name: "sub-channel-that-nobody-asked-for",
+        rows: &["S6.4"],
+        what: "the host offers a sub-channel more than the NIC has asked for; it is refused, and the others are used",
+        setup: &[Set::Queues(4)],
+        steps: &[
+            (500, 0, Deed::Bus(Fault::UnaskedSubChannel)),
+            (500, 0, Deed::Renew),
+            (2000, 0, See("accelerated")),
+        ],
+        expect: &[
+            Told(&[
+                "resets the NIC",
+                "ready",
+                "sub-channel 9 of nic0 is offered, it has asked for 3",
+            ]),
+            Never("did not open"),
+        ],
         ..PLAIN
     },
 ];
