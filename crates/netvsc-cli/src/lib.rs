@@ -24,6 +24,7 @@ pub mod embedded;
 pub mod errand;
 pub mod error;
 pub mod event;
+mod gathered;
 pub mod guest;
 pub mod host;
 pub mod inspect;

@@ -424,6 +424,36 @@ fn large_frames_of_the_kernel_go_over_two_processes() {
 }
 
 #[test]
+fn segments_of_the_peer_reach_a_guest_uncut() {
+    in_namespace("segments_of_the_peer_reach_a_guest_uncut", || {
+        let (guest, peer) = (Neighbour::new(), Neighbour::new());
+        let path = std::env::temp_dir().join(format!("netvsc-uncut-{}.sock", std::process::id()));
+        let socket = path.to_str().expect("a plain path");
+        // With this seed its first NIC speaks version 6.1, the first one that coalesces.
+        let options = ["--listen", socket, "--peer-tap", "nvt1", "--without-vfs", "--seed", "2"];
+        let mut host = Run::start_as("host", &[&options[..], &["--json"]].concat());
+        host.wait_until("the host is there", || exists("nvt1") && path.exists());
+        let at = format!("unix:{socket}");
+        let mut run = Run::start(&["--host", &at, "--tap", "nvt0", "--json"]);
+        run.wait_until("the NIC is ready", || {
+            exists("nvt0") && ip("link show nvt0").contains("LOWER_UP")
+        });
+        settle(&guest, "nvt0", "192.0.2.1");
+        settle(&peer, "nvt1", "192.0.2.2");
+        ping(&guest, "192.0.2.2");
+        transfer(&guest, &peer);
+        let events = run.stop(rustix::process::Signal::TERM);
+        host.stop(rustix::process::Signal::TERM);
+        let summary = events.last().expect("at least the summary");
+        assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+        let queue = &summary["counters"][0]["queues"][0];
+        let frames = queue["rx_frames"].as_u64().expect("a count");
+        // Cut they would be twice as many at least.
+        assert!(frames < BACK as u64 / 1460 / 2, "{frames} frames came: {summary}");
+    });
+}
+
+#[test]
 fn what_the_wire_brings_before_a_guest_listens_is_not_lost() {
     in_namespace("what_the_wire_brings_before_a_guest_listens_is_not_lost", || {
         // IPv6 greets its neighbours on an interface that has just come up; the guests come and go meanwhile.

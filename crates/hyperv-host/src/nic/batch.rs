@@ -10,7 +10,7 @@ use super::checksum::{self, Place};
 use super::coalesce::Segment;
 use super::offers::Offloads;
 use super::receive::{FRAME_OFFSET, Piece, ReceiveBuffer, Use};
-use crate::switch::SwitchPort;
+use crate::switch::{Queued, SwitchPort};
 
 /// Most parts of one frame that was put together; guests give up beyond that.
 pub(super) const PARTS: usize = 562;
@@ -42,10 +42,78 @@ pub(super) struct Taken {
     checks: ReceiveChecksum,
     /// How many frames it was put together from.
     pub joined: u32,
+    /// It is a segment longer than a frame.
+    long: bool,
 }
 
-/// Takes the next frame of a queue, and those that can be joined to it. There is a free piece.
+impl Taken {
+    /// Whether it is a segment that nobody has cut.
+    pub(super) const fn is_uncut(&self) -> bool {
+        self.long && self.joined == 1
+    }
+}
+
+/// Takes the next frame of a queue, and those that can be joined to it; or a segment that was not cut. `None` if there is none, or
+/// too few pieces are free for all of a segment. There is a free piece.
 pub(super) fn take(
+    queue: u16,
+    buffer: &ReceiveBuffer,
+    port: &mut SwitchPort,
+    with: &Delivery,
+) -> Option<Taken> {
+    match uncut(queue, buffer, port, with) {
+        Next::Frame => take_frame(queue, buffer, port, with),
+        Next::Uncut(taken) => Some(*taken),
+        Next::Later => None,
+    }
+}
+
+/// What comes next.
+enum Next {
+    Frame,
+    Uncut(Box<Taken>),
+    /// A segment, once enough pieces have come back.
+    Later,
+}
+
+/// Takes the next segment of a queue as it is, or cuts it if the guest cannot have it so.
+fn uncut(queue: u16, buffer: &ReceiveBuffer, port: &mut SwitchPort, with: &Delivery) -> Next {
+    use ReceiveChecksum as C;
+    let (segment, ipv6, parts) = loop {
+        let Some(Queued { frame, uncut: Some(uncut), .. }) = port.peek_queue(queue) else {
+            return Next::Frame;
+        };
+        let parts = frame.len().div_ceil(buffer.frame_room().max(1));
+        let possible = parts <= with.most_parts.min(buffer.share())
+            && with.offloads.coalesces(uncut.ipv6)
+            && frame.get(ETHERTYPE) != Some(&0x81);
+        match Segment::of(frame).filter(|_| possible) {
+            Some(segment) => break (segment, uncut.ipv6, parts),
+            None => port.cut_next(queue),
+        }
+    };
+    if parts > buffer.available(queue) {
+        return Next::Later;
+    }
+    let Some(queued) = port.next_in_queue(queue) else { return Next::Frame };
+    let mut frame = queued.frame;
+    segment.finish(&mut frame, with.stale);
+    let mut checks = C::TCP_GOOD | if ipv6 { C::empty() } else { C::IP_GOOD };
+    if with.stale {
+        checks |= C::TCP_VALUE_INVALID;
+        checks |= if ipv6 { C::empty() } else { C::IP_VALUE_INVALID };
+    }
+    Next::Uncut(Box::new(Taken {
+        frame,
+        tag: None,
+        hash: queued.hash,
+        checks,
+        joined: 1,
+        long: true,
+    }))
+}
+
+fn take_frame(
     queue: u16,
     buffer: &ReceiveBuffer,
     port: &mut SwitchPort,
@@ -65,7 +133,7 @@ pub(super) fn take(
         {
             let parts = buffer.available(queue).min(with.most_parts);
             let most = parts * buffer.frame_room();
-            while let Some(next) = port.peek_queue(queue) {
+            while let Some(next) = port.peek_queue(queue).filter(|next| next.uncut.is_none()) {
                 let good = is_good(checksum::verify(&next.frame));
                 if !good || !segment.join(&mut frame, &next.frame, most) {
                     break;
@@ -93,7 +161,7 @@ pub(super) fn take(
         // It travels outside the frame.
         frame.drain(ETHERTYPE..ETHERTYPE + VLAN_TAG);
     }
-    Some(Taken { frame, tag, hash: queued.hash, checks, joined })
+    Some(Taken { frame, tag, hash: queued.hash, checks, joined, long: joined > 1 })
 }
 
 /// Only what is right is joined.
@@ -130,7 +198,7 @@ impl Batch {
             taken.tag.map(|tag| (PpiType::VLAN, tag.to_ppi())),
             taken.hash.map(|hash| (PpiType::HASH, hash)),
         ];
-        if taken.joined == 1 {
+        if !taken.long {
             // The port lets no longer frame through than the guest's frame and a tag.
             let len = taken.frame.len().min(buffer.frame_room());
             return self.write_part(

@@ -28,6 +28,8 @@ pub struct NicCounters {
     pub receive_frames: u64,
     /// Frames that were joined to another one before them.
     pub coalesced: u64,
+    /// Segments of the peer's that the guest got as they were, since it coalesces.
+    pub receive_uncut: u64,
     /// Times delivery stopped because the guest held every data piece of the receive buffer.
     pub receive_starved: u64,
     /// Times a message waited because the ring to the guest was full.

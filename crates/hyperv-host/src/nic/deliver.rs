@@ -29,6 +29,7 @@ impl NicService {
             stale: self.config.policy.offloads.stale_checksums,
             most_parts: (queue.channel.capacity() / 2 / size_of::<TransferRange>()).clamp(1, PARTS),
         };
+        port.set_nic_gathers(with.offloads.coalesces_any());
         while link.control.receives()
             && queue.outbox.is_empty()
             && port.peek_queue(queue.number).is_some()
@@ -51,8 +52,14 @@ impl NicService {
                 let Some(taken) = take(queue.number, buffer, port, &with) else { break };
                 self.counters.receive_frames += 1;
                 self.counters.coalesced += u64::from(taken.joined) - 1;
+                self.counters.receive_uncut += u64::from(taken.is_uncut());
                 self.batch.write(buffer, queue.number, &taken)?;
                 port.recycle(taken.frame);
+            }
+            if self.batch.pieces.is_empty() {
+                // A segment waits for more pieces than are free.
+                self.counters.receive_starved += 1;
+                break;
             }
             let lies = queue.faults.data(&mut self.batch, buffer, queue.number, message)?;
             let packet = Outgoing::TransferPages {

@@ -216,6 +216,7 @@ impl NicService {
         self.counters.leaked += link.lent() as u64;
         self.counters.ring_full += link.ring_full();
         port.set_queues(1, None);
+        port.set_nic_gathers(false);
         port.set_side(Path::Synthetic, SideState::Down);
         self.association.closed(&self.config.policy);
         self.act_without_link(port);

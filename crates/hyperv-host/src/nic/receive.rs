@@ -103,6 +103,11 @@ impl ReceiveBuffer {
         self.share.saturating_sub(lent).min(self.free_data.len())
     }
 
+    /// Data pieces that a queue may have when none of them is on loan.
+    pub(super) const fn share(&self) -> usize {
+        self.share
+    }
+
     /// Pieces that the guest holds.
     pub(super) fn lent(&self) -> usize {
         self.lent

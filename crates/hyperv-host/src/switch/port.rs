@@ -86,7 +86,7 @@ pub struct Queued {
     pub frame: Vec<u8>,
     /// The hash that chose its queue, if it has one.
     pub hash: Option<u32>,
-    /// How it is to be cut, if it is a segment for a VF whose driver cuts.
+    /// How it is to be cut, if it is a segment: for a VF whose driver cuts, or a NIC that gathers.
     pub uncut: Option<Uncut>,
 }
 
@@ -155,6 +155,14 @@ impl Side {
         self.wake = true;
     }
 
+    fn push_front(&mut self, queue: u16, queued: Queued) {
+        let number = self.number(queue);
+        let queue = &mut self.queues[number];
+        queue.bytes += queued.frame.len();
+        queue.frames.push_front(queued);
+        self.waiting += 1;
+    }
+
     fn pop_from(&mut self, queue: u16) -> Option<Queued> {
         let queued = self.queues.get_mut(usize::from(queue))?.pop()?;
         self.waiting -= 1;
@@ -193,6 +201,8 @@ pub struct SwitchPort {
     peer_cuts: bool,
     /// So does the VF's driver.
     vf_cuts: bool,
+    /// So does the guest's NIC.
+    nic_gathers: bool,
     spare: Vec<Vec<u8>>,
     counters: PortCounters,
     /// Latest moment at which somebody looked.
@@ -224,6 +234,7 @@ impl SwitchPort {
             spread: None,
             peer_cuts: false,
             vf_cuts: false,
+            nic_gathers: false,
             spare: Vec::new(),
             counters: PortCounters::default(),
             seen: Instant::ZERO,

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hyperv_host::switch::Uncut;
-use netvsc::adapter::{Adapter, AdapterCounters, AdapterEvent, append};
+use netvsc::adapter::{Adapter, AdapterCounters, AdapterEvent};
 use netvsc::nic::{Nic, NicEvent, QueueTotals, QueuedNic, SharedBuffer};
 use netvsc::nvsp::Version;
 use netvsc::pairing::{NicId, PortId};
@@ -18,6 +17,7 @@ use super::queue::Unopened;
 use super::renew::Renewal;
 use super::{Guest, Machine, Sink, adapter_config};
 use crate::event::What;
+use crate::gathered;
 
 /// Pages of each ring of a NIC's channel, header page included: 512 KiB, as Linux takes.
 pub(super) const RING_PAGES: usize = 128;
@@ -334,11 +334,9 @@ impl<M: Machine> Guest<M> {
         let Stage::Running(adapter) = &mut nic.stage else { return moved };
         if rung || due {
             moved = true;
+            let mtu = adapter.nic().nic().info().mtu;
             let polled = adapter.poll(now, &mut |_, frame| {
-                sink(number, &mut |buffer| {
-                    append(frame, buffer);
-                    frame.large().map(|send| Uncut::of(buffer, send))
-                });
+                sink(number, &mut |buffer| gathered::take(frame, buffer, mtu));
             });
             if let Err(error) = polled {
                 self.events.push_back(What::Failed { what: format!("nic{number}: {error}") });

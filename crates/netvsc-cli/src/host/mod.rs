@@ -65,7 +65,11 @@ impl<'a> Server<'a> {
         let listener = Listener::bind(&args.listen)?;
         let peers = Peers::open(args.peer_tap.as_ref(), args.nics.into())?;
         let link = args.vf_peer.as_deref().map(VfLink::open).transpose()?;
-        let plan = Plan::new(args.seed, args.nics.into(), true);
+        let mut plan = Plan::new(args.seed, args.nics.into(), true);
+        for nic in &mut plan.nics {
+            // A guest that coalesces has no use for checksums of what it is given as one.
+            nic.nic.policy.offloads.stale_checksums = true;
+        }
         Ok(Self {
             args,
             listener,
@@ -330,7 +334,9 @@ fn account(host: &Host, nics: usize) -> Account {
     for nic in 0..nics {
         if let Some(port) = host.port_counters(nic) {
             account.arrived += port.synthetic.from_guest + port.vf.from_guest;
-            account.given += port.synthetic.to_guest + port.vf.to_guest;
+            // A guest counts what was joined as one.
+            let joined = host.nic_counters(nic).map_or(0, |counters| counters.coalesced);
+            account.given += port.synthetic.to_guest + port.vf.to_guest - joined;
             // What a wire brings before a guest listens, or when it does so no more, no switch has lost.
             let unheard = port.dropped_from_peer.by(DropCause::SyntheticDown);
             account.dropped += port.dropped() - unheard;

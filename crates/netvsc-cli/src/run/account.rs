@@ -49,7 +49,9 @@ impl Account {
         for number in 0..guest.nics() {
             if let Some(port) = host.port_counters(number) {
                 account.arrived += port.synthetic.from_guest + port.vf.from_guest;
-                account.given += port.synthetic.to_guest + port.vf.to_guest;
+                // A guest counts what was joined as one.
+                let joined = host.nic_counters(number).map_or(0, |counters| counters.coalesced);
+                account.given += port.synthetic.to_guest + port.vf.to_guest - joined;
                 account.dropped += port.dropped();
             }
             let perished = host.perished(number);

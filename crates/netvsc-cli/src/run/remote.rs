@@ -91,8 +91,8 @@ impl Session {
         if let Some(capture) = capture {
             remote.guest.capture_into(capture.clone());
         }
-        // Long segments of the kernel's are cut by the host; what comes is joined where it is handed to the kernel.
-        remote.guest.leave_to_host(NicOffloads { coalescing: false, ..NicOffloads::ALL });
+        // Long segments of the kernel's are cut by the host, and it may give it such.
+        remote.guest.leave_to_host(NicOffloads { coalescing: self.whole, ..NicOffloads::ALL });
         remote.guest.set_mtu(self.mtu);
         remote.guest.take_whole(self.whole);
         let (queues, key) = self.queues;

@@ -4,26 +4,11 @@ use core::fmt;
 
 use vmbus::Instant;
 
+/// Which way a frame goes, as the guest sees it.
+pub use vmbus::channel::Direction;
+
 use super::Frame;
 use crate::port::Path;
-
-/// Which way a frame goes, as the guest sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Direction {
-    /// From the host or its network.
-    In,
-    /// To it.
-    Out,
-}
-
-impl fmt::Display for Direction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::In => "in",
-            Self::Out => "out",
-        })
-    }
-}
 
 /// Sees every frame of an adapter as it goes over a path: what either path took, also when it is sent again, and what came.
 /// An adapter without one spends a comparison per frame on it.

@@ -7,7 +7,7 @@ use core::fmt;
 use crate::Instant;
 use crate::packet::Outgoing;
 
-/// Which way a packet goes, as the owner of this end of the channel sees it.
+/// Which way a packet or a frame goes, as the owner of this end sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// From the peer.

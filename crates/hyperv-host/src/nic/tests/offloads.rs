@@ -5,8 +5,10 @@ use netvsc::rndis::packet::{Layout, PartFlags, PpiType, Ppis, ReceiveChecksum};
 use proptest::prelude::*;
 
 use super::guest::*;
+use crate::nic::offload::{LargeSend, Segments};
 use crate::nic::testing::{is_valid, tcp4, tcp6, udp4};
 use crate::nic::*;
+use crate::switch::{Offered, Path, Uncut};
 
 const ACK: u8 = 0x10;
 
@@ -16,7 +18,15 @@ fn started(
     parameters: &[(usize, u8)],
     change: impl FnOnce(&mut NicServiceConfig),
 ) -> Rig {
-    let mut rig = rig_with(change, 64);
+    start(rig_with(change, 64), capabilities, parameters)
+}
+
+/// A guest that coalesces, with a receive buffer of so many pages.
+fn rig_of(pages: u64) -> Rig {
+    start(rig_with(|_| (), pages), RSC, ON)
+}
+
+fn start(mut rig: Rig, capabilities: u32, parameters: &[(usize, u8)]) -> Rig {
     let id = rig.say(&[1, Version::V6_1.0, Version::V6_1.0], true);
     rig.answer(id);
     rig.say(&[125, 1514, 0, capabilities, 0], false);
@@ -156,6 +166,86 @@ fn segments_are_put_together_for_guests_that_ask_for_it() {
         let mut rig = started(RSC, ON, |config| config.policy.offloads.coalescing = false);
         assert_eq!(coalesced(&mut rig, &stream).len(), 15);
     }
+}
+
+/// A stream as the one segment that somebody would cut into it.
+fn long(len: usize, ipv6: bool) -> (Vec<u8>, Vec<u8>, Uncut) {
+    let (data, stream) = segments(len, ipv6);
+    let headers = if ipv6 { 74 } else { 54 };
+    let mut long = stream[0][..headers].to_vec();
+    long.extend(&data);
+    let request = LargeSend { segment: 1400, tcp_offset: headers - 20, ipv6 };
+    let uncut = Segments::new(&long, request).unwrap().leave(&mut long);
+    (data, long, uncut)
+}
+
+#[test]
+fn a_segment_of_the_peer_reaches_a_guest_that_coalesces_uncut() {
+    for ipv6 in [false, true] {
+        let (data, segment, uncut) = long(21_000, ipv6);
+        for stale in [false, true] {
+            let mut rig = started(RSC, ON, |config| config.policy.offloads.stale_checksums = stale);
+            assert!(rig.port.wants_uncut());
+            let sent = rig.port.peer_transmit_uncut(&segment, uncut, rig.now);
+            assert_eq!(sent, Offered::Accepted);
+            let frames = coalesced(&mut rig, &[]);
+            let [(whole, parts, checks)] = &frames[..] else { panic!("{} frames", frames.len()) };
+            assert_eq!((&whole[uncut.headers..], parts.len()), (&data[..], 14));
+            assert_eq!(
+                (is_valid(whole), checks.contains(ReceiveChecksum::TCP_GOOD)),
+                (!stale, true)
+            );
+            assert_eq!(checks.contains(ReceiveChecksum::TCP_VALUE_INVALID), stale);
+            let counters = rig.service.counters();
+            assert_eq!((counters.receive_uncut, counters.coalesced), (1, 0));
+            rig.settled(0);
+        }
+        // One that came while the NIC still coalesced, which it does no more.
+        let mut rig = started(RSC, ON, |_| ());
+        assert_eq!(rig.port.peer_transmit_uncut(&segment, uncut, rig.now), Offered::Accepted);
+        rig.service.policy_mut().offloads.coalescing = false;
+        let cut = coalesced(&mut rig, &[]);
+        assert!(!rig.port.wants_uncut());
+        assert_eq!((cut.len(), rig.service.counters().receive_uncut), (15, 0));
+        assert!(cut.iter().all(|(frame, ..)| is_valid(frame)));
+        rig.settled(0);
+    }
+}
+
+#[test]
+fn a_segment_waits_for_pieces_and_is_cut_if_there_are_never_enough() {
+    let (data, segment, uncut) = long(21_000, false);
+    let mut rig = started(RSC, ON, |_| ());
+    let total = 64 * 4096 / 1806 - 16;
+    for number in 0..total - 5 {
+        rig.peer_sends(&frame(number as u8, 60));
+    }
+    rig.poll();
+    let held = rig.hear();
+    assert_eq!(rig.port.peer_transmit_uncut(&segment, uncut, rig.now), Offered::Accepted);
+    rig.poll();
+    assert_eq!((rig.hear().len(), rig.port.waiting(Path::Synthetic)), (0, 1), "five are too few");
+    for packet in held {
+        let Heard::Frames { id, .. } = packet else { panic!("{packet:?}") };
+        rig.complete(id, &[108, 1]);
+    }
+    let frames = coalesced(&mut rig, &[]);
+    assert_eq!((frames.len(), &frames[0].0[54..]), (1, &data[..]));
+    rig.settled(0);
+    // A buffer that has no room for it even when it is empty.
+    let (data, segment, uncut) = long(60_000, false);
+    let mut rig = rig_of(24);
+    assert_eq!(rig.port.peer_transmit_uncut(&segment, uncut, rig.now), Offered::Accepted);
+    let mut found = Vec::new();
+    loop {
+        let frames = coalesced(&mut rig, &[]);
+        if frames.is_empty() {
+            break;
+        }
+        found.extend(frames.iter().flat_map(|(frame, ..)| frame[54..].to_vec()));
+    }
+    assert_eq!((found, rig.service.counters().receive_uncut), (data, 0));
+    rig.settled(0);
 }
 
 #[test]

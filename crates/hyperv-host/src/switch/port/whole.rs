@@ -1,6 +1,6 @@
 //! TCP segments of a peer that are longer than frames: whole as far as a driver takes them so, in pieces everywhere else.
 
-use super::{DropCause, Offered, SwitchPort};
+use super::{DropCause, Offered, Queued, SwitchPort};
 use crate::nic::offload::{LargeSend, Segments};
 use crate::switch::{Path, Uncut};
 use vmbus::Instant;
@@ -11,14 +11,41 @@ impl SwitchPort {
         self.vf_cuts = cuts;
     }
 
+    /// Whether the guest's NIC takes such segments, as one that coalesces what it receives does. Those that wait and cannot be given to
+    /// it are cut by [`SwitchPort::cut_next`].
+    pub fn set_nic_gathers(&mut self, gathers: bool) {
+        self.nic_gathers = gathers;
+    }
+
     /// Whether a segment of the peer would reach the guest as it is now, so that whoever cuts it otherwise may leave it.
     #[must_use]
     pub fn wants_uncut(&self) -> bool {
-        self.data_path == Path::Vf && self.takes_uncut(Path::Vf)
+        self.takes_uncut(self.data_path)
     }
 
     pub(super) fn takes_uncut(&self, path: Path) -> bool {
-        path == Path::Vf && self.vf_cuts
+        match path {
+            Path::Synthetic => self.nic_gathers,
+            Path::Vf => self.vf_cuts,
+        }
+    }
+
+    /// Cuts the next segment in a queue of the synthetic side; its pieces take its place. Nothing happens to a frame.
+    pub fn cut_next(&mut self, queue: u16) {
+        let next = self.peek_queue(queue).and_then(|queued| queued.uncut);
+        let Some((uncut, Queued { frame, hash, .. })) =
+            next.and_then(|uncut| Some((uncut, self.synthetic.pop_from(queue)?)))
+        else {
+            return;
+        };
+        let Some(pieces) = self.pieces_of(&frame, uncut) else {
+            self.recycle(frame);
+            return;
+        };
+        for frame in pieces.into_iter().rev() {
+            self.synthetic.push_front(queue, Queued { frame, hash, uncut: None });
+        }
+        self.recycle(frame);
     }
 
     /// A TCP segment sent by the peer, to be cut where the guest takes no such segments. It counts as one frame until it is cut.
@@ -28,20 +55,27 @@ impl SwitchPort {
 
     /// Delivers a segment in pieces.
     pub(super) fn deliver_pieces(&mut self, path: Path, segment: Vec<u8>, uncut: Uncut) {
-        let send = LargeSend { segment: uncut.segment, tcp_offset: uncut.layer4, ipv6: uncut.ipv6 };
-        let Ok(segments) = Segments::new(&segment, send) else {
-            // Nobody can cut it, and it is longer than what goes over a link.
-            self.counters.dropped_from_peer.count(DropCause::Oversize);
-            self.recycle(segment);
-            return;
-        };
-        let count = segments.count(&segment);
-        self.counters.from_peer += count as u64 - 1;
-        for number in 0..count {
-            let mut piece = self.spare.pop().unwrap_or_default();
-            segments.write(&segment, number, &mut piece);
+        for piece in self.pieces_of(&segment, uncut).into_iter().flatten() {
             self.deliver(path, piece, None);
         }
         self.recycle(segment);
+    }
+
+    /// The frames that a segment is cut into; `None` if nobody can cut it, which is counted.
+    fn pieces_of(&mut self, segment: &[u8], uncut: Uncut) -> Option<Vec<Vec<u8>>> {
+        let send = LargeSend { segment: uncut.segment, tcp_offset: uncut.layer4, ipv6: uncut.ipv6 };
+        let Ok(segments) = Segments::new(segment, send) else {
+            // It is longer than what goes over a link.
+            self.counters.dropped_from_peer.count(DropCause::Oversize);
+            return None;
+        };
+        let count = segments.count(segment);
+        self.counters.from_peer += count as u64 - 1;
+        let piece = |number| {
+            let mut piece = self.spare.pop().unwrap_or_default();
+            segments.write(segment, number, &mut piece);
+            piece
+        };
+        Some((0..count).map(piece).collect())
     }
 }

@@ -4,9 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use hyperv_host::switch::Uncut;
 use netvsc::NicConfig;
-use netvsc::adapter::{Adapter, AdapterCounters, append};
+use netvsc::adapter::{Adapter, AdapterCounters};
 use netvsc::nic::{Nic, NicError, QueuedNic, SharedBuffer};
 use netvsc::rndis::scaling::KEY_SIZE;
 use netvsc_linux::uio::{Device, Interrupt, UioDoorbell, UioError};
@@ -14,6 +13,7 @@ use vmbus::time::earliest;
 use vmbus::{Guid, Instant};
 
 use crate::error::Error;
+use crate::gathered;
 use crate::guest::{adapter_config, sending};
 use crate::line::Line;
 use crate::remote::RemotePort;
@@ -89,11 +89,9 @@ impl Card {
 
     /// Reads what came on all channels.
     pub(super) fn poll(&mut self, now: Instant, line: &mut Line) -> Result<(), NicError> {
+        let mtu = self.adapter.nic().nic().info().mtu;
         self.adapter.poll(now, &mut |_, frame| {
-            line.push(|buffer| {
-                append(frame, buffer);
-                frame.large().map(|send| Uncut::of(buffer, send))
-            });
+            line.push(|buffer| gathered::take(frame, buffer, mtu));
         })
     }
 

@@ -103,7 +103,7 @@ impl UioNic {
             queues: setup.queues,
             // Without an interface for it there is nobody to use one.
             sriov: setup.vf,
-            offloads: NicOffloads { coalescing: false, ..NicOffloads::ALL },
+            offloads: NicOffloads::ALL,
             ..NicConfig::default()
         };
         let mut nic = Self {
