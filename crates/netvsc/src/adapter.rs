@@ -9,9 +9,11 @@
 
 mod counters;
 mod event;
+mod frame;
 mod pages;
 mod replay;
 mod send;
+mod synthetic;
 mod tap;
 
 use alloc::boxed::Box;
@@ -22,198 +24,19 @@ use vmbus::Instant;
 use vmbus::time::earliest;
 
 use crate::failover::{Action, Cause, Failover, FailoverConfig, Outlet};
-use crate::nic::{Cut, Lending, PagedFrame, Returned, TxFrame};
 use crate::port::{Path, PathOffloads, PortError, PortLink, PortSettings, VfPort};
-use crate::rndis::packet::{LargeSend, ReceiveChecksum};
 
 pub use self::counters::AdapterCounters;
 pub use self::event::AdapterEvent;
+pub use self::frame::{Frame, append};
 pub use self::replay::Replay;
+pub use self::synthetic::{Refused, Sign, Synthetic};
 pub use self::tap::{Direction, Tap};
+
+use self::frame::OfPort;
 
 /// Bytes of an Ethernet header without tag.
 const ETHERNET: usize = 14;
-
-/// A received frame, wherever it lies.
-pub trait Frame {
-    /// Its length in bytes, Ethernet header included.
-    fn len(&self) -> usize;
-
-    /// Whether it has no bytes at all.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Copies it into `out`; the number of bytes copied is the smaller of both lengths.
-    fn copy_to(&self, out: &mut [u8]) -> usize;
-
-    /// The frame itself, if it lies in memory of its own and in one piece.
-    fn as_bytes(&self) -> Option<&[u8]> {
-        None
-    }
-
-    /// What the host found of the frame's checksums, if it looked. It may lie. Nothing for frames of a VF.
-    fn checksum(&self) -> ReceiveChecksum {
-        ReceiveChecksum::empty()
-    }
-
-    /// The hash by which the host chose the queue, if it told. It may lie.
-    fn hash(&self) -> Option<u32> {
-        None
-    }
-
-    /// Number of the NIC's channel on which it came; 0 is the primary one. 0 for frames of a VF.
-    fn queue(&self) -> u16 {
-        0
-    }
-
-    /// How it is to be cut, if it is a TCP segment that is longer than a frame: see [`VfPort::receive_whole`]. Only for who has
-    /// asked for such ([`Adapter::take_whole`]).
-    fn large(&self) -> Option<LargeSend> {
-        None
-    }
-}
-
-/// What a VF has received.
-struct OfPort<'a>(&'a [u8], Option<LargeSend>);
-
-impl OfPort<'_> {
-    /// Frames that it is.
-    fn count(&self) -> u64 {
-        let cut = self.1.and_then(|send| Cut::new(self.0, send).ok());
-        cut.map_or(1, |cut| cut.count(self.0.len()) as u64)
-    }
-}
-
-impl Frame for OfPort<'_> {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn copy_to(&self, out: &mut [u8]) -> usize {
-        self.0.copy_to(out)
-    }
-
-    fn as_bytes(&self) -> Option<&[u8]> {
-        Some(self.0)
-    }
-
-    fn large(&self) -> Option<LargeSend> {
-        self.1
-    }
-}
-
-impl Frame for &[u8] {
-    fn len(&self) -> usize {
-        <[u8]>::len(self)
-    }
-
-    fn copy_to(&self, out: &mut [u8]) -> usize {
-        let len = <[u8]>::len(self).min(out.len());
-        if let (Some(to), Some(from)) = (out.get_mut(..len), self.get(..len)) {
-            to.copy_from_slice(from);
-        }
-        len
-    }
-}
-
-/// What a synthetic NIC says that bears on the path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
-    /// It can carry frames and switch messages.
-    Ready,
-    /// Its channel is closed or dead.
-    Closed,
-    /// The host associated it with a serial.
-    Associated,
-    /// The host has no VF for it any more.
-    Disassociated,
-    /// The host completed a switch.
-    SwitchCompleted(Path),
-    /// The host switched by itself.
-    HostSwitched(Path),
-}
-
-/// Why the synthetic NIC did not take a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// No room now; after its doorbell rang and it was polled, there may be.
-    Full,
-    /// The NIC is not at work (yet, or any more). When it is, the frame may be taken.
-    NotReady,
-    /// It cannot be sent at all: the frame is too long or too short.
-    Never,
-}
-
-/// The synthetic NIC as the adapter sees it. [`Nic`](crate::nic::Nic) is the one that there is.
-pub trait Synthetic {
-    /// Everything it has to say.
-    type Event;
-    /// Why it cannot go on.
-    type Error;
-
-    /// Does what can be done now; received frames go to `sink`.
-    ///
-    /// # Errors
-    /// The channel is dead.
-    fn poll(&mut self, now: Instant, sink: &mut dyn FnMut(&dyn Frame)) -> Result<(), Self::Error>;
-
-    /// The next event.
-    fn poll_event(&mut self) -> Option<Self::Event>;
-
-    /// What an event means for the path.
-    fn sign(event: &Self::Event) -> Option<Sign>;
-
-    /// When to poll at the latest.
-    fn poll_deadline(&self) -> Option<Instant>;
-
-    /// Takes a frame to be sent with the next [`flush`](Synthetic::flush).
-    ///
-    /// # Errors
-    /// [`Refused`]; nothing was taken.
-    fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused>;
-
-    /// The same with work for the host, of which it is told only what it offers; the rest is done on the way. A large send
-    /// only comes if the host cuts it.
-    ///
-    /// # Errors
-    /// [`Refused`]; nothing was taken.
-    fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused>;
-
-    /// Takes a frame out of the caller's own pages, or copies it: see [`Nic::transmit_pages`](crate::nic::Nic::transmit_pages).
-    ///
-    /// # Errors
-    /// [`Refused`]; nothing was taken. [`Refused::Never`] if the host cannot read it there; it may take it as bytes.
-    fn transmit_pages(&mut self, frame: &PagedFrame<'_>) -> Result<Lending, Refused> {
-        let _ = frame;
-        Err(Refused::Never)
-    }
-
-    /// The next frame whose pages are the caller's again.
-    fn poll_returned(&mut self) -> Option<Returned> {
-        None
-    }
-
-    /// Number of the channel that took the last frame, of a NIC with several; 0 is the primary one.
-    fn last_queue(&self) -> u16 {
-        0
-    }
-
-    /// What the host does to frames.
-    fn offloads(&self) -> PathOffloads;
-
-    /// How a port has to be set up to carry what this NIC carries; `None` before start-up is finished.
-    fn settings(&self) -> Option<PortSettings>;
-
-    /// Sends what was taken.
-    fn flush(&mut self);
-
-    /// Whether the host has taken every frame that was sent.
-    fn is_idle(&self) -> bool;
-
-    /// Asks the host for a data path. If there is no room for that now, it is done later, and the newest wish wins (F8).
-    fn switch_data_path(&mut self, path: Path, now: Instant);
-}
 
 /// How an adapter is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -637,20 +460,6 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Instant> {
         earliest(self.nic.poll_deadline(), self.failover.poll_deadline())
-    }
-}
-
-/// Frames of a sink as bytes, for callers that keep them.
-pub fn append(frame: &dyn Frame, to: &mut Vec<u8>) {
-    if let Some(bytes) = frame.as_bytes() {
-        to.extend_from_slice(bytes);
-        return;
-    }
-    let start = to.len();
-    to.resize(start + frame.len(), 0);
-    if let Some(room) = to.get_mut(start..) {
-        let copied = frame.copy_to(room);
-        to.truncate(start + copied);
     }
 }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mac::MacAddress;
-use crate::nic::TxWork;
+use crate::nic::{TxFrame, TxWork};
 use crate::rndis::offload::IpOffloads;
 use crate::rndis::packet::LargeSend;
 

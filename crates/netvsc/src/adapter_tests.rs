@@ -6,7 +6,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::mac::MacAddress;
-use crate::nic::TxWork;
+use crate::nic::{Lending, PagedFrame, Returned, TxFrame, TxWork};
 
 /// What fake NIC and fake port share with the test.
 #[derive(Default)]

@@ -53,7 +53,7 @@ impl<M: Machine> Guest<M> {
         adapter.map_or_else(NicStats::default, |adapter| adapter.nic().stats())
     }
 
-    /// The host offers a sub-channel. It is opened if its NIC has asked for it.
+    /// The host offers a sub-channel. It is opened if its NIC has asked for it, and is still at work.
     pub(super) fn sub_channel_offered(&mut self, offer: &Offer, now: Instant) {
         let Some(nic) = self.nics.iter().position(|nic| nic.instance == offer.instance) else {
             return;
@@ -67,7 +67,9 @@ impl<M: Machine> Guest<M> {
             ));
             return;
         }
-        self.open_sub_channel(nic, offer, AGAIN.0, now);
+        if adapter.is_some_and(|adapter| adapter.nic().nic().info().ready) {
+            self.open_sub_channel(nic, offer, AGAIN.0, now);
+        }
     }
 
     fn open_sub_channel(&mut self, nic: usize, offer: &Offer, pause: Duration, now: Instant) {

@@ -63,7 +63,7 @@ impl<D: Doorbell> Nic<D> {
     /// it needs to be opened; the answer of the host that says how many there will be may come after the offers.
     #[must_use]
     pub fn queues_wanted(&self) -> u16 {
-        if self.stage == Stage::Ready { self.config.queues.saturating_sub(1) } else { 0 }
+        self.config.queues.saturating_sub(1)
     }
 
     /// The answer to that. What makes no sense is a refusal: the NIC goes on with the channels that it has.

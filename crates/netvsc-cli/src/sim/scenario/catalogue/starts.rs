@@ -264,4 +264,13 @@ pub(super) const ALL: &[Scenario] = &[
         ],
         ..PLAIN
     },
+    Scenario {
+        name: "reset-twice-in-a-row",
+        rows: &["S4"],
+        what: "the guest resets the NIC, and once more while the sub-channels that it has asked for are being offered; they are left, and those of the third beginning used",
+        setup: &[Set::Queues(4)],
+        steps: &[(500, 0, Deed::Renew), (502, 0, Deed::Renew), (2000, 0, See("accelerated"))],
+        expect: &[Times(2, "resets the NIC"), Times(3, "ready"), Never("message of the host")],
+        ..PLAIN
+    },
 ];

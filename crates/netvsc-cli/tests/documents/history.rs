@@ -2,7 +2,8 @@
 //! same of itself, or why the case cannot happen here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+
+use crate::tables::{missing, read, rows, section, sources, tests_in};
 
 /// The last edge case of the table.
 const LAST: u32 = 71;
@@ -16,57 +17,21 @@ const SECTIONS: [(&str, usize); 6] = [
     ("What nobody had tried", 8),
 ];
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
 fn document(name: &str) -> String {
-    std::fs::read_to_string(root().join("docs").join(name)).expect("a document")
+    read(&format!("docs/{name}"))
 }
 
-/// All Rust sources.
-fn sources() -> String {
-    fn walk(folder: &Path, text: &mut String) {
-        for entry in std::fs::read_dir(folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                walk(&path, text);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                text.push_str(&std::fs::read_to_string(&path).expect("a source is text"));
-            }
-        }
-    }
-    let mut text = String::new();
-    walk(&root().join("crates"), &mut text);
-    text
-}
-
-/// The rows of the first table under a heading, by their cells.
-fn rows<'a>(document: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
-    let lines = document.lines().skip_while(|line| line.strip_prefix("## ") != Some(heading));
-    let lines = lines.skip(1).take_while(|line| !line.starts_with("## "));
-    let lines = lines.filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
-    let rows = lines.skip(1).map(|line| line.split(" | ").collect());
-    rows.collect()
-}
-
-/// What stands in backquotes and is made of these characters, with two of the first at the least.
-fn quoted(text: &str, joint: char) -> impl Iterator<Item = &str> {
-    let quoted = text.split('`').skip(1).step_by(2);
-    quoted.filter(move |word| {
-        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == joint;
-        word.contains(joint) && word.chars().all(is_name)
+/// What stands in backquotes and can be the name of a scenario: words joined by hyphens.
+fn hyphenated(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2).filter(|word| {
+        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        word.contains('-') && word.chars().all(is_name)
     })
-}
-
-/// Tests by their names.
-fn tests_in(text: &str) -> Vec<&str> {
-    quoted(text, '_').filter(|word| word.matches('_').count() >= 2).collect()
 }
 
 /// The scenarios with the rows that they give for themselves.
 fn scenarios(simulation: &str) -> BTreeMap<&str, BTreeSet<&str>> {
-    let rows = rows(simulation, "Scenarios with names");
+    let rows = rows(section(simulation, "Scenarios with names"));
     rows.into_iter().map(|row| (row[0], row[1].split(", ").collect())).collect()
 }
 
@@ -79,7 +44,7 @@ fn scenarios_in<'a>(row: &'a str, known: &BTreeMap<&str, BTreeSet<&str>>) -> Vec
 fn all(history: &str) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for (number, (heading, count)) in (1..).zip(SECTIONS) {
-        let rows = rows(history, heading);
+        let rows = rows(section(history, heading));
         assert_eq!(rows.len(), count, "rows under {heading:?}");
         for (place, row) in (1..).zip(rows) {
             let (name, text) = (row[0], row[1..].join(" | "));
@@ -109,13 +74,11 @@ fn every_case_has_a_test_a_scenario_or_a_reason() {
 fn every_test_and_scenario_that_is_named_exists() {
     let (history, simulation, sources) =
         (document("HISTORY.md"), document("SIMULATION.md"), sources());
-    let named = tests_in(&history);
-    let missing: Vec<_> =
-        named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    let (missing, named) = (missing(&history, &sources), tests_in(&history).len());
     assert!(missing.is_empty(), "docs/HISTORY.md names tests that do not exist: {missing:?}");
-    assert!(named.len() > 150, "the tables have lost their rows: {}", named.len());
+    assert!(named > 150, "the tables have lost their rows: {named}");
     let known = scenarios(&simulation);
-    let missing: Vec<_> = quoted(&history, '-').filter(|name| !known.contains_key(name)).collect();
+    let missing: Vec<_> = hyphenated(&history).filter(|name| !known.contains_key(name)).collect();
     assert!(missing.is_empty(), "docs/HISTORY.md names scenarios that do not exist: {missing:?}");
 }
 
@@ -173,4 +136,13 @@ fn tests_name_the_cases_that_they_are_for() {
         }
     }
     assert!(unnamed.is_empty(), "no test says `// HISTORY n` for {unnamed:?}");
+}
+
+// HISTORY 16 to 28, 40, 54 to 56: each row that concerns functions has a test that names it, whatever scenarios it has.
+#[test]
+fn the_rows_about_functions_are_named_by_tests() {
+    let sources = sources();
+    let functions = (16..=28).chain([40, 54, 55, 56]).map(|row: u32| row.to_string());
+    let missing: Vec<_> = functions.filter(|row| !is_named(&sources, row)).collect();
+    assert!(missing.is_empty(), "no test names row {missing:?}");
 }

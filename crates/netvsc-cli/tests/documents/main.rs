@@ -1,9 +1,13 @@
 //! The documents that map protocols to tests, against the code: the tests that they name exist, no row is without one, and
 //! their rows are exactly what the code has.
 
-use std::path::{Path, PathBuf};
+mod history;
+mod pairing;
+mod tables;
 
 use vpci::message::{MESSAGES, Sender, Version};
+
+use tables::{missing, read, rows, section, sources, tests_in};
 
 /// The documents, and how many tests each names at the least: with fewer its tables have lost rows.
 const DOCUMENTS: [(&str, usize); 4] = [
@@ -21,61 +25,6 @@ const ENUMERATIONS: [(&str, &str, &str); 5] = [
     ("Per-packet information", "netvsc/src/rndis/packet.rs", "PpiType"),
     ("Statuses and indications", "netvsc/src/rndis/mod.rs", "Status"),
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// All Rust sources of the workspace in one text.
-fn sources() -> String {
-    fn walk(folder: &Path, text: &mut String) {
-        for entry in std::fs::read_dir(folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                walk(&path, text);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                text.push_str(&std::fs::read_to_string(&path).expect("a source is text"));
-            }
-        }
-    }
-    let mut text = String::new();
-    walk(&root().join("crates"), &mut text);
-    walk(&root().join("fuzz"), &mut text);
-    text
-}
-
-/// Names in backquotes that can be those of tests: with two underscores or more.
-fn tests_in(text: &str) -> Vec<&str> {
-    let is_name = |word: &&str| {
-        word.matches('_').count() >= 2
-            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-    };
-    text.split('`').skip(1).step_by(2).filter(is_name).collect()
-}
-
-/// The rows of all tables in a text, each as its cells. The first row of a table is its header and none of them.
-fn rows(text: &str) -> Vec<Vec<&str>> {
-    let lines: Vec<_> = text.lines().collect();
-    let mut rows = Vec::new();
-    for (at, line) in lines.iter().enumerate() {
-        let is_header = lines.get(at + 1).is_some_and(|next| next.starts_with("|---"));
-        let inside = line.strip_prefix("| ").and_then(|line| line.strip_suffix('|'));
-        if let Some(inside) = inside.filter(|_| !is_header) {
-            rows.push(inside.split('|').map(str::trim).collect());
-        }
-    }
-    rows
-}
-
-/// The part of a document under a heading, up to the next.
-fn section<'a>(document: &'a str, heading: &str) -> &'a str {
-    let start = document.split(&format!("\n## {heading}\n")).nth(1);
-    start.and_then(|rest| rest.split("\n## ").next()).unwrap_or_else(|| panic!("no {heading}"))
-}
 
 /// A number as documents and code write it.
 fn number(text: &str) -> Option<u64> {
@@ -104,11 +53,9 @@ fn every_test_that_a_document_names_exists() {
     let sources = sources();
     for (path, least) in DOCUMENTS {
         let document = read(path);
-        let named = tests_in(&document);
-        let missing: Vec<_> =
-            named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+        let (missing, named) = (missing(&document, &sources), tests_in(&document).len());
         assert!(missing.is_empty(), "{path} names tests that do not exist: {missing:?}");
-        assert!(named.len() > least, "{path} names {} tests only", named.len());
+        assert!(named > least, "{path} names {named} tests only");
     }
 }
 
@@ -159,22 +106,4 @@ fn every_message_of_vpci_has_its_row_with_bytes_and_a_scenario() {
         assert!(!tests_in(row[4]).is_empty(), "{name} has no byte test");
         assert!(!tests_in(row[5]).is_empty(), "{name} has no scenario");
     }
-}
-
-/// Whether some line names a row of the history, as in `// HISTORY 16, 23: why`. Ranges do not count.
-fn named(sources: &str, row: u32) -> bool {
-    sources.lines().filter(|line| !line.contains(" to ")).any(|line| {
-        let rows = line.trim().strip_prefix("// HISTORY ").unwrap_or_default();
-        let rows = rows.split(':').next().unwrap_or_default();
-        rows.split([',', ' ']).any(|word| word.trim_end_matches('.').parse() == Ok(row))
-    })
-}
-
-// HISTORY 16 to 28, 40, 54 to 56: each row that concerns functions has a test that names it.
-#[test]
-fn the_rows_of_history_about_functions_are_named_by_tests() {
-    let sources = sources();
-    let missing: Vec<u32> =
-        (16..=28).chain([40, 54, 55, 56]).filter(|row| !named(&sources, *row)).collect();
-    assert!(missing.is_empty(), "no test names row {missing:?}");
 }
