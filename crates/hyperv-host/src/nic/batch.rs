@@ -63,7 +63,7 @@ pub(super) fn take(
 ) -> Option<Taken> {
     match uncut(queue, buffer, port, with) {
         Next::Frame => take_frame(queue, buffer, port, with),
-        Next::Uncut(taken) => Some(*taken),
+        Next::Uncut(taken) => Some(taken),
         Next::Later => None,
     }
 }
@@ -71,7 +71,7 @@ pub(super) fn take(
 /// What comes next.
 enum Next {
     Frame,
-    Uncut(Box<Taken>),
+    Uncut(Taken),
     /// A segment, once enough pieces have come back.
     Later,
 }
@@ -100,17 +100,16 @@ fn uncut(queue: u16, buffer: &ReceiveBuffer, port: &mut SwitchPort, with: &Deliv
     segment.finish(&mut frame, with.stale);
     let mut checks = C::TCP_GOOD | if ipv6 { C::empty() } else { C::IP_GOOD };
     if with.stale {
-        checks |= C::TCP_VALUE_INVALID;
-        checks |= if ipv6 { C::empty() } else { C::IP_VALUE_INVALID };
+        checks |= stale(ipv6);
     }
-    Next::Uncut(Box::new(Taken {
-        frame,
-        tag: None,
-        hash: queued.hash,
-        checks,
-        joined: 1,
-        long: true,
-    }))
+    Next::Uncut(Taken { frame, tag: None, hash: queued.hash, checks, joined: 1, long: true })
+}
+
+/// What is told of checksums that were right and are not those of the whole.
+fn stale(ipv6: bool) -> ReceiveChecksum {
+    use ReceiveChecksum as C;
+    let tcp = C::TCP_GOOD | C::TCP_VALUE_INVALID;
+    tcp | if ipv6 { C::empty() } else { C::IP_GOOD | C::IP_VALUE_INVALID }
 }
 
 fn take_frame(
@@ -147,9 +146,7 @@ fn take_frame(
                 segment.finish(&mut frame, with.stale);
             }
             if joined > 1 && with.stale {
-                use ReceiveChecksum as C;
-                checks |= C::TCP_GOOD | C::TCP_VALUE_INVALID;
-                checks |= if ipv6 { C::empty() } else { C::IP_GOOD | C::IP_VALUE_INVALID };
+                checks |= stale(ipv6);
             }
         }
     }

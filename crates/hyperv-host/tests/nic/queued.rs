@@ -268,15 +268,20 @@ fn a_host_that_offers_fewer_than_it_granted_spreads_over_those_that_there_are() 
     assert!(wide.nic.totals()[2].rx_frames > 0);
 }
 
-#[test]
-fn the_way_down_begins_when_the_queues_have_sent_everything() {
+/// A frame of each of 32 flows is on its way when it is to go down.
+fn stopped_with_frames_under_way() -> Wide {
     let mut wide = wide(4);
     wide.open_all();
     for flow in 0..32 {
         wide.nic.transmit(&udp(false, flow, 0)).unwrap();
     }
-    let now = wide.now;
-    wide.nic.shutdown(now);
+    wide.nic.shutdown(wide.now);
+    wide
+}
+
+#[test]
+fn the_way_down_begins_when_the_queues_have_sent_everything() {
+    let mut wide = stopped_with_frames_under_way();
     assert!(wide.nic.nic().info().ready, "the queues are not idle yet");
     assert_eq!(wide.nic.transmit(&udp(false, 0, 1)), Err(Refused::NotReady));
     wide.settle();
@@ -289,14 +294,8 @@ fn the_way_down_begins_when_the_queues_have_sent_everything() {
 // A pause of the whole machine eats a guest's patience: the host was not given the time, and what it still has is not lost.
 #[test]
 fn queues_that_are_not_idle_in_time_are_told_once_and_waited_for_all_the_same() {
-    let mut wide = wide(4);
-    wide.open_all();
-    for flow in 0..32 {
-        wide.nic.transmit(&udp(false, flow, 0)).unwrap();
-    }
-    let now = wide.now;
-    wide.nic.shutdown(now);
-    wide.now = now + wide.nic.nic().config().deadline.mul_f32(3.5);
+    let mut wide = stopped_with_frames_under_way();
+    wide.now = wide.now + wide.nic.nic().config().deadline.mul_f32(3.5);
     wide.guest();
     wide.guest();
     assert_eq!(wide.events.last(), Some(&NicEvent::Overdue { step: Step::Drain }));
@@ -310,16 +309,10 @@ fn queues_that_are_not_idle_in_time_are_told_once_and_waited_for_all_the_same() 
 
 #[test]
 fn queues_that_the_host_never_serves_again_are_given_up() {
-    let mut wide = wide(4);
-    wide.open_all();
-    for flow in 0..32 {
-        wide.nic.transmit(&udp(false, flow, 0)).unwrap();
-    }
-    let now = wide.now;
-    wide.nic.shutdown(now);
+    let mut wide = stopped_with_frames_under_way();
     wide.guest();
     assert!(!wide.events.contains(&NicEvent::Stopped));
-    wide.nic.abandon(now);
+    wide.nic.abandon(wide.now);
     wide.guest();
     assert_eq!(wide.events.last(), Some(&NicEvent::Stopped));
     assert_eq!((wide.nic.channels(), Synthetic::poll_deadline(&wide.nic)), (1, None));

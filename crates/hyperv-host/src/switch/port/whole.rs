@@ -38,12 +38,11 @@ impl SwitchPort {
         else {
             return;
         };
-        let Some(pieces) = self.pieces_of(&frame, uncut) else {
-            self.recycle(frame);
-            return;
-        };
-        for frame in pieces.into_iter().rev() {
-            self.synthetic.push_front(queue, Queued { frame, hash, uncut: None });
+        if let Some(segments) = self.begin_cut(&frame, uncut) {
+            for number in (0..segments.count(&frame)).rev() {
+                let frame = self.piece(&segments, &frame, number);
+                self.synthetic.push_front(queue, Queued { frame, hash, uncut: None });
+            }
         }
         self.recycle(frame);
     }
@@ -55,27 +54,31 @@ impl SwitchPort {
 
     /// Delivers a segment in pieces.
     pub(super) fn deliver_pieces(&mut self, path: Path, segment: Vec<u8>, uncut: Uncut) {
-        for piece in self.pieces_of(&segment, uncut).into_iter().flatten() {
-            self.deliver(path, piece, None);
+        if let Some(segments) = self.begin_cut(&segment, uncut) {
+            for number in 0..segments.count(&segment) {
+                let piece = self.piece(&segments, &segment, number);
+                self.deliver(path, piece, None);
+            }
         }
         self.recycle(segment);
     }
 
-    /// The frames that a segment is cut into; `None` if nobody can cut it, which is counted.
-    fn pieces_of(&mut self, segment: &[u8], uncut: Uncut) -> Option<Vec<Vec<u8>>> {
+    /// Counts a segment as its pieces; `None` if nobody can cut it, which is counted, too.
+    fn begin_cut(&mut self, segment: &[u8], uncut: Uncut) -> Option<Segments> {
         let send = LargeSend { segment: uncut.segment, tcp_offset: uncut.layer4, ipv6: uncut.ipv6 };
         let Ok(segments) = Segments::new(segment, send) else {
             // It is longer than what goes over a link.
             self.counters.dropped_from_peer.count(DropCause::Oversize);
             return None;
         };
-        let count = segments.count(segment);
-        self.counters.from_peer += count as u64 - 1;
-        let piece = |number| {
-            let mut piece = self.spare.pop().unwrap_or_default();
-            segments.write(segment, number, &mut piece);
-            piece
-        };
-        Some((0..count).map(piece).collect())
+        self.counters.from_peer += segments.count(segment) as u64 - 1;
+        Some(segments)
+    }
+
+    /// One piece of a segment.
+    fn piece(&mut self, segments: &Segments, segment: &[u8], number: usize) -> Vec<u8> {
+        let mut piece = self.spare.pop().unwrap_or_default();
+        segments.write(segment, number, &mut piece);
+        piece
     }
 }
