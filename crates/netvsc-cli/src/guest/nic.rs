@@ -30,17 +30,35 @@ const SEND_PAGES: usize = 256;
 enum Stage<D: Doorbell, P> {
     /// The channel is being opened.
     Opening(Channel<SharedPages, D>),
-    /// The host is being told of the buffers; `waiting` of them it has not confirmed.
-    Sharing {
-        link: Channel<SharedPages, D>,
-        receive: SharedBuffer,
-        send: SharedBuffer,
-        waiting: usize,
-    },
+    /// The host is being told of the buffers.
+    Sharing(Sharing<D>),
     /// The NIC is at work, or starting up.
     Running(Box<Adapter<QueuedNic<D>, P>>),
     /// There is no channel.
     Gone,
+}
+
+/// An open channel whose NIC starts up once the host knows of its buffers.
+pub(super) struct Sharing<D: Doorbell> {
+    pub(super) link: Channel<SharedPages, D>,
+    pub(super) receive: SharedBuffer,
+    pub(super) send: SharedBuffer,
+    /// Buffers that the host has not confirmed.
+    waiting: usize,
+}
+
+impl<D: Doorbell> Sharing<D> {
+    fn new(link: Channel<SharedPages, D>, receive: SharedBuffer, send: SharedBuffer) -> Self {
+        Self { link, receive, send, waiting: 2 }
+    }
+
+    /// The host knows of this buffer. True if it knows of all of them now.
+    fn confirm(&mut self, gpadl: GpadlId) -> bool {
+        if self.receive.gpadl == gpadl || self.send.gpadl == gpadl {
+            self.waiting = self.waiting.saturating_sub(1);
+        }
+        self.waiting == 0
+    }
 }
 
 /// The port that a NIC has.
@@ -123,7 +141,7 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
                 self.renewal = Renewal::Asleep;
                 true
             }
-            (Stage::Opening(_) | Stage::Sharing { .. } | Stage::Gone, _) => {
+            (Stage::Opening(_) | Stage::Sharing(_) | Stage::Gone, _) => {
                 self.stage = Stage::Gone;
                 false
             }
@@ -156,8 +174,8 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
 
     /// Whether its channel or its buffers are asked for.
     pub(super) fn is_opening(&self) -> bool {
-        matches!(self.stage, Stage::Opening(_) | Stage::Sharing { .. })
-            || matches!(self.renewal, Renewal::Opening(_) | Renewal::Sharing { .. })
+        matches!(self.stage, Stage::Opening(_) | Stage::Sharing(_))
+            || matches!(self.renewal, Renewal::Opening(_) | Renewal::Sharing(_))
     }
 
     pub(super) fn adapter(&self) -> Option<&Adapter<QueuedNic<D>, P>> {
@@ -270,10 +288,10 @@ impl<M: Machine> Guest<M> {
         };
         let (receive, send) = (share(RECEIVE_PAGES)?, share(SEND_PAGES)?);
         nic.renewal = match std::mem::replace(&mut nic.renewal, Renewal::None) {
-            Renewal::Opening(link) => Renewal::Sharing { link, receive, send, waiting: 2 },
+            Renewal::Opening(link) => Renewal::Sharing(Sharing::new(link, receive, send)),
             other => {
                 nic.stage = match std::mem::replace(&mut nic.stage, Stage::Gone) {
-                    Stage::Opening(link) => Stage::Sharing { link, receive, send, waiting: 2 },
+                    Stage::Opening(link) => Stage::Sharing(Sharing::new(link, receive, send)),
                     other => other,
                 };
                 other
@@ -285,42 +303,34 @@ impl<M: Machine> Guest<M> {
     /// The host knows of one of the buffers; with the last one the NIC starts up.
     pub(super) fn buffer_shared(&mut self, number: usize, gpadl: GpadlId, now: Instant) {
         let Some(nic) = self.nics.get_mut(number) else { return };
-        if let Renewal::Sharing { receive, send, waiting, .. } = &mut nic.renewal {
-            if receive.gpadl == gpadl || send.gpadl == gpadl {
-                *waiting = waiting.saturating_sub(1);
-            }
-            if *waiting == 0 {
+        if let Renewal::Sharing(sharing) = &mut nic.renewal {
+            if sharing.confirm(gpadl) {
                 self.begin_anew(number, now);
             }
-            return;
+        } else if let Stage::Sharing(sharing) = &mut nic.stage
+            && sharing.confirm(gpadl)
+        {
+            self.start_up(number, now);
         }
-        nic.stage = match std::mem::replace(&mut nic.stage, Stage::Gone) {
-            Stage::Sharing { link, receive, send, waiting }
-                if receive.gpadl == gpadl || send.gpadl == gpadl =>
-            {
-                if waiting > 1 {
-                    Stage::Sharing { link, receive, send, waiting: waiting - 1 }
-                } else {
-                    match Nic::new(link, receive, Some(send), self.nic_config.clone(), now) {
-                        Ok(started) => {
-                            nic.rung = true;
-                            let started = QueuedNic::new(started, self.spread_key);
-                            let mut adapter = Adapter::new(started, adapter_config());
-                            adapter.take_whole(self.whole);
-                            let queues = self.nic_config.queues;
-                            let tap = self.capture.as_ref().map(|file| file.tap(number, queues));
-                            adapter.set_tap(tap);
-                            Stage::Running(Box::new(adapter))
-                        }
-                        Err(error) => {
-                            self.fail(format!("nic{number}: {error}"));
-                            return;
-                        }
-                    }
-                }
+    }
+
+    /// A NIC starts up for the first time, or after its card was away.
+    fn start_up(&mut self, number: usize, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        let stage = std::mem::replace(&mut nic.stage, Stage::Gone);
+        let Stage::Sharing(Sharing { link, receive, send, .. }) = stage else { return };
+        match Nic::new(link, receive, Some(send), self.nic_config.clone(), now) {
+            Ok(started) => {
+                nic.rung = true;
+                let started = QueuedNic::new(started, self.spread_key);
+                let mut adapter = Adapter::new(started, adapter_config());
+                adapter.take_whole(self.whole);
+                let queues = self.nic_config.queues;
+                adapter.set_tap(self.capture.as_ref().map(|file| file.tap(number, queues)));
+                nic.stage = Stage::Running(Box::new(adapter));
             }
-            other => other,
-        };
+            Err(error) => self.fail(format!("nic{number}: {error}")),
+        }
     }
 
     /// Polls a NIC that rang or whose time has come. True if anything was done.

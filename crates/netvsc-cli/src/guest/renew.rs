@@ -1,11 +1,10 @@
 //! A NIC that begins anew on its channel, as a change of its MTU or a sleep of the guest wants: it stops, its channel closes and
 //! opens again, and its VF and what it was set to stay.
 
-use netvsc::nic::SharedBuffer;
 use vmbus::memory::SharedPages;
 use vmbus::{Channel, ChannelId, Doorbell, Instant};
 
-use super::nic::NicDevice;
+use super::nic::{NicDevice, Sharing};
 use super::{Guest, Machine};
 use crate::event::What;
 
@@ -21,13 +20,8 @@ pub(super) enum Renewal<D: Doorbell> {
     Asleep,
     /// The channel is being opened again.
     Opening(Channel<SharedPages, D>),
-    /// The host is being told of new buffers; `waiting` of them it has not confirmed.
-    Sharing {
-        link: Channel<SharedPages, D>,
-        receive: SharedBuffer,
-        send: SharedBuffer,
-        waiting: usize,
-    },
+    /// The host is being told of new buffers.
+    Sharing(Sharing<D>),
 }
 
 impl<M: Machine> Guest<M> {
@@ -120,7 +114,7 @@ impl<M: Machine> Guest<M> {
     pub(super) fn begin_anew(&mut self, number: usize, now: Instant) {
         let Some(nic) = self.nics.get_mut(number) else { return };
         let renewal = std::mem::replace(&mut nic.renewal, Renewal::None);
-        let Renewal::Sharing { link, receive, send, .. } = renewal else { return };
+        let Renewal::Sharing(Sharing { link, receive, send, .. }) = renewal else { return };
         nic.rung = true;
         let Some(adapter) = nic.adapter_mut() else { return };
         if let Err(error) = adapter.nic_mut().restart(link, receive, Some(send), now) {

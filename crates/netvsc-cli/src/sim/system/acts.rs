@@ -31,22 +31,11 @@ impl System {
             Deed::TearAway(then) => host.tear_away_vf(nic, then, now).is_ok(),
             Deed::Link(up) => host.set_vf_link(act.nic, up).is_ok(),
             Deed::Notice => self.false_notice(act.nic),
-            Deed::Repeat => {
-                let service = host.nic_mut(act.nic);
-                service.map(NicService::repeat_association).is_some()
-            }
+            Deed::Repeat => host.nic_mut(act.nic).map(NicService::repeat_association).is_some(),
             Deed::Lose(notice) => self.lose(act.nic, notice),
             Deed::Pace(pace) => host.set_vf_pace(act.nic, pace).is_ok(),
-            Deed::Give(serial) => {
-                let given = host.vf_place(nic) == VfPlace::Absent
-                    && self.stage.give_vf(nic, serial, None, now).is_ok();
-                self.note_given(nic, given, false)
-            }
-            Deed::GiveOther(serial) => {
-                let given = host.vf_place(nic) == VfPlace::Absent
-                    && self.stage.give_vf(nic, serial, Some(STRANGE), now).is_ok();
-                self.note_given(nic, given, true)
-            }
+            Deed::Give(serial) => self.give(nic, serial, None),
+            Deed::GiveOther(serial) => self.give(nic, serial, Some(STRANGE)),
             Deed::Unplug => host.remove_nic(act.nic, now).is_ok(),
             Deed::Plug => host.return_nic(act.nic, now).is_ok(),
             Deed::Stranger(kind, serial) => self.stranger(act.nic, kind, serial),
@@ -55,27 +44,14 @@ impl System {
                 host.bus_policy_mut().reply_delay = delay;
                 true
             }
-            Deed::Promise(serial) => match host.nic_mut(nic) {
-                Some(service) if !self.shared => {
-                    let absent = service.vf_state() == VfState::Unavailable;
-                    if absent {
-                        service.vf_added(serial, now);
-                    }
-                    absent
-                }
-                _ => false,
-            },
+            Deed::Promise(serial) => self.promise(nic, serial),
             Deed::Bus(fault) => {
                 self.nonsense += 1;
                 host.inject_bus(fault);
                 true
             }
             Deed::Nic(fault) => host.inject_nic(act.nic, fault).is_ok(),
-            Deed::Sleep(span) => {
-                self.time_jumped(span);
-                self.now = now + span;
-                true
-            }
+            Deed::Sleep(span) => self.stand_still(span),
             Deed::Jump(span) => {
                 self.stage.world.jump(span);
                 self.time_jumped(span);
@@ -87,9 +63,7 @@ impl System {
                 for nic in 0..self.lanes.len() {
                     self.renew(nic);
                 }
-                self.time_jumped(span);
-                self.now = now + span;
-                true
+                self.stand_still(span)
             }
             Deed::Hibernate(span) => self.hibernate(span),
             Deed::Starve(count) => {
@@ -99,10 +73,7 @@ impl System {
             Deed::ChangeMac => self.stage.world.guest.change_mac(act.nic, now),
             Deed::MovePort => self.stage.world.guest.move_port(act.nic, now),
             Deed::Burst(frames) => self.burst(act.nic, frames)?,
-            Deed::See(state) => {
-                self.look(act.nic, state);
-                true
-            }
+            Deed::See(state) => self.look(act.nic, state),
             Deed::Rest => true,
         };
         if done {
@@ -113,13 +84,14 @@ impl System {
         Ok(())
     }
 
-    /// Looks whether a NIC is in a state.
-    fn look(&mut self, nic: usize, state: &str) {
+    /// Looks whether a NIC is in a state, which can always be done.
+    fn look(&mut self, nic: usize, state: &str) -> bool {
         let found = self.stage.world.guest.view(nic).state;
         if found != state {
             let (at, standing) = (self.now, self.standing());
             self.unseen = Some(format!("at {at}, nic{nic} has to be {state}; {standing}"));
         }
+        true
     }
 
     fn false_notice(&mut self, nic: usize) -> bool {
@@ -142,11 +114,27 @@ impl System {
         true
     }
 
-    fn note_given(&mut self, nic: usize, given: bool, spoilt: bool) -> bool {
+    /// A NIC without a VF gets one, with the NIC's MAC or a `strange` one.
+    fn give(&mut self, nic: usize, serial: Serial, strange: Option<MacAddress>) -> bool {
+        let given = self.stage.world.host.vf_place(nic) == VfPlace::Absent
+            && self.stage.give_vf(nic, serial, strange, self.now).is_ok();
         if let (Some(lane), true) = (self.lanes.get_mut(nic), given) {
-            lane.spoilt = spoilt;
+            lane.spoilt = strange.is_some();
         }
         given
+    }
+
+    /// A NIC hears of a VF that never comes.
+    fn promise(&mut self, nic: usize, serial: Serial) -> bool {
+        if self.shared {
+            return false;
+        }
+        let Some(service) = self.stage.world.host.nic_mut(nic) else { return false };
+        let absent = service.vf_state() == VfState::Unavailable;
+        if absent {
+            service.vf_added(serial, self.now);
+        }
+        absent
     }
 
     /// A function that is no NIC's VF comes.
@@ -176,6 +164,13 @@ impl System {
             true => host.eject_device(*instance, now).is_ok(),
             false => host.tear_away_device(*instance, now).is_ok(),
         })
+    }
+
+    /// The whole machine stands still for a while.
+    fn stand_still(&mut self, span: Duration) -> bool {
+        self.time_jumped(span);
+        self.now = self.now + span;
+        true
     }
 
     /// Time has gone that guest, host or both did not see go: whoever waited gives up, and what was under way is late.
