@@ -282,7 +282,7 @@ impl World {
                 // Segments have slots of their own, which may be free where no others are.
                 let could = can || wish.is_large();
                 assert!(self.reach.ready && (which > 0 || could && !self.events_over()));
-                let cuts = if wish.is_large() { nic.info().large_send as usize } else { 0 };
+                let cuts = if wish.is_large() { self.nic.info().large_send as usize } else { 0 };
                 assert!((14..=self.most.max(cuts)).contains(&len), "{len} bytes, {wish:?}");
                 self.sent[which] += 1;
                 let Self { nic, reach, .. } = self;
