@@ -280,10 +280,11 @@ impl Rules {
         for device in places.snapshot.nics() {
             let mac = places.nics.get(&device.guid).and_then(|link| link.permanent);
             let Some(mac) = mac else { continue };
-            let nic = self.pairing.nic_arrived(device.guid, mac, now);
-            if let Some(Some(serial)) = places.associations.get(&device.guid).copied() {
-                // The handle is a moment old.
-                let _ = self.pairing.associated(nic, serial, now);
+            match places.associations.get(&device.guid).copied().flatten() {
+                Some(serial) => {
+                    self.pairing.nic_arrived_associated(device.guid, mac, serial, now);
+                }
+                None => _ = self.pairing.nic_arrived(device.guid, mac, now),
             }
         }
         for function in &places.snapshot.functions {

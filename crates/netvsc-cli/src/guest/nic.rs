@@ -412,13 +412,12 @@ impl<M: Machine> Guest<M> {
                     // It has begun anew, and is the same.
                     return;
                 }
-                let id = self.pairing.nic_arrived(nic.instance, mac, now);
-                nic.id = Some(id);
+                let pairing = &mut self.pairing;
+                nic.id = Some(match nic.early.take() {
+                    Some(serial) => pairing.nic_arrived_associated(nic.instance, mac, serial, now),
+                    None => pairing.nic_arrived(nic.instance, mac, now),
+                });
                 nic.mac = Some(mac);
-                if let Some(serial) = nic.early.take() {
-                    // The id was made just now, so that it cannot be stale.
-                    let _ = self.pairing.associated(id, serial, now);
-                }
             }
             NicEvent::Associated { serial } => {
                 self.events.push_back(What::Associated { nic: number, serial });

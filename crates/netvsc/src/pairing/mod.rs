@@ -130,9 +130,39 @@ impl Pairing {
     ///
     /// Saying it again changes nothing. With another MAC it is another NIC: the old one has left.
     pub fn nic_arrived(&mut self, instance: Guid, mac: MacAddress, now: Instant) -> NicId {
+        self.arrive(instance, mac, None, now)
+    }
+
+    /// A synthetic NIC is here, and its host has already said which VF is allocated to it: the same as [`nic_arrived`] and
+    /// [`associated`], but nothing is decided before both are known.
+    ///
+    /// Hosts send the association right behind the buffers, so that a driver often has it before it knows the MAC.
+    ///
+    /// [`nic_arrived`]: Self::nic_arrived
+    /// [`associated`]: Self::associated
+    pub fn nic_arrived_associated(
+        &mut self,
+        instance: Guid,
+        mac: MacAddress,
+        serial: Serial,
+        now: Instant,
+    ) -> NicId {
+        self.arrive(instance, mac, Some(serial), now)
+    }
+
+    fn arrive(
+        &mut self,
+        instance: Guid,
+        mac: MacAddress,
+        serial: Option<Serial>,
+        now: Instant,
+    ) -> NicId {
         let mut dirty = Dirty::default();
         if let Some(&known) = self.index.instances.get(instance) {
             if self.nics.get(known.0).is_some_and(|nic| nic.mac == mac) {
+                if let Some(serial) = self.heard(known, instance, serial) {
+                    self.associate(known, Some(serial), now);
+                }
                 return known;
             }
             self.remove_nic(known, &mut dirty);
@@ -143,8 +173,25 @@ impl Pairing {
         self.index.instances.insert(instance, nic);
         self.index.by_mac.insert_nic(mac, (None, nic));
         self.touch_nic(nic, &mut dirty);
+        if let Some(serial) = self.heard(nic, instance, serial) {
+            self.note_association(nic, Some(serial), &mut dirty, now);
+        }
         self.settle(dirty, now);
         nic
+    }
+
+    /// What counts of an association that the host speaks of: nothing if the guest is isolated from it (P14).
+    fn heard(&mut self, nic: NicId, instance: Guid, serial: Option<Serial>) -> Option<Serial> {
+        let serial = serial?;
+        if self.config.isolated {
+            let party = Party::Nic(NicRef { instance, id: nic });
+            self.decisions.push_back(Decision::Refused { party, refusal: Refusal::Isolated });
+            return None;
+        }
+        if serial.0 == 0 && seeded!("zero-serial-is-none") {
+            return None;
+        }
+        Some(serial)
     }
 
     /// A NIC has left. Its port, if it has one, is to be unbound.
@@ -170,13 +217,8 @@ impl Pairing {
         now: Instant,
     ) -> Result<(), FactError> {
         let instance = self.nics.get(nic.0).ok_or(FactError::NicLeft(nic))?.instance;
-        if self.config.isolated {
-            let party = Party::Nic(NicRef { instance, id: nic });
-            self.decisions.push_back(Decision::Refused { party, refusal: Refusal::Isolated });
-            return Ok(());
-        }
-        let none = serial.0 == 0 && seeded!("zero-serial-is-none");
-        self.associate(nic, (!none).then_some(serial), now);
+        let Some(serial) = self.heard(nic, instance, Some(serial)) else { return Ok(()) };
+        self.associate(nic, Some(serial), now);
         Ok(())
     }
 

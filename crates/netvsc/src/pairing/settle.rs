@@ -91,12 +91,25 @@ impl Pairing {
 
     pub(super) fn associate(&mut self, nic: NicId, serial: Option<Serial>, now: Instant) {
         let mut dirty = Dirty::default();
-        self.touch_nic(nic, &mut dirty);
-        let Some(record) = self.nics.get_mut(nic.0) else { return };
+        if self.note_association(nic, serial, &mut dirty, now) {
+            self.settle(dirty, now);
+        }
+    }
+
+    /// The same, with what follows from it left to the caller. False if nothing does.
+    pub(super) fn note_association(
+        &mut self,
+        nic: NicId,
+        serial: Option<Serial>,
+        dirty: &mut Dirty,
+        now: Instant,
+    ) -> bool {
+        self.touch_nic(nic, dirty);
+        let Some(record) = self.nics.get_mut(nic.0) else { return false };
         let (mac, old) = (record.mac, record.associated);
         let named = NicRef { instance: record.instance, id: nic };
         if old == serial || serial.is_none() && seeded!("keep-serial") {
-            return;
+            return false;
         }
         record.associated = serial;
         if let Some(old) = old {
@@ -108,8 +121,8 @@ impl Pairing {
         self.index.by_mac.remove_nic(mac, (old, nic));
         self.index.by_mac.insert_nic(mac, (serial, nic));
         self.watch(Waiter::Nic(nic), false, now);
-        self.touch_nic(nic, &mut dirty);
-        self.settle(dirty, now);
+        self.touch_nic(nic, dirty);
+        true
     }
 
     pub(super) fn remove_nic(&mut self, nic: NicId, dirty: &mut Dirty) {

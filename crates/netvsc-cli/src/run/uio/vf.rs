@@ -189,12 +189,12 @@ impl Vf {
         let Some(nic) = self.nics.get_mut(number) else { return };
         let told = match (fact, nic.id) {
             (Fact::Arrived(mac), _) => {
-                let id = self.pairing.nic_arrived(nic.instance, mac, now);
-                nic.id = Some(id);
-                match nic.early.take() {
-                    Some(serial) => self.pairing.associated(id, serial, now),
-                    None => Ok(()),
-                }
+                let pairing = &mut self.pairing;
+                nic.id = Some(match nic.early.take() {
+                    Some(serial) => pairing.nic_arrived_associated(nic.instance, mac, serial, now),
+                    None => pairing.nic_arrived(nic.instance, mac, now),
+                });
+                Ok(())
             }
             (Fact::Associated(serial), Some(id)) => self.pairing.associated(id, serial, now),
             (Fact::Associated(serial), None) => {

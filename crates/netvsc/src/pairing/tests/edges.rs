@@ -21,6 +21,29 @@ fn the_current_mac_is_not_even_a_fact() {
 }
 
 #[test]
+fn a_serial_that_was_known_before_the_nic_counts_from_the_first_decision() {
+    let mut world = World::new();
+    world.vf(0, 7, mac(1));
+    world.words();
+    let nic = world.pairing.nic_arrived_associated(instance(0), mac(1), Serial(7), T0);
+    world.run();
+    assert_eq!(world.words(), ["bind"]);
+    assert_eq!(world.pairs(), [(instance(0), port_key(0, 7, 0), Reason::SerialAndMac)]);
+    // Said again it changes nothing; with another serial it is what the host says now.
+    assert_eq!(world.pairing.nic_arrived_associated(instance(0), mac(1), Serial(7), T0), nic);
+    world.run();
+    assert_eq!(world.words(), vec![""; 0]);
+    assert_eq!(world.pairing.nic_arrived_associated(instance(0), mac(1), Serial(8), T0), nic);
+    world.run();
+    assert_eq!(world.pairs()[0].2, Reason::Mac);
+
+    let mut isolated = World::with(PairingConfig { isolated: true, ..PairingConfig::default() });
+    isolated.pairing.nic_arrived_associated(instance(0), mac(1), Serial(7), T0);
+    isolated.vf(0, 7, mac(1));
+    assert_eq!((isolated.words().first(), isolated.pairs().len()), (Some(&"refused"), 0));
+}
+
+#[test]
 fn of_two_nics_with_one_mac_the_associated_one_is_paired() {
     // HISTORY 19
     let mut world = World::new();
