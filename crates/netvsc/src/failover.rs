@@ -24,6 +24,9 @@ use vmbus::time::earliest;
 use crate::port::Path;
 pub use types::{Action, Cause, FailoverConfig, Outlet};
 
+/// Switches that are remembered, so that one can say how often the path flaps.
+const MOST_REMEMBERED: usize = 1000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Port {
     /// There is none.
@@ -440,7 +443,7 @@ impl Failover {
         self.actions.push_back(Action::Transmit { path, cause });
         self.recent.push_back(now);
         while self.recent.front().is_some_and(|at| now.since(*at) > self.config.flap_window)
-            || self.recent.len() > self.config.flap_limit + 1
+            || self.recent.len() > self.config.flap_limit.saturating_add(1).max(MOST_REMEMBERED)
         {
             self.recent.pop_front();
         }

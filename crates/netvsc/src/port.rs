@@ -4,12 +4,16 @@
 //! [`VfPort`]; everything here is about frames, never about registers.
 
 use core::fmt;
+use core::time::Duration;
 
 use crate::mac::MacAddress;
 use crate::nic::TxWork;
 use crate::rndis::PacketFilter;
 use crate::rndis::offload::IpOffloads;
 use crate::rndis::packet::{LargeSend, TransmitChecksum};
+
+/// How long a host may take for a switch of the path, unless configured otherwise.
+pub(crate) const SWITCH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A way a NIC's frames can go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

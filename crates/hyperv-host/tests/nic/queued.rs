@@ -1,10 +1,10 @@
 //! A NIC with all its queues in one hand, against the host's service.
 
 use hyperv_host::memory::{GuestMemory, GuestRam};
-use hyperv_host::nic::{GuestView, NicService, NicServiceConfig, NicServiceEvent};
+use hyperv_host::nic::{GuestView, NicFault, NicService, NicServiceConfig, NicServiceEvent};
 use hyperv_host::switch::{Offered, PortConfig, SwitchPort, WireConfig};
 use netvsc::adapter::{Refused, Synthetic, append};
-use netvsc::nic::{Lending, PageSlice, PagedFrame, QueuedNic, Step, TxWork};
+use netvsc::nic::{Lending, PageSlice, PagedFrame, QueueError, QueuedNic, Step, TxWork};
 use netvsc::{Nic, NicConfig, NicEvent, Path};
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::memory::{PageList, SharedPages};
@@ -241,6 +241,44 @@ fn a_queue_that_is_taken_back_leaves_its_flows_to_the_others() {
 }
 
 #[test]
+fn one_that_is_taken_back_does_not_keep_the_next_from_coming() {
+    let mut wide = wide(4);
+    wide.open(1);
+    wide.open(2);
+    wide.service.close_queue(2, &mut wide.port);
+    wide.host();
+    let now = wide.now;
+    wide.nic.remove_queue(2, now);
+    wide.settle();
+    wide.open(3);
+    wide.settle();
+    for flow in 0..32 {
+        wide.nic.transmit(&udp(false, flow, 0)).unwrap();
+    }
+    wide.nic.flush();
+    wide.settle();
+    in_order(&wide.at_peer, 32, 1);
+    let totals = wide.nic.totals();
+    assert!(totals[3].tx_frames > 0 && wide.nic.channels() == 3, "{totals:?}");
+    assert_eq!(wide.nic.nic().stats().bad.table, 0);
+}
+
+#[test]
+fn a_nic_that_has_failed_takes_no_frames_on_any_queue() {
+    let mut wide = wide(4);
+    wide.open_all();
+    wide.service.inject(NicFault::ReplyOfOtherKind);
+    wide.nic.nic_mut().keep_alive(wide.now).unwrap();
+    wide.host();
+    let polled = Synthetic::poll(&mut wide.nic, wide.now, &mut |_| {});
+    assert!(polled.is_err(), "{polled:?}");
+    for flow in 0..32 {
+        assert_eq!(wide.nic.transmit(&udp(false, flow, 0)), Err(Refused::NotReady));
+    }
+    assert_eq!(Synthetic::poll_deadline(&wide.nic), None);
+}
+
+#[test]
 fn a_host_that_offers_fewer_than_it_granted_spreads_over_those_that_there_are() {
     let mut wide = wide(4);
     wide.offered = 0;
@@ -310,6 +348,10 @@ fn queues_that_are_not_idle_in_time_are_told_once_and_waited_for_all_the_same() 
 #[test]
 fn queues_that_the_host_never_serves_again_are_given_up() {
     let mut wide = stopped_with_frames_under_way();
+    let rings = wide.ram.allocate(34).unwrap();
+    let (up, down) = (rings.slice(0, 17).unwrap(), rings.slice(17, 17).unwrap());
+    let late = Channel::from_parts(up, down, wide.to_host.clone()).unwrap();
+    assert_eq!(wide.nic.add_queue(1, late), Err(QueueError::NotReady), "it comes too late");
     wide.guest();
     assert!(!wide.events.contains(&NicEvent::Stopped));
     wide.nic.abandon(wide.now);

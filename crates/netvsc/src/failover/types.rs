@@ -3,7 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
-use crate::port::Path;
+use crate::port::{Path, SWITCH_DEADLINE};
 
 /// How patient failover is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Default for FailoverConfig {
     /// 5 seconds for a switch, 1 second to drain, 10 switches in an hour and no damping, 5 tries within 31 seconds.
     fn default() -> Self {
         Self {
-            switch_deadline: Duration::from_secs(5),
+            switch_deadline: SWITCH_DEADLINE,
             drain_deadline: Duration::from_secs(1),
             flap_limit: 10,
             flap_window: Duration::from_secs(3600),
@@ -128,7 +128,7 @@ pub enum Action {
     },
     /// Say that the path switches too often.
     ReportFlapping {
-        /// Switches within the window.
+        /// Switches within the window, up to 1,000.
         switches: usize,
     },
 }

@@ -36,6 +36,15 @@ impl Alive {
 }
 
 impl<D: Doorbell> Nic<D> {
+    /// The host has said something that is no frame. If it owes the answer to a question for too long, that one is lost, and the
+    /// next silence is another matter.
+    pub(super) fn hear(&mut self) {
+        self.alive.heard(self.now);
+        if self.waits.is_overdue(Step::KeepAlive) {
+            self.waits.end(Step::KeepAlive);
+        }
+    }
+
     /// When the host has to be asked whether it is there. One question at a time: there is no other before the host has
     /// answered the last one or said something else, however late.
     pub(super) fn silence_deadline(&self) -> Option<Instant> {

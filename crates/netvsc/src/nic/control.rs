@@ -31,6 +31,8 @@ const QUESTIONS: [Oid; 5] = [
 const NAME: Step = Step::Query(Oid::FRIENDLY_NAME);
 /// Bytes of a name that are looked at: as many as hosts send.
 const MOST_NAME: usize = 512;
+/// Requests for the same thing that are remembered while the host answers none of them.
+const MOST_UNANSWERED: usize = 4;
 /// Unit of link speeds, in bit/s.
 const SPEED_UNIT: u64 = 100;
 
@@ -81,6 +83,19 @@ impl Control {
         self.queue.is_empty()
     }
 
+    /// Of requests for the same thing that the host has never answered only the newest few are remembered.
+    fn forget_oldest(&mut self, step: Step) {
+        let same = |request: &Request| request.step == step;
+        if self.requests.iter().filter(|request| same(request)).count() < MOST_UNANSWERED {
+            return;
+        }
+        let oldest = (0..).zip(&self.requests).filter(|(_, request)| same(request));
+        let age = |request: &Request| self.next_id.wrapping_sub(request.id);
+        if let Some((place, _)) = oldest.max_by_key(|(_, request)| age(request)) {
+            self.requests.swap_remove(place);
+        }
+    }
+
     fn take(&mut self, id: u32) -> Option<Step> {
         let place = self.requests.iter().position(|request| request.id == id)?;
         Some(self.requests.swap_remove(place).step)
@@ -112,6 +127,7 @@ impl<D: Doorbell> Nic<D> {
 
     fn request(&mut self, step: Step, message: impl FnOnce(u32) -> Vec<u8>) {
         let id = self.control.next_id();
+        self.control.forget_oldest(step);
         self.control.queue.push_back(message(id));
         self.control.requests.push(Request { id, step });
         self.waits.begin(step, self.now);
@@ -199,17 +215,18 @@ impl<D: Doorbell> Nic<D> {
             return Ok(());
         };
         self.stats.replied(status);
+        // The same may have been asked for again meanwhile, because the answer was overdue or the NIC goes down: what counts is the
+        // answer to the newest.
+        let newer = |it: &Request| it.step == step && it.id.wrapping_sub(id) as i32 > 0;
+        if self.control.requests.iter().any(newer) {
+            self.stats.late += 1;
+            return Ok(());
+        }
         self.answer_came(step);
         match (self.stage, step, *message) {
             (Stage::Stopping(stopping), step, _) => {
                 if (stopping, step) == (Stopping::Filter, Step::Filter) {
-                    // A filter that was set before may be answered only now, or never; the empty one is the newest.
-                    let newer = |it: &Request| it.id.wrapping_sub(id) as i32 > 0;
-                    if self.control.requests.iter().any(|it| it.step == step && newer(it)) {
-                        self.waits.begin(step, self.now);
-                    } else {
-                        self.stage = Stage::Stopping(Stopping::Switching);
-                    }
+                    self.begin_way_back();
                 }
                 Ok(())
             }

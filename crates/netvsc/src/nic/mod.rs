@@ -390,8 +390,9 @@ impl<D: Doorbell> Nic<D> {
         let copy = core::mem::take(&mut self.message);
         let handled = match rndis::HostMessage::decode(copy.get(..len).unwrap_or_default()) {
             Ok(message) => {
-                self.alive.heard(self.now);
-                self.handle_rndis(&message).map(|()| true)
+                let handled = self.handle_rndis(&message).map(|()| true);
+                self.hear();
+                handled
             }
             Err(error) => {
                 tracing::debug!(%error, "control message dropped");
@@ -404,7 +405,7 @@ impl<D: Doorbell> Nic<D> {
     }
 
     fn handle_in_band(&mut self, payload: &[u8]) {
-        self.alive.heard(self.now);
+        self.hear();
         match HostMessage::decode(payload, self.version()) {
             Ok(HostMessage::VfAssociation { allocated, serial }) => {
                 self.handle_association(allocated, serial);

@@ -10,7 +10,7 @@ use super::{Nic, NicError, NicEvent, Stage, Step};
 use crate::nvsp::{DataPath, GuestMessage};
 use crate::port::Path;
 
-/// Switches that may be under way at once, all but the last overdue.
+/// Switches that are remembered while they are under way, all but the last overdue.
 const MOST_UNDER_WAY: usize = 4;
 
 /// A switch that the host has not completed.
@@ -59,6 +59,16 @@ impl<D: Doorbell> Nic<D> {
         self.switching.wish = (last != Some(path)).then_some(path);
     }
 
+    /// Wishes for the synthetic path if the host is on the other, or will be when it has done what it was asked last.
+    pub(super) fn wish_for_way_back(&mut self) {
+        let last = self.switching.under_way.last().map_or(self.info.path, |last| last.path);
+        self.switching.wish = (last == Path::Vf).then_some(Path::Synthetic);
+    }
+
+    pub(super) fn wait_for_switch(&mut self, path: Path) {
+        self.waits.begin_for(Step::Switch(path), self.config.switch_deadline, self.now);
+    }
+
     /// Sends the wish, if there is one and its time has come.
     pub(super) fn send_switch(&mut self) -> Result<Sent, NicError> {
         let Some(path) = self.switching.wish else { return Ok(Sent::Yes) };
@@ -68,7 +78,7 @@ impl<D: Doorbell> Nic<D> {
         // One at a time, unless the host has let the one before wait for too long.
         let under_way = &self.switching.under_way;
         let late = |switch: &UnderWay| self.waits.is_overdue(Step::Switch(switch.path));
-        if under_way.len() >= MOST_UNDER_WAY || !under_way.iter().all(late) {
+        if !under_way.iter().all(late) {
             return Ok(Sent::Yes);
         }
         let message = GuestMessage::SwitchDataPath(DataPath::from(path)).encode(self.version());
@@ -85,8 +95,12 @@ impl<D: Doorbell> Nic<D> {
         }
         if sent == Sent::Yes {
             self.switching.wish = None;
+            if self.switching.under_way.len() >= MOST_UNDER_WAY {
+                // All are overdue. Should the host complete it after all, nobody misses it: ids are not used again.
+                self.switching.under_way.remove(0);
+            }
             self.switching.under_way.push(UnderWay { id, path });
-            self.waits.begin(Step::Switch(path), self.now);
+            self.wait_for_switch(path);
             self.stats.switches += 1;
         }
         Ok(sent)

@@ -29,13 +29,12 @@ use super::{Nic, SharedBuffer, Stage};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
 use crate::nvsp::TABLE_ENTRIES;
 use crate::port::{Path, PathOffloads, PortSettings};
+use crate::rndis::Oid;
 use crate::rndis::packet::ReceiveChecksum;
 use crate::rndis::scaling::{KEY_SIZE, Scaling};
 
 /// How long the sub-channels that the host has granted are waited for before frames are spread over those that there are.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long after an attempt to have frames spread, while the last answer is due, comes the next.
-const AGAIN: Duration = Duration::from_millis(10);
 
 /// A NIC and its queues. With a single queue it is the NIC and costs nothing more.
 #[derive(Debug)]
@@ -49,6 +48,8 @@ pub struct QueuedNic<D = SignalFlag> {
     key: Box<[u8; KEY_SIZE]>,
     /// The host is told to spread frames once all granted queues are there, or then.
     scale_by: Option<Instant>,
+    /// It is to be told once it has answered what it was told before.
+    scale_after: bool,
     /// The host's table by which frames are spread, if it sent one.
     table: Option<[u32; TABLE_ENTRIES]>,
     /// Channels that frames are spread over, unless the table says so.
@@ -77,6 +78,7 @@ impl<D: Doorbell> QueuedNic<D> {
             waiting: Vec::new(),
             key: Box::new(key),
             scale_by: None,
+            scale_after: false,
             table: None,
             spread_over: 1,
             respread: false,
@@ -158,6 +160,9 @@ impl<D: Doorbell> QueuedNic<D> {
         number: u16,
         channel: Channel<SharedPages, D>,
     ) -> Result<(), QueueError> {
+        if self.leaving {
+            return Err(QueueError::NotReady);
+        }
         if self.nic.stage == Stage::Ready && !self.nic.transmit.can_share() {
             self.waiting.push((number, channel));
             return Ok(());
@@ -178,8 +183,12 @@ impl<D: Doorbell> QueuedNic<D> {
         if !self.drop_queue(number) {
             return;
         }
-        if self.queues.last().is_none_or(|last| last.number() < number) {
+        let last = self.queues.last().is_none_or(|last| last.number() < number);
+        if last && number >= self.nic.granted {
             self.nic.queues_removed(number);
+        } else if last {
+            // Those behind it are still to come.
+            self.nic.info.queues = number;
         }
         self.respread = true;
         self.scale_by.get_or_insert(now);
@@ -242,7 +251,8 @@ impl<D: Doorbell> QueuedNic<D> {
         }
         self.waiting.clear();
         (self.table, self.spread_over, self.respread) = (None, 1, false);
-        (self.scale_by, self.leaving, self.leave_by) = (None, false, None);
+        (self.scale_by, self.scale_after) = (None, false);
+        (self.leaving, self.leave_by) = (false, None);
     }
 
     /// Begins the way down: the queues first, and when the host has dealt with what they sent, the NIC ([`Nic::shutdown`]). New frames
@@ -319,7 +329,7 @@ impl<D: Doorbell> QueuedNic<D> {
 
     /// Whether frames are taken now. If the way they are spread has changed, that waits until none is under way.
     fn check(&mut self) -> Result<(), TransmitError> {
-        if self.leaving {
+        if self.leaving || self.nic.stage != Stage::Ready {
             return Err(TransmitError::NotReady);
         }
         if self.respread {
@@ -353,8 +363,8 @@ impl<D: Doorbell> QueuedNic<D> {
             *entry = numbers.get(usize::from(*entry)).copied().unwrap_or(0);
         }
         match self.nic.set_scaling(Some(&scaling), now) {
-            // Again when that has been answered.
-            Err(SettingError::UnderWay(_)) => self.scale_by = Some(now + AGAIN),
+            // Again when that has been answered, or is overdue.
+            Err(SettingError::UnderWay(_)) => (self.scale_by, self.scale_after) = (None, true),
             Ok(()) => self.scale_by = None,
             Err(error) => {
                 tracing::debug!(%error, "frames are not spread");
@@ -422,6 +432,7 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
         if let Err(error) = self.read(now, sink) {
             // One queue that does not work any more takes the NIC with it.
             self.nic.fail(error);
+            self.queues.iter_mut().for_each(NicQueue::abandon);
             (self.scale_by, self.leaving, self.leave_by) = (None, false, None);
             return Err(error);
         }
@@ -439,6 +450,12 @@ impl<D: Doorbell> Synthetic for QueuedNic<D> {
             NicEvent::Ready { .. } => self.ask_for_queues(),
             NicEvent::QueuesGranted { count: 1.. } => self.scale_by = Some(self.nic.now + PATIENCE),
             NicEvent::SendTable => self.respread = true,
+            NicEvent::Set { oid: Oid::RSS_PARAMETERS, .. }
+            | NicEvent::Overdue { step: Step::Set(Oid::RSS_PARAMETERS) }
+                if self.scale_after =>
+            {
+                (self.scale_by, self.scale_after) = (Some(self.nic.now), false);
+            }
             NicEvent::Stopped => self.forget_queues(),
             _ => {}
         }

@@ -48,7 +48,7 @@ pub enum SettingError {
     /// Start-up is not finished, or the NIC is on its way down.
     #[error("the NIC is not at work: expected start-up to be finished")]
     NotReady,
-    /// The same is being set already.
+    /// The same is being set already, and the host's answer is not [overdue](NicEvent::Overdue).
     #[error("{0} is under way: expected the host's answer to it first")]
     UnderWay(Step),
     /// Not an address of a single station.
@@ -250,7 +250,9 @@ impl<D: Doorbell> Nic<D> {
         if self.stage != Stage::Ready {
             return Err(SettingError::NotReady);
         }
-        if self.waits.has(step) { Err(SettingError::UnderWay(step)) } else { Ok(()) }
+        // What the host has let wait for too long may be asked for again: its answer may be lost.
+        let waits = self.waits.has(step) && !self.waits.is_overdue(step);
+        if waits { Err(SettingError::UnderWay(step)) } else { Ok(()) }
     }
 
     pub(super) fn check_version(&self, step: Step) -> Result<(), SettingError> {

@@ -41,7 +41,8 @@ impl<D: Doorbell> Nic<D> {
             Stage::Initializing | Stage::Querying => Stopping::Halting,
             Stage::Negotiating(_) | Stage::ReceiveBuffer | Stage::SendBuffer => Stopping::Draining,
         };
-        self.waits.clear();
+        // A switch stays under way, and the way back waits for it.
+        self.waits.keep(|step| matches!(step, Step::Switch(_)));
         self.info.ready = false;
         self.flushing = true;
         self.stage = Stage::Stopping(next);
@@ -75,6 +76,17 @@ impl<D: Doorbell> Nic<D> {
     #[must_use]
     pub fn into_parts(self) -> (Channel<SharedPages, D>, SharedBuffer, Option<SharedBuffer>) {
         (self.link.channel, self.receive.buffer, Some(self.transmit.buffer))
+    }
+
+    /// No frames come any more: the path goes back, if the host is on the VF or may be when it has answered.
+    pub(super) fn begin_way_back(&mut self) {
+        self.stage = Stage::Stopping(Stopping::Switching);
+        self.wish_for_way_back();
+        // One that was overdue before, or finds no room in the ring, is to be heard of all the same.
+        let runs = self.waits.is_running(|step| matches!(step, Step::Switch(_)));
+        if !runs && !self.switching.is_idle() {
+            self.wait_for_switch(Path::Synthetic);
+        }
     }
 
     fn begin_halt(&mut self) {

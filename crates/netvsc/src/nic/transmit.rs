@@ -25,6 +25,8 @@ pub(super) const ADDRESSES: usize = 12;
 pub(super) const VLAN_TYPE: [u8; 2] = [0x81, 0x00];
 /// Most entries of per-packet information for one frame.
 const MOST_INFO: usize = 4;
+/// Bytes of a section at least: the longest control message, which sets scaling, takes 620. Hosts make them 6,144 bytes.
+const LEAST_SECTION: usize = 1024;
 /// Most bytes in front of a frame.
 pub(super) const HEADERS: usize = PACKET_HEADER + MOST_INFO * WORD_PPI;
 /// Largest alignment that is honoured: beyond a page, one frame per message.
@@ -140,7 +142,10 @@ impl Transmit {
         let pages = &self.buffer.pages;
         let (section, buffer) = (section_size as usize, pages.size());
         let scattered = !pages.frames().is_empty();
-        let divided = self.slots.divide(buffer, section, frame + HEADERS, scattered);
+        let divides = section >= LEAST_SECTION;
+        let most = frame + HEADERS;
+        let divided =
+            divides.then(|| self.slots.divide(buffer, section, most, scattered)).flatten();
         divided.ok_or(NicError::Sections { buffer, section: section_size, frame })?;
         self.message_size = version.message_size();
         self.most = frame;

@@ -12,7 +12,7 @@ use super::pages::PagesError;
 use super::settings::NicOffloads;
 use crate::mac::MacAddress;
 use crate::nvsp::{self, TABLE_ENTRIES, Version};
-use crate::port::Path;
+use crate::port::{Path, SWITCH_DEADLINE};
 use crate::rndis::offload::OffloadCapabilities;
 use crate::rndis::scaling::ScalingCapabilities;
 use crate::rndis::{self, Oid, PacketFilter};
@@ -60,6 +60,10 @@ pub struct NicConfig {
     pub queues: u16,
     /// How long the host may take for each answer before that is reported.
     pub deadline: Duration,
+    /// How long the host may take for a switch of the path before that is reported, and another one is sent without its answer. No
+    /// longer than [`FailoverConfig::switch_deadline`](crate::failover::FailoverConfig::switch_deadline), or failover gives a switch
+    /// up that waits here to be sent.
+    pub switch_deadline: Duration,
     /// How long the host may be silent on the control channel before it is asked whether it is there
     /// ([`Step::KeepAlive`]). Received frames do not count. `None` for never.
     pub keep_alive: Option<Duration>,
@@ -83,6 +87,7 @@ impl Default for NicConfig {
             offloads: NicOffloads::default(),
             queues: 1,
             deadline: Duration::from_secs(10),
+            switch_deadline: SWITCH_DEADLINE,
             keep_alive: None,
             address: None,
             lend_from: LEND_FROM,
@@ -294,8 +299,8 @@ pub enum NicError {
     },
     /// Send sections that are too few or too small.
     #[error(
-        "send buffer of {buffer} bytes in sections of {section}: expected room for two frames of {frame} bytes with \
-         their headers, each in one section unless the buffer's page frames are known"
+        "send buffer of {buffer} bytes in sections of {section}: expected sections of 1024 bytes at least, and room for two frames of \
+         {frame} bytes with their headers, each in one section unless the buffer's page frames are known"
     )]
     Sections {
         /// Bytes of the buffer.

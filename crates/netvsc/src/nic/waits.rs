@@ -28,8 +28,13 @@ impl Waits {
 
     /// Begins to wait, or anew.
     pub(super) fn begin(&mut self, step: Step, now: Instant) {
+        self.begin_for(step, self.patience, now);
+    }
+
+    /// The same, with a patience of its own.
+    pub(super) fn begin_for(&mut self, step: Step, patience: Duration, now: Instant) {
         self.end(step);
-        self.list.push(Wait { step, due: Some(now + self.patience) });
+        self.list.push(Wait { step, due: Some(now + patience) });
     }
 
     /// It came, or nobody waits for it any more.
@@ -40,6 +45,16 @@ impl Waits {
     /// Whether it is waited for.
     pub(super) fn has(&self, step: Step) -> bool {
         self.list.iter().any(|wait| wait.step == step)
+    }
+
+    /// Whether a step of this kind is waited for and not overdue yet.
+    pub(super) fn is_running(&self, kind: impl Fn(Step) -> bool) -> bool {
+        self.list.iter().any(|wait| kind(wait.step) && wait.due.is_some())
+    }
+
+    /// Nobody waits for anything any more but for steps of this kind.
+    pub(super) fn keep(&mut self, kind: impl Fn(Step) -> bool) {
+        self.list.retain(|wait| kind(wait.step));
     }
 
     /// Nobody waits for anything any more.

@@ -7,7 +7,7 @@ use std::vec;
 use super::host::*;
 use crate::nic::*;
 use crate::rndis::object::encode_friendly_name;
-use crate::rndis::{self, Oid};
+use crate::rndis::{self, Oid, PacketFilter};
 
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -81,6 +81,67 @@ fn what_the_host_says_is_a_sign_of_life_and_frames_are_none() {
     rig.pass(half);
     rig.settle();
     assert_eq!(kinds(&rig), [rndis::MessageType::KEEPALIVE]);
+}
+
+#[test]
+fn an_answer_that_got_lost_does_not_keep_the_next_silence_unnoticed() {
+    let mut rig = asking();
+    rig.held.rndis = true;
+    rig.pass(SILENCE);
+    rig.pass(NicConfig::default().deadline);
+    rig.settle();
+    assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::KeepAlive }]);
+    // The host is there after all, and has forgotten the question.
+    rig.say(&rndis::HostMessage::Indicate { status: rndis::Status::MEDIA_CONNECT, buffer: &[] });
+    rig.settle();
+    assert_eq!(rig.nic.poll_deadline(), Some(rig.now + SILENCE));
+    rig.pass(SILENCE);
+    rig.settle();
+    assert_eq!((kinds(&rig).len(), rig.nic.stats().keep_alives), (2, 2));
+    // An answer to the first question is none to the second.
+    let (request_id, status) = (rig.last_request() - 1, rndis::Status::SUCCESS);
+    rig.say(&rndis::HostMessage::KeepAliveComplete { request_id, status });
+    rig.settle();
+    rig.pass(NicConfig::default().deadline);
+    assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::KeepAlive }]);
+}
+
+#[test]
+fn what_the_host_has_not_answered_in_time_may_be_asked_for_again() {
+    let mut rig = ready();
+    rig.held.rndis = true;
+    let filters = [PacketFilter::DIRECTED, PacketFilter::PROMISCUOUS];
+    rig.nic.set_packet_filter(filters[0], rig.now).unwrap();
+    let refused = rig.nic.set_packet_filter(filters[1], rig.now);
+    assert_eq!(refused, Err(SettingError::UnderWay(Step::Filter)));
+    rig.settle();
+    rig.pass(NicConfig::default().deadline);
+    assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::Filter }]);
+    rig.nic.set_packet_filter(filters[1], rig.now).unwrap();
+    rig.settle();
+    let answer = |rig: &mut Rig, request_id, status| {
+        rig.say(&rndis::HostMessage::SetComplete { request_id, status });
+        rig.settle();
+        rig.events()
+    };
+    // The answer to the first says nothing of the second.
+    let last = rig.last_request();
+    assert_eq!(answer(&mut rig, last - 1, rndis::Status::FAILURE), []);
+    let status = rndis::Status::SUCCESS;
+    let oid = rndis::Oid::CURRENT_PACKET_FILTER;
+    assert_eq!(answer(&mut rig, last, status), [NicEvent::Set { oid, status }]);
+    assert_eq!((rig.nic.stats().late, rig.nic.stats().bad.total()), (1, 0));
+    // However often the host stays silent, what is remembered of it is bounded.
+    for _ in 0..20 {
+        rig.nic.set_packet_filter(filters[0], rig.now).unwrap();
+        rig.settle();
+        rig.pass(NicConfig::default().deadline);
+    }
+    let last = rig.last_request();
+    for old in 5..20 {
+        answer(&mut rig, last - old, status);
+    }
+    assert_eq!(rig.nic.stats().bad.reply, 15);
 }
 
 #[test]

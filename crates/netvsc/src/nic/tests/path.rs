@@ -259,6 +259,28 @@ fn an_answer_says_nothing_while_a_newer_request_for_the_same_path_is_under_way()
 }
 
 #[test]
+fn however_many_switches_are_lost_the_next_one_is_sent() {
+    let mut rig = ready();
+    rig.held.switches = true;
+    for path in [Path::Vf, Path::Synthetic].into_iter().cycle().take(20) {
+        rig.nic.switch_data_path(path, rig.now);
+        rig.settle();
+        rig.pass(NicConfig::default().switch_deadline);
+    }
+    assert_eq!((rig.said.len(), rig.nic.stats().switches), (20, 20));
+    rig.events();
+    let (first, last) = (rig.waiting[0], rig.waiting[19]);
+    rig.complete(last, &[]);
+    rig.settle();
+    assert_eq!(rig.events(), [NicEvent::SwitchCompleted { path: Path::Synthetic }]);
+    assert_eq!(rig.nic.poll_deadline(), None);
+    // One that nobody remembers has nothing to say.
+    rig.complete(first, &[]);
+    rig.settle();
+    assert_eq!((rig.events(), rig.nic.info().path), ([].to_vec(), Path::Synthetic));
+}
+
+#[test]
 fn a_switch_that_was_lost_can_be_asked_for_again_once_a_later_one_is_completed() {
     let mut rig = ready();
     rig.held.switches = true;

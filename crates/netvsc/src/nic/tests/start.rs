@@ -224,7 +224,8 @@ fn buffers_divided_in_ways_that_nobody_does_are_refused() {
         rig.section = section;
         assert!(matches!(failure(&mut rig), NicError::Division { sections: 1, .. }), "{section:?}");
     }
-    for section_size in [0, 12 * 4096] {
+    // Control messages need their room, too.
+    for section_size in [0, 16, 1023, 12 * 4096] {
         let mut rig = rig();
         rig.section_size = section_size;
         assert_eq!(

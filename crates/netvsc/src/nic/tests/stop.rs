@@ -98,6 +98,56 @@ fn a_silent_host_is_reported_on_the_way_down_too() {
 }
 
 #[test]
+fn a_switch_that_is_not_completed_is_reported_on_the_way_down_too() {
+    let patience = NicConfig::default().switch_deadline;
+    let back = GuestMessage::SwitchDataPath(DataPath::SYNTHETIC);
+    let overdue = |path| NicEvent::Overdue { step: Step::Switch(path) };
+    for late_before in [false, true] {
+        let mut rig = ready();
+        rig.held.switches = true;
+        rig.nic.switch_data_path(Path::Vf, rig.now);
+        rig.settle();
+        if late_before {
+            rig.pass(patience);
+            assert_eq!(rig.events(), [overdue(Path::Vf)]);
+        }
+        rig.nic.shutdown(rig.now);
+        rig.settle();
+        assert_eq!(rig.said.last() == Some(&back), late_before, "one at a time, unless it is late");
+        if !late_before {
+            rig.pass(patience);
+            assert_eq!(rig.events(), [overdue(Path::Vf)]);
+            rig.settle();
+            assert_eq!(rig.said.last(), Some(&back));
+        }
+        rig.pass(patience);
+        assert_eq!(rig.events(), [overdue(Path::Synthetic)]);
+        // It answers after all.
+        while let Some(id) = rig.waiting.pop_front() {
+            rig.complete(id, &[]);
+        }
+        rig.settle();
+        assert_eq!(rig.events().last(), Some(&NicEvent::Stopped));
+    }
+}
+
+#[test]
+fn a_way_back_that_finds_no_room_in_the_ring_is_reported_too() {
+    let mut rig = ready();
+    rig.nic.switch_data_path(Path::Vf, rig.now);
+    rig.settle();
+    rig.nic.shutdown(rig.now);
+    // The host answers the filter, and reads nothing more.
+    rig.serve();
+    super::path::fill(&mut rig);
+    rig.events();
+    rig.pass(NicConfig::default().switch_deadline);
+    assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::Switch(Path::Synthetic) }]);
+    rig.settle();
+    assert_eq!(rig.events().last(), Some(&NicEvent::Stopped));
+}
+
+#[test]
 fn frames_are_received_and_completed_until_the_end() {
     let mut rig = ready();
     rig.completions.clear();
