@@ -268,7 +268,7 @@ fn give_all_back(
                 outcome.done = true;
             }
             Err(error) => {
-                eprintln!("netvsc: {device}: {error}");
+                crate::remark(format_args!("{device}: {error}"));
                 outcome.error = Some(failed.insert(error).to_string());
             }
         }

@@ -212,6 +212,9 @@ pub enum Error {
     /// Results of simulations cannot be read, written or added up.
     #[error(transparent)]
     Results(#[from] crate::sim::results::ResultsError),
+    /// There is no such scenario.
+    #[error("no scenario is called `{0}`; `netvsc sim --list` names them")]
+    NoScenario(String),
     /// The run came to its end and was not good: a digest differed, frames were lost, or it stood still.
     #[error("the run failed: {0}")]
     Run(String),
@@ -221,7 +224,14 @@ impl Error {
     /// The exit status that belongs to this error.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(if matches!(self, Self::TwoOutputs) { USAGE } else { FAILED })
+        let usage = matches!(self, Self::TwoOutputs | Self::NoScenario(_));
+        ExitCode::from(if usage { USAGE } else { FAILED })
+    }
+
+    /// Whether there is nobody left to be told: whoever read the output has gone.
+    #[must_use]
+    pub fn is_unheard(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 }
 

@@ -421,6 +421,8 @@ pub struct Summary {
     pub frames_lost_orderly: u64,
     /// Frames, both directions, that perished in VFs torn away; those of the guest were sent again.
     pub frames_perished_surprise: u64,
+    /// Of these, the guest's.
+    pub frames_perished_sent: u64,
     /// Frames sent again on a synthetic path because a VF never confirmed them.
     pub frames_resent: u64,
     /// Frames that arrived more than once.

@@ -1,4 +1,7 @@
-//! The program `netvsc`, as a library.
+//! The program `netvsc`, as a library: for its own tests, benches and examples. Nothing here is promised to stay as it is; what
+//! others build on are the crates `vmbus`, `vpci`, `netvsc` and `hyperv-host`.
+
+use std::io::Write as _;
 
 /// Whether the bug of this name is the one that was put in: never, without the feature `seeded-bugs`.
 #[cfg(not(feature = "seeded-bugs"))]
@@ -48,3 +51,8 @@ pub mod transfer;
 pub mod udev;
 pub mod units;
 pub mod watch;
+
+/// Says something on standard error, in the program's name. It does not matter if nobody reads it.
+pub fn remark(what: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "netvsc: {what}");
+}

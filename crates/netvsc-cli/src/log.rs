@@ -66,9 +66,9 @@ impl Log {
             Ok((old, new)) => {
                 let old = old.map_or_else(|_| "none".to_owned(), |level| level.to_string());
                 // Also where nothing else is logged: somebody asked for it.
-                eprintln!("netvsc: log level {new}, {old} before");
+                crate::remark(format_args!("log level {new}, {old} before"));
             }
-            Err(why) => eprintln!("netvsc: the log level stays: {why}"),
+            Err(why) => crate::remark(format_args!("the log level stays: {why}")),
         }
     }
 }

@@ -13,7 +13,9 @@ fn main() -> ExitCode {
     match unpacked.and_then(|_guest| carry_out(&command)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("netvsc: {error}");
+            if !error.is_unheard() {
+                netvsc_cli::remark(&error);
+            }
             match command {
                 // 1 and 2 say what was found.
                 Command::Check(_) => ExitCode::from(netvsc_cli::check::UNKNOWN),

@@ -126,8 +126,9 @@ fn summary_text(summary: &Summary) -> String {
         "\n{} bytes over {} NICs, {digests}\n\
          switches: {} to VF, {} to synthetic ({} orderly removals, {} surprises)\n\
          frames sent: {} on VFs, {} on synthetic paths, {} of them again\n\
-         a switch kept frames waiting for {} us (half of them), {} us (99 of 100), {} us (the longest)\n\
-         frames lost: {} by orderly switches; {} went down with VFs torn away\n\
+         frames lost by orderly switches: {}\n\
+         frames in VFs when they were torn away: {} of the guest's, which were sent again, and {} for it\n\
+         frames waited for a switch: median {} us, p99 {} us, longest {} us ({} switches)\n\
          time: {:.3} s of the run, {:.3} s on the clock",
         summary.bytes,
         summary.nics,
@@ -138,11 +139,13 @@ fn summary_text(summary: &Summary) -> String {
         summary.frames_vf,
         summary.frames_synthetic,
         summary.frames_resent,
+        summary.frames_lost_orderly,
+        summary.frames_perished_sent,
+        summary.frames_perished_surprise.saturating_sub(summary.frames_perished_sent),
         summary.blackouts.p50_us,
         summary.blackouts.p99_us,
         summary.blackouts.max_us,
-        summary.frames_lost_orderly,
-        summary.frames_perished_surprise,
+        summary.blackouts.switches,
         summary.virtual_seconds,
         summary.wall_seconds,
     ));
@@ -264,6 +267,7 @@ mod tests {
             frames_synthetic: 4,
             frames_lost_orderly: 0,
             frames_perished_surprise: 0,
+            frames_perished_sent: 0,
             frames_resent: 1,
             frames_duplicated: 0,
             blackouts: crate::guest::BlackoutLine::default(),

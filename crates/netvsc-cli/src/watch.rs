@@ -260,12 +260,12 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
     let stop = stop_signal()?;
     let mut ears = Ears::open()?;
     for why in ears.deaf() {
-        eprintln!("netvsc: {why}");
+        crate::remark(why);
     }
     let log = ears.log_so_far();
     let snapshot = Snapshot { log, ..take_without_log(Depth::Pairs)? };
     if !snapshot.hyperv && !args.all {
-        eprintln!("netvsc: {NO_HYPERV}");
+        crate::remark(NO_HYPERV);
     }
     if args.history {
         for change in history(&snapshot) {

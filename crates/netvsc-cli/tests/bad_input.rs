@@ -130,3 +130,9 @@ fn without_privilege_the_capability_is_named() {
         }
     });
 }
+
+#[test]
+fn a_scenario_that_there_is_not_is_a_command_line_that_makes_no_sense() {
+    let text = complaint(&["sim", "--scenario", "nope"], 2);
+    assert_eq!(text, "netvsc: no scenario is called `nope`; `netvsc sim --list` names them\n");
+}

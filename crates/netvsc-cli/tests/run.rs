@@ -3,7 +3,7 @@
 mod schema;
 
 use std::collections::BTreeMap;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -65,6 +65,28 @@ fn pairs_have_the_serials_that_the_host_gave_and_nothing_is_lost() {
             );
         }
     }
+}
+
+#[test]
+fn no_pair_is_made_by_mac_alone_once_the_host_has_named_the_ports_serial() {
+    let mut known = 0;
+    for seed in 1..=20 {
+        let seed = seed.to_string();
+        let mut named: BTreeMap<u64, Option<u64>> = BTreeMap::new();
+        for event in events(&run(&["--json", "--size", "64KiB", "--seed", &seed])) {
+            let (nic, serial) = (event["nic"].as_u64().unwrap_or(0), event["serial"].as_u64());
+            match event["event"].as_str() {
+                Some("associated") => _ = named.insert(nic, serial),
+                Some("disassociated") => _ = named.remove(&nic),
+                Some("paired") if named.get(&nic) == Some(&serial) => {
+                    assert_eq!(event["reason"], "SerialAndMac", "seed {seed}: {event}");
+                    known += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(known > 0, "some are named in time");
 }
 
 /// The sum of a figure over the queues of a NIC.
@@ -181,4 +203,22 @@ fn plain_lines_say_which_host_and_end_with_the_totals() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.lines().next().is_some_and(|line| line.contains("host: embedded")), "{text}");
     assert!(text.contains("every digest matches"), "{text}");
+    assert!(text.contains("frames lost by orderly switches: 0\n"), "{text}");
+}
+
+#[test]
+fn without_anybody_who_reads_the_output_the_run_ends_without_a_word() {
+    for both in [false, true] {
+        let mut child = Command::new(PROGRAM)
+            .arg("run")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        drop(child.stdout.take());
+        let errors = child.stderr.take().filter(|_| !both);
+        let said = errors.map(|errors| std::io::read_to_string(errors).expect("text"));
+        let status = child.wait().expect("it ends");
+        assert_eq!((status.code(), said.as_deref().unwrap_or("")), (Some(1), ""), "{both}");
+    }
 }

@@ -45,7 +45,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
     let good = fixes.as_ref().map(|fixes| fixes.iter().all(fixing::Outcome::good));
     if args.output.json() {
         if !snapshot.hyperv {
-            eprintln!("netvsc: {NO_HYPERV}");
+            crate::remark(NO_HYPERV);
         }
         let status = status(&report);
         print_json(&Checked::of(&snapshot, &report, status, fixes), &args.output)?;

@@ -87,7 +87,7 @@ impl fmt::Display for BlackoutLine {
         let Self { switches, p50_us, p99_us, max_us, .. } = self;
         write!(
             f,
-            "{switches} times switches kept frames waiting: {p50_us} us (half of them), {p99_us} us (99 of 100), {max_us} us (the longest)"
+            "frames waited for {switches} switches: median {p50_us} us, p99 {p99_us} us, longest {max_us} us"
         )
     }
 }

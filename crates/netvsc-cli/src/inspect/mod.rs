@@ -67,7 +67,7 @@ fn runs(source: &SourceArgs, relations: &Relations<'_>) -> Vec<Live> {
     }
     let answers = ask_all(source.sysfs_root.as_deref().unwrap_or(Path::new("/")));
     for (path, why) in &answers.failed {
-        eprintln!("netvsc: cannot ask {}: {why}", path.display());
+        crate::remark(format_args!("cannot ask {}: {why}", path.display()));
     }
     answers.live
 }
@@ -76,7 +76,7 @@ fn runs(source: &SourceArgs, relations: &Relations<'_>) -> Vec<Live> {
 pub(crate) fn complain(snapshot: &Snapshot) {
     for note in &snapshot.unreadable {
         let text: String = note.to_string().chars().filter(|c| !c.is_control()).collect();
-        eprintln!("netvsc: cannot read {text}");
+        crate::remark(format_args!("cannot read {text}"));
     }
 }
 
@@ -114,7 +114,7 @@ pub fn list(args: &ListArgs) -> Result<(), Error> {
     }
     if !snapshot.hyperv {
         if args.output.json() {
-            eprintln!("netvsc: {NO_HYPERV}");
+            crate::remark(NO_HYPERV);
         } else {
             return print(&format!("{NO_HYPERV}\n"));
         }
@@ -306,7 +306,7 @@ pub fn lsvmbus(args: &LsvmbusArgs) -> Result<(), Error> {
     let snapshot = snapshot(&args.source, Depth::Full)?;
     complain(&snapshot);
     if !snapshot.hyperv {
-        eprintln!("netvsc: {NO_HYPERV}");
+        crate::remark(NO_HYPERV);
     }
     if args.output.json() {
         return print_json(&lsvmbus::Devices::of(&snapshot), &args.output);

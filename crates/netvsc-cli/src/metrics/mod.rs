@@ -45,10 +45,10 @@ pub fn metrics(args: &MetricsArgs) -> Result<(), Error> {
     let (snapshot, families, silent) = scan(args, &mut observer)?;
     complain(&snapshot);
     for (path, why) in &silent {
-        eprintln!("netvsc: cannot ask {}: {why}", path.display());
+        crate::remark(format_args!("cannot ask {}: {why}", path.display()));
     }
     if !snapshot.hyperv {
-        eprintln!("netvsc: {NO_HYPERV}");
+        crate::remark(NO_HYPERV);
     }
     if args.output.json() {
         let document = Document { schema_version: SCHEMA_VERSION, metrics: &families };

@@ -144,6 +144,7 @@ impl Account {
             frames_perished_surprise: self.perished.sent_surprise
                 + self.perished.received_surprise
                 + self.swallowed,
+            frames_perished_sent: self.perished.sent_surprise,
             frames_resent: self.frames_resent,
             frames_duplicated: self.duplicated(),
             blackouts: self.blackouts.line(),

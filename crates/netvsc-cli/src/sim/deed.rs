@@ -197,7 +197,7 @@ impl fmt::Display for Deed {
             Self::ChangeMac => f.write_str("somebody in the guest gives it another MAC"),
             Self::MovePort => f.write_str("the VF's port leaves and arrives anew"),
             Self::Burst(frames) => write!(f, "the guest sends {frames} frames at once"),
-            Self::See(state) => write!(f, "it has to be {state} now"),
+            Self::See(state) => write!(f, "expected to be {state} now"),
             Self::Rest => f.write_str("nothing, frames flow"),
         }
     }

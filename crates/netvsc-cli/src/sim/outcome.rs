@@ -223,8 +223,8 @@ impl TotalsLine {
         format!(
             "{seeds} seeds of the profile {profile}: {failed}\n\
              {nics} NICs, {acts} acts of their hosts, {frames} frames, {switches} switches; {} frames sent again, {} of them arrived twice\n\
-             a switch kept frames waiting for {} us (half of them), {} us (99 of 100), {} us (the longest)\n\
-             at its end so many of them waited: {} (half of them), {} (99 of 100), {} (the most)\n\
+             frames waited for a switch: median {} us, p99 {} us, longest {} us\n\
+             so many of them waited at its end: median {}, p99 {}, most {}\n\
              time: {:.1} s of the systems, {:.1} s on the clock, {:.1} seeds per second",
             self.frames_resent,
             self.frames_twice,

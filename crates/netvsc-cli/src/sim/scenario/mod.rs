@@ -131,6 +131,9 @@ fn play(
 
 /// Carries out `netvsc sim --list`.
 pub(super) fn list(as_json: bool) -> Result<ExitCode, Error> {
+    if !as_json {
+        line(&format!("{:<34} {:<8} what happens", "scenario", "row"))?;
+    }
     for Scenario { name, rows, what, .. } in all() {
         line(&if as_json {
             json(&ListLine { name, rows, what })?
@@ -145,8 +148,7 @@ pub(super) fn list(as_json: bool) -> Result<ExitCode, Error> {
 pub(super) fn run(name: &str, args: &SimArgs) -> Result<ExitCode, Error> {
     let as_json = args.json;
     let scenario = all().find(|scenario| scenario.name == name);
-    let unknown = || Error::Run(format!("no scenario is called {name}; `--list` names them"));
-    let scenario = scenario.ok_or_else(unknown)?;
+    let scenario = scenario.ok_or_else(|| Error::NoScenario(name.to_owned()))?;
     let mut written = Ok(());
     let picture = args.timeline.as_deref().map(Target::create).transpose()?;
     let mut recorder = None;
