@@ -1,7 +1,9 @@
 //! A Hyper-V host to run guests against.
 //!
-//! [`Host`] is all of it: bus, NICs with a virtual switch, virtual functions on PCI buses. Each part is a machine of its own that can be
-//! had alone, as the NIC's service here: a guest's NIC comes up on it and sends a frame.
+//! [`Host`] is all of it: bus, NICs with a virtual switch, virtual functions on PCI buses. The example `guest`
+//! (`cargo run -p hyperv-host --example guest`) has a whole guest on it, whose NIC gets VFs that are asked back and torn away.
+//!
+//! Each part is a machine of its own that can be had alone, as the NIC's service here: a guest's NIC comes up on it and sends a frame.
 //!
 //! ```
 //! use hyperv_host::memory::{GuestMemory, GuestRam};

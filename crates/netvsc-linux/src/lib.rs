@@ -9,6 +9,7 @@
 //! - [`udev`]: what udev is told about a network device;
 //! - [`check`]: what is wrong, by which evidence, and how to mend it;
 //! - [`watch`]: what happens to the pairs of a guest, as it happens;
+//! - [`statistics`]: what a driver counts beside its interface;
 //! - [`mend`]: carries out what a check proposes;
 //! - [`mapping`]: rings in which no packet wraps;
 //! - [`memfd`]: memory that a guest and a host in two processes share;

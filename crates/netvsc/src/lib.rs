@@ -4,17 +4,31 @@
 //! belongs to which card, and [`Adapter`] makes one card of both that loses no frame when the function comes or goes. None of them
 //! does I/O: bytes, events and the time go in, and what they want is polled.
 //!
-//! ```
-//! use netvsc::adapter::AdapterConfig;
-//! use netvsc::{NicConfig, nic::NicOffloads};
+//! Pairing takes facts, in any order, and says what is to be done and why:
 //!
-//! // What a NIC is to be like; `Nic::new` takes it with a channel and two buffers, and `Adapter::new` the NIC.
-//! let config = NicConfig { mtu: 9000, queues: 4, offloads: NicOffloads::ALL, ..NicConfig::default() };
-//! let adapter = AdapterConfig { frame_size: 9018, ..AdapterConfig::default() };
-//! assert!(config.mtu as usize <= adapter.frame_size - 18);
+//! ```
+//! use netvsc::MacAddress;
+//! use netvsc::pairing::{Decision, FunctionKey, Pairing, PairingConfig, PermanentMac, Reason};
+//! use vmbus::{Guid, Instant, Serial};
+//!
+//! # fn main() -> Result<(), netvsc::pairing::FactError> {
+//! let (mac, now) = (MacAddress([0x00, 0x15, 0x5d, 0, 0, 1]), Instant::ZERO);
+//! let mut pairing = Pairing::new(PairingConfig::default());
+//! // The NIC is ready, and its host has said on its channel that a VF with serial 7 belongs to it.
+//! let nic = pairing.nic_arrived_associated(Guid::from_u128(1), mac, Serial(7), now);
+//! // A function with that serial came over vPCI, and its driver found a port.
+//! let key = FunctionKey { bus: Guid::from_u128(2), slot: 0, vendor: 0x15b3, device: 0x101a, serial: Serial(7) };
+//! let function = pairing.function_arrived(key, now);
+//! pairing.port_arrived(function, 0, PermanentMac::Known(mac), now)?;
+//!
+//! let decision = pairing.poll_decision();
+//! assert!(matches!(decision, Some(Decision::Bind { reason: Reason::SerialAndMac, .. })));
+//! # Ok(())
+//! # }
 //! ```
 //!
-//! The crate `hyperv-host` has a NIC that comes up and sends a frame as its example.
+//! The crate `hyperv-host` has a NIC that comes up and sends a frame on its front page, and as an example, `guest`, all that a kernel writes around
+//! these machines: bus, NIC, PCI bus, pairing, and a VF that comes and goes.
 #![no_std]
 extern crate alloc;
 

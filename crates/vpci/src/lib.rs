@@ -4,6 +4,11 @@
 //! the protocol and says which functions came, left, or shall be given up; it never looks at network devices. Whoever
 //! wants to know which NIC a function belongs to joins the events of this crate with those of the NIC by
 //! [`Serial`](vmbus::Serial).
+//!
+//! [`PciBus::new`] takes an open channel and the place that the platform has reserved for the bus's window. The shell calls [`PciBus::poll`] when
+//! the host rang or a deadline has come, and takes its events: [`Event::FunctionArrived`], of which [`ConfigSpace`] reads and sets up the
+//! device; [`Event::EjectRequested`], answered by [`PciBus::eject_complete`] once the driver has stopped; [`Event::FunctionLeft`]. The crate
+//! `hyperv-host` has a PCI service to run it against, and an example, `guest`, that does all of this.
 #![no_std]
 extern crate alloc;
 
