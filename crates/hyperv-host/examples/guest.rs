@@ -123,7 +123,7 @@ impl Guest {
         if let Stage::Running(adapter) = &mut self.nic {
             adapter.poll(now, &mut |_path, _frame| *received += 1)?;
         }
-        while let Some(event) = self.adapter().and_then(|adapter| adapter.poll_event()) {
+        while let Some(event) = self.adapter().and_then(Adapter::poll_event) {
             self.nic_event(event, now)?;
             moved = true;
         }
