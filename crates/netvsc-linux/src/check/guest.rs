@@ -253,6 +253,19 @@ impl<'a> Guest<'a> {
     }
 }
 
+/// What udev and systemd call the driver of an interface (`ID_NET_DRIVER`). For ConnectX-3 that is not the driver of its PCI
+/// function, which udev calls by `DRIVERS` and NetworkManager by `driver:`.
+pub(super) fn net_driver<'g>(
+    link: &'g NetDevice,
+    function: Option<&'g Function>,
+) -> Option<&'g str> {
+    let of_function = || match function?.driver.as_deref()? {
+        "mlx4_core" => Some("mlx4_en"),
+        driver => Some(driver),
+    };
+    link.property("ID_NET_DRIVER").or_else(of_function)
+}
+
 /// An interface for a step; none if its number is not known.
 pub(super) fn name(link: &NetDevice) -> Option<LinkName> {
     Some(LinkName { index: link.index?, name: link.name.clone() })

@@ -5,8 +5,8 @@ use super::config::{fits, ini};
 use super::finding::{Finding, Label, Outcome, Severity};
 use super::fix::{Fix, LinkName, Step};
 use super::guest::{self, Guest};
+use super::marks::{rule_dup, rule_initramfs, rule_old};
 use super::pair::other_master;
-use super::rules::{self, Obsolete};
 use crate::inventory::{ConfigFile, ConfigKind, Manager, PciAddress, Source};
 use crate::netlink::Address;
 use crate::relation::VfPort;
@@ -314,124 +314,6 @@ fn exclude(guest: &Guest<'_>, manager: Manager, port: &VfPort<'_>) -> Fix {
             "ifdown {name}, and take the stanza of {name} out of /etc/network/interfaces",
             name = port.link.name
         )),
-    }
-}
-
-/// Files with rules that tell managers to leave VFs alone.
-fn marking<'g>(guest: &Guest<'g>) -> Vec<(&'g ConfigFile, rules::Rule<'g>)> {
-    guest
-        .config(ConfigKind::UdevRules)
-        .flat_map(|file| rules::rules(&file.text).into_iter().map(move |rule| (file, rule)))
-        .filter(|(_, rule)| rule.marks())
-        .collect()
-}
-
-fn drivers<'g>(guest: &'g Guest<'_>) -> Vec<&'g str> {
-    let mut drivers: Vec<_> =
-        guest.vfs().filter_map(|port| port.function.driver.as_deref()).collect();
-    drivers.sort_unstable();
-    drivers.dedup();
-    drivers
-}
-
-/// A rule that holds for whatever came over a virtual bus and is somebody's slave, at every event.
-const GOOD_RULE: &str = "SUBSYSTEM==\"net\", ACTION!=\"remove\", DRIVERS==\"hv_pci\", \
-     ATTR{flags}==\"0x?[89abcdefABCDEF]??\", ENV{AZURE_UNMANAGED_SRIOV}=\"1\", \
-     ENV{ID_NET_MANAGED_BY}=\"unmanaged\", ENV{NM_UNMANAGED}=\"1\"\n";
-
-fn rule_old(guest: &Guest<'_>, out: &mut Outcome) {
-    let drivers = drivers(guest);
-    let mut told: Vec<&str> = Vec::new();
-    for (file, rule) in marking(guest) {
-        let Some(why) = rule.obsolete(&drivers) else { continue };
-        if told.contains(&file.path.as_str()) {
-            continue;
-        }
-        told.push(&file.path);
-        let text = format!("the rule in {} is out of date: {}", file.path, why.text());
-        let path = format!("/etc/udev/rules.d/{}", file.name());
-        // Only a file that holds nothing but such rules can be replaced as a whole.
-        let alone = rules::rules(&file.text).iter().all(rules::Rule::marks);
-        let words = format!(
-            "replace it by `netvsc install`, or write {path} with a rule for every event; then udevadm control --reload"
-        );
-        let fix = if alone && !matches!(why, Obsolete::BusAlone) {
-            Fix::safe(words, vec![guest.file(&path, GOOD_RULE.to_owned())])
-        } else {
-            Fix::advice(words)
-        };
-        let finding = Finding::new(Severity::Warn, file.path.clone(), text)
-            .because(format!("line {}", rule.line), Label::Config, file.path.clone())
-            .fix(fix);
-        out.find(finding);
-    }
-    if let Some(reason) = guest.unreadable(&[ConfigKind::UdevRules]) {
-        out.undecided(reason);
-    }
-}
-
-fn rule_dup(guest: &Guest<'_>, out: &mut Outcome) {
-    let rules = marking(guest);
-    let drivers = drivers(guest);
-    let disagree = |a: &(&ConfigFile, rules::Rule<'_>), b: &(&ConfigFile, rules::Rule<'_>)| {
-        a.0.path != b.0.path
-            && a.1.conditions() != b.1.conditions()
-            && (a.1.obsolete(&drivers).is_some() || b.1.obsolete(&drivers).is_some())
-    };
-    for (at, first) in rules.iter().enumerate() {
-        let Some(second) = rules.iter().skip(at + 1).find(|second| disagree(first, second)) else {
-            continue;
-        };
-        let (old, new) =
-            if first.1.obsolete(&drivers).is_some() { (first, second) } else { (second, first) };
-        let text =
-            format!("{} and {} both mark VFs, by different conditions", old.0.path, new.0.path);
-        let finding = Finding::new(Severity::Warn, old.0.path.clone(), text)
-            .because(format!("line {}", old.1.line), Label::Config, old.0.path.clone())
-            .because(format!("line {}", new.1.line), Label::Config, new.0.path.clone())
-            .fix(Fix::advice(format!(
-                "remove the package that brought {old}, or hide it: ln -s /dev/null /etc/udev/rules.d/{name}",
-                old = old.0.path,
-                name = old.0.name()
-            )));
-        // Two files are two generations, however many rules they have.
-        return out.find(finding);
-    }
-}
-
-fn rule_initramfs(guest: &Guest<'_>, out: &mut Outcome) {
-    if !guest.snapshot.machine.early_manager {
-        return;
-    }
-    let rules = marking(guest);
-    let Some((rule, _)) = rules.first() else { return };
-    let carried = guest
-        .config(ConfigKind::Initramfs)
-        .any(|file| file.text.contains(rule.name()) || file.text.contains("netvsc"));
-    if carried {
-        return;
-    }
-    for port in guest.vfs() {
-        let marked = port.link.property("NM_UNMANAGED").is_some_and(|value| value != "0");
-        let index = port.link.index.unwrap_or_default();
-        let managed = guest.snapshot.machine.network_manager.get(&index) == Some(&true);
-        if !marked || !managed {
-            continue;
-        }
-        let text = format!(
-            "NetworkManager took {} in the initramfs, where the rule that marks it is missing",
-            port.link.name
-        );
-        let finding = Finding::new(Severity::Warn, port.link.name.clone(), text)
-            .because("NetworkManager ran in the initramfs", Label::File, "/run/NetworkManager/initrd")
-            .because("NM_UNMANAGED=1", Label::Udev, format!("/run/udev/data/n{index}"))
-            .because("managed=true", Label::State, format!("/run/NetworkManager/devices/{index}"))
-            .because("nothing puts the rule into the initramfs", Label::Inferred, "/etc/dracut.conf.d")
-            .fix(Fix::advice(format!(
-                "echo 'install_items+=\" {} \"' > /etc/dracut.conf.d/90-netvsc.conf; dracut -f (or update-initramfs -u)",
-                rule.path
-            )));
-        out.find(finding);
     }
 }
 

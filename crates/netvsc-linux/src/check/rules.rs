@@ -1,15 +1,124 @@
 //! Rules of udev, as far as they say which interfaces managers leave alone.
 
+use std::collections::BTreeMap;
+
+use super::config::fits;
+use super::guest::net_driver;
+use crate::relation::VfPort;
+
 /// One part of a rule: key, operator, value.
 type Part<'a> = (&'a str, &'a str, &'a str);
 
 /// A rule: the parts of one line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rule<'a> {
     /// The number of its line, from 1.
     pub(super) line: usize,
     parts: Vec<Part<'a>>,
+    /// What holds wherever the rule is reached: the opposite of each condition that jumps over it.
+    guards: Vec<Part<'a>>,
+    /// Several conditions that jump over the rule together.
+    jumps: Vec<Vec<Part<'a>>>,
 }
+
+/// How many jumps over one rule are looked at. Files of people have a few.
+const JUMPS: usize = 16;
+
+/// The events at which a rule may run.
+const EVENTS: [&str; 3] = ["add", "change", "move"];
+
+/// Drivers of VFs, by either name, and of the bus that all of them come over. A list that names one of them is meant for VFs.
+const VF_DRIVERS: [&str; 9] =
+    ["hv_pci", "mlx5_core", "mlx4_core", "mlx4_en", "mana", "ixgbevf", "iavf", "i40evf", "bnxt_en"];
+
+/// Whether a key asks for the driver of an interface or of what it sits on.
+fn asks_for_driver(key: &str) -> bool {
+    matches!(key, "ENV{ID_NET_DRIVER}" | "DRIVERS" | "ATTRS{driver}")
+}
+
+/// Whether one of the patterns between `|` fits.
+fn any_fits(list: &str, value: &str) -> bool {
+    list.split('|').any(|pattern| fits(pattern, value))
+}
+
+/// What rules can ask of a VF.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen<'g> {
+    name: &'g str,
+    mac: Option<String>,
+    kind: Option<String>,
+    /// The driver of its function.
+    driver: Option<&'g str>,
+    /// What udev calls its driver.
+    net_driver: Option<&'g str>,
+    udev: Option<&'g BTreeMap<String, String>>,
+}
+
+impl<'g> Seen<'g> {
+    pub(super) fn of(port: &VfPort<'g>) -> Self {
+        let (link, function) = (port.link, port.function);
+        Self {
+            name: &link.name,
+            mac: link.mac.map(|mac| mac.to_string()),
+            kind: link.kind.map(|kind| kind.to_string()),
+            driver: function.driver.as_deref(),
+            net_driver: net_driver(link, Some(function)),
+            udev: link.udev.as_ref(),
+        }
+    }
+
+    /// The values that a key may have at an event; empty if they are not known.
+    fn values(&self, key: &str, event: &'g str) -> Vec<&str> {
+        let known = |value: Option<&'g str>| value.into_iter().collect();
+        match key {
+            "ACTION" => vec![event],
+            "SUBSYSTEM" => vec!["net"],
+            "SUBSYSTEMS" => vec!["net", "pci", "vmbus"],
+            "KERNEL" | "ENV{INTERFACE}" => vec![self.name],
+            // An interface has no driver of its own, and one on a PCI function is of no particular type.
+            "DRIVER" | "ENV{DEVTYPE}" => vec![""],
+            "ENV{ID_NET_DRIVER}" => known(self.net_driver),
+            "DRIVERS" | "ATTRS{driver}" => {
+                self.driver.map_or_else(Vec::new, |driver| vec![driver, "hv_pci"])
+            }
+            "ATTR{address}" | "ATTRS{address}" => self.mac.as_deref().into_iter().collect(),
+            "ATTR{type}" => self.kind.as_deref().into_iter().collect(),
+            // What rules themselves decide may come out otherwise at the next event.
+            key if MARKS.contains(&key) || key == ROLE => Vec::new(),
+            key => {
+                let name = key.strip_prefix("ENV{").and_then(|key| key.strip_suffix('}'));
+                let value = name.and_then(|name| self.udev?.get(name));
+                value.map(String::as_str).into_iter().collect()
+            }
+        }
+    }
+
+    /// Whether a condition holds; none if that is not known. Of several values, such as the drivers on the way up, one that fits
+    /// is enough.
+    fn holds(&self, (key, operator, value): &Part<'_>, event: &'g str) -> Option<bool> {
+        let values = self.values(key, event);
+        let found = values.iter().any(|seen| any_fits(value, seen));
+        match (*operator, values.is_empty()) {
+            ("==", false) => Some(found),
+            ("!=", false) => Some(!found),
+            _ => None,
+        }
+    }
+
+    /// The driver that a list of drivers of VFs lacks.
+    fn lacks(&self, (key, operator, list): &Part<'_>) -> Option<&'g str> {
+        let driver = match *key {
+            "ENV{ID_NET_DRIVER}" => self.net_driver?,
+            key if asks_for_driver(key) && !any_fits(list, "hv_pci") => self.driver?,
+            _ => return None,
+        };
+        let for_vfs = VF_DRIVERS.iter().any(|known| any_fits(list, known));
+        (*operator == "==" && for_vfs && !any_fits(list, driver)).then_some(driver)
+    }
+}
+
+/// The property that our own helper gives to interfaces.
+const ROLE: &str = "ENV{NETVSC_ROLE}";
 
 /// What the managers look at.
 const MARKS: [&str; 3] =
@@ -43,9 +152,28 @@ impl Obsolete {
 }
 
 impl<'a> Rule<'a> {
-    /// What it compares.
+    /// The parts that have to hold: its own, and what holds where it is reached.
+    fn needs(&self) -> impl Iterator<Item = &Part<'a>> + '_ {
+        self.guards.iter().chain(&self.parts).filter(|part| compares(part))
+    }
+
+    /// What has to be equal.
     pub(super) fn matches(&self) -> impl Iterator<Item = (&'a str, &'a str)> + '_ {
-        self.parts.iter().filter(|part| part.1 == "==").map(|part| (part.0, part.2))
+        self.needs().filter(|part| part.1 == "==").map(|part| (part.0, part.2))
+    }
+
+    /// Whether it may hold for a VF at an event. A list of drivers of VFs that lacks this one is meant for VFs all the same.
+    fn may_hold(&self, vf: &Seen<'_>, event: &str) -> bool {
+        let may =
+            |part: &Part<'_>| vf.lacks(part).is_some() || vf.holds(part, event) != Some(false);
+        let jumps =
+            |all: &Vec<Part<'_>>| all.iter().all(|part| vf.holds(part, event) == Some(true));
+        self.needs().all(may) && !self.jumps.iter().any(jumps)
+    }
+
+    /// Whether it is about a VF at all.
+    pub(super) fn may_mean(&self, vf: &Seen<'_>) -> bool {
+        EVENTS.iter().any(|event| self.may_hold(vf, event))
     }
 
     /// The value that it assigns.
@@ -65,30 +193,23 @@ impl<'a> Rule<'a> {
 
     /// Whether it asks for the flag of a slave, or for what our own helper found.
     fn decides(&self) -> bool {
-        self.has(|key, _| matches!(key, "ATTR{flags}" | "ENV{NETVSC_ROLE}" | "ATTRS{flags}"))
+        self.has(|key, _| key == ROLE || matches!(key, "ATTR{flags}" | "ATTRS{flags}"))
     }
 
-    /// What is obsolete about it, in a guest whose VFs have these drivers.
-    pub(super) fn obsolete(&self, drivers: &[&str]) -> Option<Obsolete> {
+    /// What is obsolete about it, in a guest with these VFs.
+    pub(super) fn obsolete(&self, vfs: &[Seen<'_>]) -> Option<Obsolete> {
         if !self.marks() {
             return None;
         }
-        if self.has(|key, value| key == "ACTION" && value == "add") {
+        if vfs.iter().any(|vf| self.may_hold(vf, "add") && !self.may_hold(vf, "change")) {
             return Some(Obsolete::AddOnly);
         }
-        let bus = |key: &str, value: &str| key == "DRIVERS" && value == "hv_pci";
+        let bus = |key: &str, value: &str| key == "DRIVERS" && any_fits(value, "hv_pci");
         if self.has(bus) && !self.decides() {
             return Some(Obsolete::BusAlone);
         }
-        let mut lists = self.matches().filter(|(key, value)| {
-            matches!(*key, "ENV{ID_NET_DRIVER}" | "DRIVERS" | "ATTRS{driver}") && *value != "hv_pci"
-        });
-        lists.find_map(|(_, list)| {
-            let listed =
-                |driver: &str| list.split('|').any(|known| super::config::fits(known, driver));
-            let missing = drivers.iter().find(|driver| !listed(driver))?;
-            Some(Obsolete::DriverMissing((*missing).to_owned()))
-        })
+        let lacking = self.needs().find_map(|part| vfs.iter().find_map(|vf| vf.lacks(part)));
+        lacking.map(|driver| Obsolete::DriverMissing(driver.to_owned()))
     }
 
     /// By what it finds VFs, to compare it with another rule.
@@ -97,6 +218,46 @@ impl<'a> Rule<'a> {
             self.matches().filter(|(key, _)| *key != "SUBSYSTEM").collect();
         conditions.sort_unstable();
         conditions
+    }
+}
+
+/// Whether a part of a rule is a condition.
+fn compares(part: &Part<'_>) -> bool {
+    matches!(part.1, "==" | "!=")
+}
+
+/// Conditions of a rule that jumps; what it has to find out by a program is one too, whatever its operator.
+fn conditions_of<'a>(rule: &Rule<'a>) -> Vec<Part<'a>> {
+    let asks = |key: &str| ["IMPORT", "PROGRAM", "TEST"].iter().any(|word| key.starts_with(word));
+    rule.parts.iter().filter(|part| compares(part) || asks(part.0)).copied().collect()
+}
+
+/// Tells the rules that give marks or names what jumps over them. A jump leads forward, and one without its label nowhere.
+fn guard(rules: &mut [Rule<'_>]) {
+    let mut labels: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (at, rule) in rules.iter().enumerate() {
+        if let Some(label) = rule.assigned("LABEL") {
+            labels.entry(label).or_default().push(at);
+        }
+    }
+    let mut open: Vec<(usize, Vec<Part<'_>>)> = Vec::new();
+    for (at, rule) in rules.iter_mut().enumerate() {
+        open.retain(|(end, _)| *end > at);
+        if rule.marks() || rule.assigned("NAME").is_some() {
+            for (_, conditions) in &open {
+                match conditions.as_slice() {
+                    [(key, "==", value)] => rule.guards.push((*key, "!=", *value)),
+                    [(key, "!=", value)] => rule.guards.push((*key, "==", *value)),
+                    several => rule.jumps.push(several.to_vec()),
+                }
+            }
+        }
+        let places = rule.assigned("GOTO").and_then(|label| labels.get(label));
+        let end =
+            places.and_then(|at_all| at_all.get(at_all.partition_point(|place| *place <= at)));
+        if let Some(end) = end.filter(|_| open.len() < JUMPS) {
+            open.push((*end, conditions_of(rule)));
+        }
     }
 }
 
@@ -113,13 +274,14 @@ pub(super) fn rules(text: &str) -> Vec<Rule<'_>> {
             Some(code) => (code, true),
             None => (trimmed, false),
         };
-        let rule = open.get_or_insert(Rule { line: number + 1, parts: Vec::new() });
+        let rule = open.get_or_insert(Rule { line: number + 1, ..Rule::default() });
         rule.parts.extend(parts(code));
         if !goes_on {
             rules.extend(open.take().filter(|rule| !rule.parts.is_empty()));
         }
     }
     rules.extend(open.filter(|rule| !rule.parts.is_empty()));
+    guard(&mut rules);
     rules
 }
 
@@ -144,11 +306,32 @@ mod tests {
 
     const MARK: &str = "ENV{NM_UNMANAGED}=\"1\"";
 
+    /// VFs with these drivers, as rules see them.
+    fn seen<'g>(drivers: &[&'g str]) -> Vec<Seen<'g>> {
+        let vf = |driver: &&'g str| Seen {
+            name: "enP1s1",
+            mac: Some("7c:1e:52:25:55:d2".into()),
+            driver: Some(driver),
+            net_driver: Some(driver),
+            ..Seen::default()
+        };
+        drivers.iter().map(vf).collect()
+    }
+
     fn obsolete(conditions: &str, drivers: &[&str]) -> Option<Obsolete> {
         let text = format!("SUBSYSTEM==\"net\", {conditions}, {MARK}");
         let rules = rules(&text);
         assert_eq!(rules.len(), 1);
-        rules[0].obsolete(drivers)
+        rules[0].obsolete(&seen(drivers))
+    }
+
+    /// The only rule of a file that marks.
+    fn marking(text: &str) -> Rule<'_> {
+        rules(text).into_iter().find(Rule::marks).expect("a rule that marks")
+    }
+
+    fn means(text: &str) -> bool {
+        marking(&text.replace("MARK", MARK)).may_mean(&seen(&["mlx5_core"])[0])
     }
 
     #[test]
@@ -170,6 +353,60 @@ mod tests {
         assert_eq!(obsolete(list, &vfs), Some(Obsolete::DriverMissing("mana".into())));
         assert_eq!(obsolete(list, &["mlx5_core"]), None);
         assert_eq!(obsolete("ACTION==\"add|change|move\", ATTR{flags}==\"x\"", &vfs), None);
-        assert!(rules("ACTION==\"add\", NAME=\"x\"")[0].obsolete(&vfs).is_none());
+        assert!(rules("ACTION==\"add\", NAME=\"x\"")[0].obsolete(&seen(&vfs)).is_none());
+    }
+
+    #[test]
+    fn a_rule_is_about_vfs_if_one_could_fit_it() {
+        for other in [
+            "ENV{INTERFACE}==\"vboxnet[0-9]*\", MARK",
+            "KERNEL==\"virbr*|vnet*\", MARK",
+            "ATTR{address}==\"00:50:56:*\", MARK",
+            "ENV{DEVTYPE}==\"gadget\", MARK",
+            "ENV{ID_NET_DRIVER}==\"veth\", ENV{INTERFACE}!=\"eth[0-9]*\", MARK",
+            "SUBSYSTEM!=\"net\", MARK",
+            "ACTION==\"remove\", MARK",
+            "SUBSYSTEMS==\"usb\", MARK",
+            "ENV{INTERFACE}!=\"enP*\", MARK",
+        ] {
+            assert!(!means(other), "{other}");
+        }
+        for vfs in [
+            "ENV{INTERFACE}==\"eth*|enP*\", MARK",
+            "ENV{ID_NET_DRIVER}!=\"hv_netvsc\", MARK",
+            "ATTR{address}==\"7c:1e:52:*\", ENV{DEVTYPE}!=\"?*\", MARK",
+            "DRIVERS==\"hv_pci\", ENV{NOBODY_KNOWS}==\"1\", MARK",
+            // Meant for VFs, whichever drivers they have.
+            "ENV{ID_NET_DRIVER}==\"mlx4_en|mana\", MARK",
+        ] {
+            assert!(means(vfs), "{vfs}");
+        }
+    }
+
+    #[test]
+    fn what_jumps_over_a_rule_is_a_condition_of_it() {
+        let file = |guard: &str| {
+            format!("{guard}, GOTO=\"end\"\nDRIVERS==\"hv_pci\", {MARK}\nLABEL=\"end\"")
+        };
+        let vfs = seen(&["mlx5_core"]);
+        let flagged = file("ATTR{flags}!=\"0x?[89ABCDEF]??\"");
+        assert_eq!(marking(&flagged).obsolete(&vfs), None);
+        let add = file("ACTION!=\"add\"");
+        assert_eq!(marking(&add).obsolete(&vfs), Some(Obsolete::AddOnly));
+        let several = file("SUBSYSTEM==\"net\", ACTION!=\"add\"");
+        assert_eq!(marking(&several).obsolete(&vfs), Some(Obsolete::AddOnly));
+        let list = file("ENV{ID_NET_DRIVER}!=\"mana\"").replace("hv_pci", "?*");
+        assert_eq!(marking(&list).obsolete(&seen(&["mana"])), Some(Obsolete::BusAlone));
+        for over in
+            ["SUBSYSTEM==\"net\"", "ENV{INTERFACE}==\"enP*\"", "ENV{ID_NET_DRIVER}!=\"veth\""]
+        {
+            assert!(!means(&file(over).replace(MARK, "MARK")), "{over}");
+        }
+        // Whether a program succeeds is not known, and a jump to a label that is not there is none.
+        for unknown in ["PROGRAM=\"/bin/x\"", "TEST==\"/run/x\"", "IMPORT{program}=\"/bin/x\""] {
+            assert!(means(&file(unknown).replace(MARK, "MARK")), "{unknown}");
+        }
+        assert!(means("SUBSYSTEM==\"net\", GOTO=\"nowhere\"\nMARK"));
+        assert!(means("LABEL=\"back\"\nMARK\nSUBSYSTEM==\"net\", GOTO=\"back\""));
     }
 }

@@ -133,7 +133,20 @@ pub const HEALTHY: &[Healthy] = &[
     ("uio_bound", kinds::uio_bound),
     ("without_hyperv", Guest::without_hyperv),
     ("managed_well", managed_well),
+    ("guarded_rule", guarded_rule),
 ];
+
+/// A rule that finds VFs by what it jumps over, not by what it asks itself.
+fn guarded_rule() -> Guest {
+    let (guest, _) = azure();
+    guest.write(
+        &format!("{RULES}/10-azure-unmanaged-sriov.rules"),
+        "SUBSYSTEM!=\"net\", GOTO=\"end\"\nACTION==\"remove\", GOTO=\"end\"\n\
+         ATTR{flags}!=\"0x?[89ABCDEF]??\", GOTO=\"end\"\n\
+         DRIVERS==\"hv_pci\", ENV{NM_UNMANAGED}=\"1\"\nLABEL=\"end\"",
+    );
+    guest
+}
 
 /// Managers run, and each has been told to leave the VF alone, by another means each.
 fn managed_well() -> Guest {

@@ -65,6 +65,16 @@ pub const GOOD_RULE: &str = "SUBSYSTEM==\"net\", ENV{ID_NET_DRIVER}==\"mana|mlx4
     ATTR{flags}==\"0x?[89ABCDEF]??\", ENV{AZURE_UNMANAGED_SRIOV}=\"1\", \
     ENV{ID_NET_MANAGED_BY}=\"unmanaged\", ENV{NM_UNMANAGED}=\"1\"";
 
+/// What NetworkManager itself marks: interfaces of other hypervisors, pairs of veth, gadgets; never a VF.
+pub const NETWORK_MANAGERS_RULES: &str = "SUBSYSTEM!=\"net\", GOTO=\"others_end\"\n\
+    ACTION!=\"add|change|move\", GOTO=\"others_end\"\n\
+    ENV{INTERFACE}==\"vboxnet[0-9]*\", ENV{NM_UNMANAGED}=\"1\"\n\
+    ATTR{address}==\"00:50:56:*\", ENV{INTERFACE}==\"vmnet[0-9]*\", ENV{NM_UNMANAGED}=\"1\"\n\
+    ATTR{address}==\"00:1c:42:*\", ENV{INTERFACE}==\"vnic[0-9]*\", ENV{NM_UNMANAGED}=\"1\"\n\
+    ENV{ID_NET_DRIVER}==\"veth\", ENV{INTERFACE}!=\"eth[0-9]*\", ENV{NM_UNMANAGED}=\"1\"\n\
+    ENV{DEVTYPE}==\"gadget\", ENV{NM_UNMANAGED}=\"1\"\n\
+    LABEL=\"others_end\"";
+
 impl Guest {
     /// A guest with a VMBus and nothing on it, up for two hours, whose log goes back to its boot.
     pub fn new() -> Self {
@@ -110,6 +120,7 @@ impl Guest {
         self.write("proc/sys/net/core/default_qdisc", "pfifo_fast");
         self.modules(&["hv_netvsc", "pci-hyperv", "mlx4_en", "mlx5_core", "mana", "ixgbevf"]);
         self.write("usr/lib/udev/rules.d/10-azure-unmanaged-sriov.rules", GOOD_RULE);
+        self.write("usr/lib/udev/rules.d/85-nm-unmanaged.rules", NETWORK_MANAGERS_RULES);
     }
 
     /// The modules that the kernel has on disk.
