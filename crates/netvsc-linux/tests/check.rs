@@ -5,7 +5,7 @@ mod guest;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guest::complaints::{COMPLAINTS, Complaint, Expected};
+use guest::complaints::{COMPLAINTS, Complaint, Expected, networkd};
 use guest::faults::{HEALTHY, OTHERS};
 use guest::{Guest, kinds};
 use netvsc_linux::check::{self, Label, Report, Severity};
@@ -156,6 +156,72 @@ fn every_finding_says_on_what_it_rests_and_what_to_do() {
                 assert!(!step.to_string().is_empty());
             }
         }
+    }
+}
+
+/// Does what a fix would write, and has managers forget what they said before.
+fn mend(guest: &Guest, fix: &check::Fix) {
+    for step in &fix.steps {
+        let check::Step::File { path, contents, .. } = step else { continue };
+        guest.write(path.trim_start_matches('/'), contents.trim_end());
+    }
+    for states in ["run/systemd/netif/links", "run/NetworkManager/devices"] {
+        if guest.path(states).exists() {
+            guest.remove(states);
+            guest.folder(states);
+        }
+    }
+}
+
+#[test]
+fn what_a_fix_writes_satisfies_the_check_that_asked_for_it() {
+    let mut mended: BTreeMap<&str, u32> = BTreeMap::new();
+    let builds = COMPLAINTS.iter().map(|complaint| complaint.build);
+    for build in builds.chain(OTHERS.iter().map(|other| other.1)) {
+        for finding in report(&build()).findings {
+            let files = finding.fix.steps.iter().all(|s| matches!(s, check::Step::File { .. }));
+            if finding.fix.steps.is_empty() || !files {
+                continue;
+            }
+            let guest = build();
+            mend(&guest, &finding.fix);
+            let left = report(&guest);
+            let again =
+                left.findings.iter().find(|f| (f.id, &f.subject) == (finding.id, &finding.subject));
+            assert_eq!(again, None, "mended by {:?}", finding.fix.steps);
+            *mended.entry(finding.id).or_default() += 1;
+        }
+    }
+    assert_eq!(
+        mended.into_keys().collect::<Vec<_>>(),
+        ["own.manager", "own.rule-old", "sys.networkd"]
+    );
+}
+
+#[test]
+fn which_systemd_forgets_is_told_by_what_follows_a_dot() {
+    let of = |version: &str| {
+        let mut guest = Guest::new();
+        let pair = kinds::one(&mut guest);
+        networkd(&guest, version, pair.port.index, "unmanaged");
+        guest.write("etc/systemd/network/80-all.network", "[Match]\nName=*\n[Network]\nDHCP=yes");
+        report(&guest)
+    };
+    for old in ["249", "256-3.el10", "257.4-1.fc42"] {
+        let wanted = expected(&[("sys.networkd", "warn", "systemd-networkd")]);
+        assert_eq!(rows(&of(old)), wanted, "{old}");
+    }
+    for new in ["257.7-1.fc42", "258~rc2", "258.1"] {
+        assert_eq!((rows(&of(new)), of(new).undecided), (BTreeSet::new(), Vec::new()), "{new}");
+    }
+    for unknown in ["257", "257-9.el10_0.1"] {
+        let report = of(unknown);
+        let undecided: Vec<_> = report.undecided.iter().map(|undecided| undecided.id).collect();
+        assert_eq!(
+            (rows(&report), undecided),
+            (BTreeSet::new(), vec!["sys.networkd"]),
+            "{unknown}"
+        );
     }
 }
 

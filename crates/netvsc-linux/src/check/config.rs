@@ -50,6 +50,23 @@ pub(super) fn fits(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|c| *c == '*')
 }
 
+/// Whether a word passes a list of patterns as systemd reads them: none after a `!` may fit, and one of the others has to, if
+/// there are others. What has no such word passes a list of exceptions only.
+pub(super) fn passes(patterns: &[String], word: Option<&str>) -> bool {
+    let mut wanted = false;
+    let mut found = false;
+    for pattern in patterns {
+        let excepted = pattern.strip_prefix('!');
+        let fits = word.is_some_and(|word| fits(excepted.unwrap_or(pattern), word));
+        match excepted {
+            Some(_) if fits => return false,
+            Some(_) => {}
+            None => (wanted, found) = (true, found || fits),
+        }
+    }
+    found || !wanted
+}
+
 /// How much of a pattern one character takes; none if it does not fit.
 fn one(pattern: &[char], c: char) -> Option<usize> {
     match *pattern.first()? {
@@ -110,6 +127,18 @@ mod tests {
         {
             assert!(!fits(pattern, name), "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn patterns_after_an_exclamation_mark_are_exceptions() {
+        let passes = |patterns: &str, word| {
+            let patterns: Vec<_> = patterns.split_whitespace().map(str::to_owned).collect();
+            passes(&patterns, word)
+        };
+        assert!(passes("eth* en*", Some("enP1s1")) && passes("!lo !veth*", Some("enP1s1")));
+        assert!(passes("e* !eth0", Some("eth1")) && passes("", Some("eth0")));
+        assert!(passes("!*", None) && !passes("!*", Some("bridge")) && !passes("vlan", None));
+        assert!(!passes("e* !eth0", Some("eth0")) && !passes("!lo", Some("lo")));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod config;
 mod finding;
 mod fix;
 mod guest;
+mod manager;
 mod marks;
 mod name;
 mod obs;

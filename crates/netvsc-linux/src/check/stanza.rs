@@ -3,7 +3,8 @@
 
 use netvsc::mac::MacAddress;
 
-use super::config::{fits, ini, unquoted};
+use super::config::{fits, ini, passes, unquoted};
+use super::guest::net_driver;
 use super::rules;
 use crate::inventory::{ConfigFile, ConfigKind, Function, NetDevice};
 
@@ -12,12 +13,18 @@ use crate::inventory::{ConfigFile, ConfigKind, Function, NetDevice};
 pub(super) struct Stanza {
     pub(super) kind: ConfigKind,
     pub(super) path: String,
-    /// Names of the interfaces that are meant, or patterns of them.
+    /// Names of the interfaces that are meant, or patterns of them; with a `!` before it one that is not meant, here and below.
     pub(super) names: Vec<String>,
     /// Their MACs.
     pub(super) macs: Vec<MacAddress>,
     /// Their drivers, or patterns of them.
     pub(super) drivers: Vec<String>,
+    /// What they sit on (`ID_PATH`).
+    paths: Vec<String>,
+    /// Their types, as systemd calls them: `ether`, `loopback`.
+    types: Vec<String>,
+    /// What made them, if software did: `bridge`, `veth`.
+    kinds: Vec<String>,
     /// Properties that they have in the udev database.
     pub(super) properties: Vec<(String, String)>,
     /// Whether they are to be left alone.
@@ -36,6 +43,9 @@ impl Stanza {
             names: Vec::new(),
             macs: Vec::new(),
             drivers: Vec::new(),
+            paths: Vec::new(),
+            types: Vec::new(),
+            kinds: Vec::new(),
             properties: Vec::new(),
             unmanaged: false,
             wants_name: None,
@@ -44,36 +54,47 @@ impl Stanza {
     }
 
     fn says_anything(&self) -> bool {
-        !(self.names.is_empty()
-            && self.macs.is_empty()
-            && self.drivers.is_empty()
-            && self.properties.is_empty())
+        let lists = [&self.names, &self.drivers, &self.paths, &self.types, &self.kinds];
+        lists.iter().any(|list| !list.is_empty())
+            || !(self.macs.is_empty() && self.properties.is_empty())
     }
 
     /// Whether it names a MAC and nothing that tells a synthetic NIC from its VF.
     pub(super) fn by_mac_alone(&self) -> bool {
-        !self.macs.is_empty() && self.drivers.is_empty() && self.properties.is_empty()
+        !self.macs.is_empty()
+            && self.drivers.is_empty()
+            && self.paths.is_empty()
+            && self.properties.is_empty()
     }
 
     /// Whether an interface is meant. A stanza that says nothing means nobody.
     pub(super) fn means(&self, link: &NetDevice, function: Option<&Function>) -> bool {
-        let name = |pattern: &String| {
-            let told = link.told.iter().flat_map(|told| &told.altnames);
-            fits(pattern, &link.name) || told.into_iter().any(|other| fits(pattern, other))
-        };
+        let told = link.told.as_ref();
+        let altnames = told.iter().flat_map(|told| &told.altnames).map(String::as_str);
+        let mut names = std::iter::once(link.name.as_str()).chain(altnames);
         let mac = |mac: &MacAddress| link.permanent == Some(*mac) || link.mac == Some(*mac);
-        let driver = link
-            .property("ID_NET_DRIVER")
-            .or_else(|| function.and_then(|function| function.driver.as_deref()));
         let property = |(key, value): &(String, String)| {
-            link.property(key).is_some_and(|found| fits(value, found))
+            let has = |key| link.property(key).is_some_and(|found| fits(value, found));
+            key.strip_prefix('!').map_or_else(|| has(key), |key| !has(key))
         };
         self.says_anything()
-            && (self.names.is_empty() || self.names.iter().any(name))
+            && names.any(|name| passes(&self.names, Some(name)))
             && (self.macs.is_empty() || self.macs.iter().any(mac))
-            && (self.drivers.is_empty()
-                || driver.is_some_and(|driver| self.drivers.iter().any(|d| fits(d, driver))))
+            && passes(&self.drivers, net_driver(link, function))
+            && passes(&self.paths, link.property("ID_PATH"))
+            && passes(&self.types, type_of(link))
+            && passes(&self.kinds, told.and_then(|told| told.made.as_deref()))
             && self.properties.iter().all(property)
+    }
+}
+
+/// What systemd calls the type of an interface, of those that sit on a device.
+fn type_of(link: &NetDevice) -> Option<&'static str> {
+    match link.kind? {
+        1 => Some("ether"),
+        32 => Some("infiniband"),
+        772 => Some("loopback"),
+        _ => None,
     }
 }
 
@@ -100,21 +121,36 @@ fn macs(value: &str) -> impl Iterator<Item = MacAddress> {
     value.split_whitespace().filter_map(|word| word.replace('-', ":").parse().ok())
 }
 
+/// Adds a list of patterns to what a file of systemd has said before. A `!` at its head is for all of it, and an empty list takes
+/// back what was said.
+fn patterns(list: &mut Vec<String>, value: &str) {
+    if value.is_empty() {
+        list.clear();
+    }
+    let (not, value) = value.strip_prefix('!').map_or(("", value), |value| ("!", value));
+    list.extend(words(value).map(|word| format!("{not}{word}")));
+}
+
 fn systemd(file: &ConfigFile) -> Stanza {
     let mut stanza = Stanza::new(file);
     for (section, key, value) in ini(&file.text) {
         match (section, key) {
-            ("Match", "Name" | "OriginalName") => stanza.names.extend(words(value)),
+            ("Match", "Name" | "OriginalName") => patterns(&mut stanza.names, value),
             ("Match", "MACAddress" | "PermanentMACAddress") => stanza.macs.extend(macs(value)),
-            ("Match", "Driver") => stanza.drivers.extend(words(value)),
-            // What else tells a synthetic NIC from a VF.
-            ("Match", "Path" | "Type" | "Kind") => {
-                stanza.drivers.extend(words(value).filter(|_| key == "Path"));
+            ("Match", "Driver") => patterns(&mut stanza.drivers, value),
+            ("Match", "Path") => patterns(&mut stanza.paths, value),
+            ("Match", "Type") => patterns(&mut stanza.types, value),
+            ("Match", "Kind") => patterns(&mut stanza.kinds, value),
+            // Only radios have these, and no software makes what sits on a bus.
+            ("Match", "WLANInterfaceType" | "SSID" | "BSSID") => stanza.kinds.push("wlan".into()),
+            ("Match", "Property") => {
+                let (not, value) =
+                    value.strip_prefix('!').map_or(("", value), |value| ("!", value));
+                stanza.properties.extend(words(value).filter_map(|word| {
+                    let (key, value) = word.split_once('=')?;
+                    Some((format!("{not}{}", unquoted(key)), unquoted(value).to_owned()))
+                }));
             }
-            ("Match", "Property") => stanza.properties.extend(words(value).filter_map(|word| {
-                let (key, value) = word.split_once('=')?;
-                Some((unquoted(key).to_owned(), unquoted(value).to_owned()))
-            })),
             ("Link", "Unmanaged") => {
                 stanza.unmanaged = matches!(value, "yes" | "true" | "1" | "on");
             }
@@ -284,6 +320,7 @@ fn matched(stanza: &mut Stanza, key: &str, value: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inventory::SoftKind;
 
     fn of(kind: ConfigKind, text: &str) -> Vec<Stanza> {
         read(&ConfigFile { kind, path: "/file".into(), text: text.into() })
@@ -317,6 +354,47 @@ mod tests {
         assert!(stanza.by_mac_alone());
         assert_eq!((stanza.wants_name.as_deref(), stanza.mtu), (Some("lan0"), Some(9000)));
         assert!(of(ConfigKind::Network, "[Network]\nDHCP=yes").is_empty());
+        let text = format!("[Match]\nMACAddress={MAC}\nType=ether\n[Link]\nName=lan0");
+        assert!(of(ConfigKind::Link, &text)[0].by_mac_alone(), "a VF is Ethernet as well");
+    }
+
+    #[test]
+    fn files_of_systemd_mean_who_passes_all_their_lists() {
+        let udev = [("ID_NET_DRIVER", "mlx5_core"), ("ID_PATH", "acpi-VMBUS:01-pci-927a:00:02.0")];
+        let udev = udev.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let vf = NetDevice {
+            kind: Some(1),
+            udev: Some(udev.into()),
+            ..NetDevice::software(3, "enP37498s1".into(), SoftKind::Other)
+        };
+        let means = |section: &str| {
+            let stanzas = of(ConfigKind::Network, &format!("[Match]\n{section}"));
+            stanzas.first().is_some_and(|stanza| stanza.means(&vf, None))
+        };
+        for section in [
+            "Type=ether",
+            "Name=!lo",
+            "Name=*\nType=!loopback bridge tunnel\nDriver=!veth dummy",
+            "Name=eth0\nName=\nName=en*",
+            "Kind=!*",
+            "Path=*-pci-*",
+            "Property=!NETVSC_ROLE=vf",
+        ] {
+            assert!(means(section), "{section}");
+        }
+        for section in [
+            "",
+            "Type=wlan loopback",
+            "Type=!ether",
+            "Kind=bridge",
+            "Name=e*\nDriver=!mlx*",
+            "Name=!lo enP*",
+            "Path=platform-*",
+            "Property=!ID_NET_DRIVER=mlx5_core",
+            "Type=ether\nSSID=home",
+        ] {
+            assert!(!means(section), "{section}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::Check;
 use super::finding::{Finding, Label, Outcome, Severity};
 use super::fix::Fix;
 use super::guest::Guest;
+use super::manager;
 use crate::inventory::{ConfigKind, Function, MODULES, Manager};
 use crate::relation::VfPort;
 
@@ -127,10 +128,16 @@ fn marked_late(guest: &Guest<'_>, port: &VfPort<'_>) -> bool {
     asks && slave && port.link.udev.is_some() && port.link.property("NM_UNMANAGED").is_none()
 }
 
-/// Major and minor number of a release.
+/// The number that a text begins with, and what follows it.
+fn number(text: &str) -> Option<(u32, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    Some((text[..end].parse().ok()?, &text[end..]))
+}
+
+/// Major and minor number of a release. What follows a hyphen is the distribution's: `257-9.el10` has no minor number.
 fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    let (major, rest) = number(release)?;
+    Some((major, number(rest.strip_prefix('.')?)?.0))
 }
 
 fn kernel(guest: &Guest<'_>, out: &mut Outcome) {
@@ -160,54 +167,57 @@ fn kernel(guest: &Guest<'_>, out: &mut Outcome) {
 
 /// Major number of systemd.
 pub(super) fn systemd_major(guest: &Guest<'_>) -> Option<u32> {
-    let version = guest.snapshot.machine.systemd.as_deref()?;
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    Some(number(guest.snapshot.machine.systemd.as_deref()?)?.0)
+}
+
+/// Whether a systemd forgets what udev says of an interface; the reason if that is not known.
+fn forgets(guest: &Guest<'_>) -> Result<bool, &'static str> {
+    let unknown = "the version of systemd is not known";
+    let found = guest.snapshot.machine.systemd.as_deref().ok_or(unknown)?;
+    match (version(found), systemd_major(guest)) {
+        (Some(found), _) => Ok(found < (257, 7)),
+        (None, Some(257)) => Err("systemd is 257, and which 257 is not known"),
+        (None, Some(major)) => Ok(major < 257),
+        (None, None) => Err(unknown),
+    }
 }
 
 fn networkd(guest: &Guest<'_>, out: &mut Outcome) {
-    let runs = guest.snapshot.machine.managers.contains(&Manager::Networkd);
-    let Some(port) = guest.vfs().next().filter(|_| runs) else { return };
-    // What a file says is not forgotten.
-    let excluded = guest.vfs().all(|port| {
-        guest.stanzas().iter().any(|stanza| {
-            stanza.kind == ConfigKind::Network
-                && stanza.unmanaged
-                && stanza.means(port.link, Some(port.function))
-        })
-    });
-    if excluded {
+    if !guest.snapshot.machine.managers.contains(&Manager::Networkd) {
         return;
     }
-    let Some(found) = guest.snapshot.machine.systemd.as_deref() else {
-        return out.undecided("the version of systemd is not known");
-    };
-    let good = match version(found) {
-        Some(found) => found >= (257, 7),
-        None => match systemd_major(guest) {
-            Some(257) => {
-                return out.undecided("systemd is 257, and which 257 is not known");
-            }
-            Some(major) => major > 257,
-            None => return out.undecided("the version of systemd is not known"),
-        },
-    };
-    if good {
+    // What a file says is not forgotten, and a VF that no file means is not touched.
+    let file = |port| manager::network_file(guest, port).filter(|stanza| !stanza.unmanaged);
+    let vfs = guest.vfs().filter(|port| port.link.kind.is_none_or(|kind| kind == 1));
+    let meant: Vec<_> = vfs.filter_map(|port| Some((port, file(port)?))).collect();
+    if meant.is_empty() {
+        if let Some(reason) = guest.unreadable(&[ConfigKind::Network]) {
+            out.undecided(reason);
+        }
         return;
     }
-    let driver = port.function.driver.as_deref().unwrap_or("mlx5_core");
-    let path = "/etc/systemd/network/00-netvsc-vfs.network";
-    let contents = format!(
-        "[Match]\nProperty=ID_NET_MANAGED_BY=unmanaged\nDriver={driver}\n\n[Link]\nUnmanaged=yes\n"
-    );
+    match forgets(guest) {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(reason) => return out.undecided(reason),
+    }
+    let found = guest.snapshot.machine.systemd.as_deref().unwrap_or("unknown");
     let text = format!(
         "systemd {found} runs systemd-networkd, which may forget at a reload that VFs are not its own"
     );
-    let finding = Finding::new(Severity::Warn, "systemd-networkd", text)
+    let mut finding = Finding::new(Severity::Warn, "systemd-networkd", text)
         .because(format!("version {found}"), Label::File, "/usr/lib/systemd/libsystemd-shared-*.so")
-        .because("systemd-networkd runs", Label::State, "/run/systemd/netif")
-        .fix(Fix::safe(
-            format!("write {path}, or update to 257.7"),
-            vec![guest.file(path, contents)],
-        ));
-    out.find(finding);
+        .because("systemd-networkd runs", Label::State, "/run/systemd/netif");
+    for (port, stanza) in &meant {
+        let fact = format!("this file means {}", port.link.name);
+        finding = finding.because(fact, Label::Config, stanza.path.clone());
+    }
+    let ports: Vec<_> = meant.iter().map(|(port, _)| *port).collect();
+    let (paths, steps): (Vec<_>, Vec<_>) = manager::unmanage_all(guest, &ports).into_iter().unzip();
+    let words = if paths.is_empty() {
+        "update systemd to 257.7".to_owned()
+    } else {
+        format!("write {}, then networkctl reload; or update systemd to 257.7", paths.join(", "))
+    };
+    out.find(finding.fix(Fix::safe(words, steps)));
 }

@@ -23,6 +23,7 @@ pub const VF: &str = "enP37498s1";
 const OLD_RULE: &str =
     "SUBSYSTEM==\"net\", ACTION==\"add\", DRIVERS==\"hv_pci\", ENV{NM_UNMANAGED}=\"1\"";
 pub const RULES: &str = "usr/lib/udev/rules.d";
+pub const NETWORK: &str = "etc/systemd/network";
 
 /// An accelerated pair on Azure.
 pub fn azure() -> (Guest, Pair) {
@@ -57,7 +58,7 @@ pub fn networkd(guest: &Guest, version: &str, index: u32, state: &str) {
 }
 
 /// What udev keeps of a VF that no rule has marked.
-fn unmarked(guest: &Guest, pair: &Pair) {
+pub fn unmarked(guest: &Guest, pair: &Pair) {
     guest.udev(pair.port.index, &[("ID_NET_DRIVER", "mlx5_core"), ("ID_NET_NAME_SLOT", VF)]);
 }
 
@@ -100,6 +101,10 @@ pub const COMPLAINTS: &[Complaint] = &[
         build: || {
             let (guest, pair) = azure();
             networkd(&guest, "257.4-1.fc42", pair.port.index, "configured");
+            guest.write(
+                &format!("{NETWORK}/20-wired.network"),
+                "[Match]\nName=e*\n[Network]\nDHCP=yes",
+            );
             lease(&guest, &pair);
             guest
         },

@@ -1,6 +1,8 @@
 //! Guests with faults that no complaint is about, and guests in which nothing is wrong.
 
-use super::complaints::{Expected, MAC, RULES, VF, azure, network_manager, networkd, waiting};
+use super::complaints::{
+    Expected, MAC, NETWORK, RULES, VF, azure, network_manager, networkd, unmarked, waiting,
+};
 use super::kernel::{PARENT, PERM_ADDRESS, mac};
 use super::{GOOD_RULE, Guest, MLX5, kinds};
 
@@ -34,7 +36,54 @@ pub const OTHERS: &[Fault] = &[
         no_vpci_driver,
         &[("pair.assoc-no-vf", "critical", "eth0"), ("sys.module", "warn", "pci_hyperv")],
     ),
+    ("meant_by_type", || meant("Type=ether"), MEANT),
+    ("meant_by_exception", || meant("Name=!lo"), MEANT),
+    (
+        "meant_with_all",
+        || meant("Name=*\nType=!loopback bridge tunnel vxlan wireguard\nDriver=!veth dummy"),
+        MEANT,
+    ),
+    ("excepted_too_late", excepted_too_late, MEANT),
+    (
+        "two_meant",
+        two_meant,
+        &[
+            ("own.manager", "warn", "enP37498s1np0"),
+            ("own.manager", "warn", "enP6757s2np0"),
+            ("sys.networkd", "warn", "systemd-networkd"),
+        ],
+    ),
 ];
+
+const MEANT: Expected =
+    &[("own.manager", "warn", VF), ("sys.networkd", "warn", "systemd-networkd")];
+
+/// systemd-networkd runs and has said nothing yet, and a file of its own means a VF that no rule has marked.
+fn meant(section: &str) -> Guest {
+    let (guest, pair) = azure();
+    unmarked(&guest, &pair);
+    guest.remove(&format!("{RULES}/10-azure-unmanaged-sriov.rules"));
+    networkd(&guest, "252", pair.nic.index, "configured");
+    let text = format!("[Match]\n{section}\n[Network]\nDHCP=yes");
+    guest.write(&format!("{NETWORK}/80-dhcp.network"), &text);
+    guest
+}
+
+/// The file that excepts the VF comes after the one that means it, and the first by name is the one that counts.
+fn excepted_too_late() -> Guest {
+    let guest = meant("Name=en*");
+    let text = "[Match]\nDriver=mlx5_core\n[Link]\nUnmanaged=yes";
+    guest.write(&format!("{NETWORK}/99-vf.network"), text);
+    guest
+}
+
+/// A file for all interfaces means both VFs, and this systemd does not know the mark.
+fn two_meant() -> Guest {
+    let guest = kinds::azure_mlx5();
+    networkd(&guest, "252", 2, "configured");
+    guest.write(&format!("{NETWORK}/80-dhcp.network"), "[Match]\nName=*\n[Network]\nDHCP=yes");
+    guest
+}
 
 fn vf_elsewhere() -> Guest {
     let guest = kinds::vf_in_namespace();
@@ -134,7 +183,27 @@ pub const HEALTHY: &[Healthy] = &[
     ("without_hyperv", Guest::without_hyperv),
     ("managed_well", managed_well),
     ("guarded_rule", guarded_rule),
+    ("ubuntu_22", || ubuntu("249", false)),
+    ("ubuntu_24", || ubuntu("255", true)),
 ];
+
+/// Ubuntu as it comes: netplan wrote files for the NIC, and none that means the VF, marked or not.
+fn ubuntu(version: &str, marked: bool) -> Guest {
+    let (guest, pair) = azure();
+    if !marked {
+        unmarked(&guest, &pair);
+        guest.remove(&format!("{RULES}/10-azure-unmanaged-sriov.rules"));
+    }
+    networkd(&guest, version, pair.port.index, "unmanaged");
+    networkd(&guest, version, pair.nic.index, "configured");
+    let matches = format!("[Match]\nDriver=hv_netvsc\nPermanentMACAddress={MAC}\n");
+    guest.write(
+        "run/systemd/network/10-netplan-eth0.network",
+        &format!("{matches}[Network]\nDHCP=ipv4"),
+    );
+    guest.write("run/systemd/network/10-netplan-eth0.link", &format!("{matches}[Link]\nName=eth0"));
+    guest
+}
 
 /// A rule that finds VFs by what it jumps over, not by what it asks itself.
 fn guarded_rule() -> Guest {
