@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guest::complaints::{COMPLAINTS, Complaint, Expected, networkd};
 use guest::faults::{HEALTHY, OTHERS};
-use guest::{Guest, kinds};
+use guest::{Guest, faults, kinds};
 use netvsc_linux::check::{self, Label, Report, Severity};
 use netvsc_linux::inventory::{Depth, take};
 use netvsc_linux::relation::Relations;
@@ -196,6 +196,20 @@ fn what_a_fix_writes_satisfies_the_check_that_asked_for_it() {
         mended.into_keys().collect::<Vec<_>>(),
         ["own.manager", "own.rule-old", "sys.networkd"]
     );
+}
+
+#[test]
+fn a_vf_that_was_set_down_is_named_and_set_up() {
+    let report = report(&faults::vf_down());
+    let [finding] = report.findings.as_slice() else { panic!("{report:?}") };
+    assert_eq!(
+        finding.text,
+        "enP37498s1, the VF of eth0, is down, and frames go the synthetic way"
+    );
+    assert!(finding.evidence.iter().any(|evidence| evidence.fact == "VF is down"));
+    assert_eq!(finding.since.map(|since| since.as_secs()), Some(900));
+    let steps: Vec<_> = finding.fix.steps.iter().map(ToString::to_string).collect();
+    assert_eq!(steps, ["ip link set dev enP37498s1 up"]);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use super::finding::{Finding, Label, Outcome, Severity};
 use super::fix::{Fix, Step};
 use super::guest::{self, Guest};
 use super::pair::rebind;
-use crate::inventory::{LogEvent, Source, Subject};
-use crate::relation::switches;
+use crate::inventory::{LogEvent, NetDevice, Source, Subject};
+use crate::relation::{VfPort, switches};
 
 pub(super) const CHECKS: [Check; 3] = [
     Check::new(
@@ -37,7 +37,10 @@ fn synthetic(guest: &Guest<'_>, out: &mut Outcome) {
             out.undecided(guest.no_log().unwrap_or("the kernel log is silent about the path"));
             continue;
         };
-        if path != Path::Synthetic || port.link.is_up() == Some(false) {
+        // The kernel opens a VF with its NIC: one that is down below a NIC that is up was set down by somebody.
+        let down = port.link.is_up() == Some(false);
+        let unwanted = down && nic.link.and_then(NetDevice::is_up) != Some(true);
+        if path != Path::Synthetic || unwanted {
             continue;
         }
         // Since the join, if the path was never another one.
@@ -55,24 +58,37 @@ fn synthetic(guest: &Guest<'_>, out: &mut Outcome) {
         } else {
             continue;
         };
-        let name = nic.name();
-        let text = format!(
-            "{name} and {} are joined, and frames still go the synthetic way",
-            port.link.name
+        let (name, vf) = (nic.name(), &port.link.name);
+        let text = if down {
+            format!("{vf}, the VF of {name}, is down, and frames go the synthetic way")
+        } else {
+            format!("{name} and {vf} are joined, and frames still go the synthetic way")
+        };
+        let mut finding = Finding::new(severity, name, text).because(
+            "joined",
+            Label::Pair(Source::Link),
+            format!("{}/master", port.link.path),
         );
-        let steps = guest::name(port.link).map(|link| {
-            vec![Step::Up { link: link.clone(), up: false }, Step::Up { link, up: true }]
-        });
-        let finding = Finding::new(severity, name, text)
-            .because("joined", Label::Pair(Source::Link), format!("{}/master", port.link.path))
-            .logged("no switch to the VF since then")
-            .since(Some(since))
-            .fix(Fix::safe(
-                "set the VF down and up, so that the kernel asks the host again",
-                steps.unwrap_or_default(),
-            ));
-        out.find(finding);
+        if down {
+            let path = format!("{}/flags", port.link.path);
+            finding = finding.because("VF is down", Label::Sysfs, path);
+        }
+        let finding = finding.logged("no switch to the VF since then").since(Some(since));
+        out.find(finding.fix(up(port, down)));
     }
+}
+
+/// Has the kernel ask the host for the VF's path, which it does when a VF goes up.
+fn up(port: &VfPort<'_>, down: bool) -> Fix {
+    let vf = &port.link.name;
+    let words = if down {
+        format!("ip link set dev {vf} up, and find out who set it down")
+    } else {
+        "set the VF down and up, so that the kernel asks the host again".to_owned()
+    };
+    let states: &[bool] = if down { &[true] } else { &[false, true] };
+    let step = |up: &bool| Some(Step::Up { link: guest::name(port.link)?, up: *up });
+    Fix::safe(words, states.iter().filter_map(step).collect())
 }
 
 fn frozen(guest: &Guest<'_>, out: &mut Outcome) {

@@ -43,6 +43,7 @@ pub const OTHERS: &[Fault] = &[
         || meant("Name=*\nType=!loopback bridge tunnel vxlan wireguard\nDriver=!veth dummy"),
         MEANT,
     ),
+    ("vf_down", vf_down, &[("path.synthetic", "critical", "eth0")]),
     ("excepted_too_late", excepted_too_late, MEANT),
     (
         "two_meant",
@@ -66,6 +67,22 @@ fn meant(section: &str) -> Guest {
     networkd(&guest, "252", pair.nic.index, "configured");
     let text = format!("[Match]\n{section}\n[Network]\nDHCP=yes");
     guest.write(&format!("{NETWORK}/80-dhcp.network"), &text);
+    guest
+}
+
+/// Somebody set the VF down, and the kernel went back to the synthetic path.
+pub fn vf_down() -> Guest {
+    let (mut guest, pair) = azure();
+    guest.write(&format!("{}/flags", pair.port.net), "0x1802");
+    guest.write(&format!("{}/operstate", pair.port.net), "down");
+    guest.say_nic(900_000, &pair.nic, "Data path switched from VF: enP37498s1");
+    guest
+}
+
+/// Its NIC is down as well, and so the VF has to be.
+fn both_down() -> Guest {
+    let guest = vf_down();
+    guest.write("sys/class/net/eth0/flags", "0x1002");
     guest
 }
 
@@ -183,6 +200,7 @@ pub const HEALTHY: &[Healthy] = &[
     ("without_hyperv", Guest::without_hyperv),
     ("managed_well", managed_well),
     ("guarded_rule", guarded_rule),
+    ("both_down", both_down),
     ("ubuntu_22", || ubuntu("249", false)),
     ("ubuntu_24", || ubuntu("255", true)),
 ];
