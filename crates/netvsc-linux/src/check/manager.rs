@@ -1,5 +1,7 @@
 //! Whether the managers of networks leave VFs alone, each by its own means.
 
+use std::collections::BTreeMap;
+
 use netvsc::mac::MacAddress;
 
 use super::config::{fits, ini};
@@ -90,32 +92,64 @@ fn network_manager(guest: &Guest<'_>, port: &VfPort<'_>) -> Verdict {
     Some((fact, Label::Inferred, "/etc/NetworkManager".into()))
 }
 
-/// Whether `unmanaged-devices=` of a file names a VF.
+/// Whether a file of NetworkManager's has it leave a VF alone: by `unmanaged-devices=`, or by a section for devices.
 fn leaves_alone(file: &ConfigFile, port: &VfPort<'_>) -> bool {
-    let driver = port.function.driver.as_deref().unwrap_or_default();
+    let keyfile = ini(&file.text).any(|(section, key, value)| {
+        section == "keyfile" && key.starts_with("unmanaged-devices") && named(value, port)
+    });
+    keyfile || unmanaged_section(file, port)
+}
+
+/// Whether a section for devices means a VF and says that it is not managed. One that does not say whom it means, means all.
+fn unmanaged_section(file: &ConfigFile, port: &VfPort<'_>) -> bool {
+    let mut sections: BTreeMap<&str, (bool, bool)> = BTreeMap::new();
+    for (section, key, value) in ini(&file.text) {
+        if !section.starts_with("device") {
+            continue;
+        }
+        let (means, unmanaged) = sections.entry(section).or_insert((true, false));
+        match key {
+            "match-device" => *means = named(value, port),
+            "managed" => *unmanaged = matches!(value, "0" | "false" | "no" | "off"),
+            _ => {}
+        }
+    }
+    sections.into_values().any(|(means, unmanaged)| means && unmanaged)
+}
+
+/// Whether a list of NetworkManager's names a VF. One of exceptions only names all the others.
+fn named(list: &str, port: &VfPort<'_>) -> bool {
+    let specs = list.split([';', ',']).map(str::trim).filter(|spec| !spec.is_empty());
+    let (mut named, mut excepted) = (None, false);
+    for spec in specs {
+        match spec.strip_prefix("except:") {
+            Some(spec) if is(spec, port) => return false,
+            Some(_) => excepted = true,
+            None => named = Some(named == Some(true) || is(spec, port)),
+        }
+    }
+    named.unwrap_or(excepted)
+}
+
+/// Whether one entry of such a list is about a VF.
+fn is(spec: &str, port: &VfPort<'_>) -> bool {
+    let name = port.link.name.as_str();
     let mac = port.link.permanent.or(port.link.mac).map(|mac| mac.to_string());
-    let is = |spec: &str| match spec.split_once(':') {
-        Some(("mac", value)) => mac.as_deref().is_some_and(|mac| value.eq_ignore_ascii_case(mac)),
-        Some(("interface-name", value)) => {
-            fits(value.trim_start_matches(['=', '~']), &port.link.name)
+    let is_mac = |value: &str| mac.as_deref().is_some_and(|mac| value.eq_ignore_ascii_case(mac));
+    match spec.split_once(':') {
+        Some(("mac", value)) => is_mac(value),
+        Some(("interface-name", value)) => match value.strip_prefix('=') {
+            Some(value) => value == name,
+            None => fits(value.trim_start_matches('~'), name),
+        },
+        // The driver of the function; behind a slash its version.
+        Some(("driver", value)) => {
+            let driver = port.function.driver.as_deref().unwrap_or_default();
+            fits(value.split('/').next().unwrap_or_default(), driver)
         }
-        Some(("driver", value)) => fits(value, driver),
-        _ => spec == "*",
-    };
-    ini(&file.text).any(|(section, key, value)| {
-        if section != "keyfile" || !key.starts_with("unmanaged-devices") {
-            return false;
-        }
-        let mut named = false;
-        for spec in value.split([';', ',']).map(str::trim).filter(|spec| !spec.is_empty()) {
-            match spec.strip_prefix("except:") {
-                Some(spec) if is(spec) => return false,
-                Some(_) => {}
-                None => named |= is(spec),
-            }
-        }
-        named
-    })
+        Some(("type", value)) => value == "ethernet" && port.link.kind == Some(1),
+        _ => spec == "*" || spec == name || is_mac(spec),
+    }
 }
 
 fn dhcpcd(guest: &Guest<'_>, port: &VfPort<'_>) -> Verdict {

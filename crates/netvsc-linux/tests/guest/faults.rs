@@ -43,6 +43,15 @@ pub const OTHERS: &[Fault] = &[
         || meant("Name=*\nType=!loopback bridge tunnel vxlan wireguard\nDriver=!veth dummy"),
         MEANT,
     ),
+    (
+        "section_of_others",
+        || {
+            left_alone(
+                "[device-a]\nmatch-device=interface-name:veth*\nmanaged=0\n[device-b]\nmatch-device=*\nmanaged=1",
+            )
+        },
+        &[("own.manager", "warn", VF)],
+    ),
     ("vf_down", vf_down, &[("path.synthetic", "critical", "eth0")]),
     ("excepted_too_late", excepted_too_late, MEANT),
     (
@@ -76,6 +85,16 @@ pub fn vf_down() -> Guest {
     guest.write(&format!("{}/flags", pair.port.net), "0x1802");
     guest.write(&format!("{}/operstate", pair.port.net), "down");
     guest.say_nic(900_000, &pair.nic, "Data path switched from VF: enP37498s1");
+    guest
+}
+
+/// NetworkManager runs and has said nothing about the VF, which no rule marks; this is what it was told.
+fn left_alone(settings: &str) -> Guest {
+    let (guest, pair) = azure();
+    unmarked(&guest, &pair);
+    guest.remove(&format!("{RULES}/10-azure-unmanaged-sriov.rules"));
+    network_manager(&guest, pair.nic.index, true);
+    guest.write("etc/NetworkManager/conf.d/90-netvsc-vf.conf", settings);
     guest
 }
 
@@ -200,6 +219,16 @@ pub const HEALTHY: &[Healthy] = &[
     ("without_hyperv", Guest::without_hyperv),
     ("managed_well", managed_well),
     ("guarded_rule", guarded_rule),
+    ("left_alone_by_section", || {
+        left_alone("[device-azure]\nmatch-device=driver:mlx5_core;driver:mlx4_core\nmanaged=0")
+    }),
+    ("left_alone_by_netvsc", || {
+        let specs = format!("match-device=mac:{MAC};except:driver:hv_netvsc");
+        left_alone(&format!("[device-netvsc-vf]\n{specs}\nmanaged=0"))
+    }),
+    ("left_alone_by_exception", || {
+        left_alone("[device]\nmatch-device=except:driver:hv_netvsc\nmanaged=false")
+    }),
     ("both_down", both_down),
     ("ubuntu_22", || ubuntu("249", false)),
     ("ubuntu_24", || ubuntu("255", true)),
