@@ -236,6 +236,25 @@ fn what_fits_one_guest_only_is_made_of_its_pairs() {
     assert!(!root.path().join("etc/NetworkManager/conf.d/90-netvsc-vf.conf").exists());
 }
 
+#[test]
+fn what_is_written_for_networkmanager_is_known_to_the_checks() {
+    let mut guest = guest::Guest::new();
+    let pair = kinds::one(&mut guest);
+    guest.remove("usr/lib/udev/rules.d/10-azure-unmanaged-sriov.rules");
+    guest.udev(pair.port.index, &[("ID_NET_DRIVER", "mlx5_core")]);
+    guest
+        .write(&format!("run/NetworkManager/devices/{}", pair.nic.index), "[device]\nmanaged=true");
+    let root = guest.root().to_str().expect("text");
+    let check = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_netvsc"));
+        let output = command.args(["check", "--sysfs-root", root]).output();
+        String::from_utf8(output.expect("the program runs").stdout).expect("text")
+    };
+    assert!(check().contains("own.manager"), "{}", check());
+    done("install", guest.root(), &["--without-program", "--for-guest", "--sysfs-root", root]);
+    assert!(!check().contains("own.manager"), "{}", check());
+}
+
 /// Runs a checker of the system; none if it is not there or cannot do that.
 fn checker(test: &str, program: &str, arguments: &[&str], needs: &str) -> Option<Output> {
     let help = Command::new(program).arg("--help").output();
