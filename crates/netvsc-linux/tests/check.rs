@@ -213,6 +213,27 @@ fn a_vf_that_was_set_down_is_named_and_set_up() {
 }
 
 #[test]
+fn a_connectx3_is_called_by_the_driver_that_each_key_asks_for() {
+    for (key, driver, lacks) in [
+        ("ENV{ID_NET_DRIVER}", "mlx4_core", "its list of drivers lacks mlx4_en,"),
+        ("DRIVERS", "mlx4_en", "its list of drivers lacks mlx4_core,"),
+    ] {
+        let report = report(&faults::connectx3_misnamed(key, driver));
+        let [finding] = report.findings.as_slice() else { panic!("{key}: {report:?}") };
+        assert!(finding.id == "own.rule-old" && finding.text.contains(lacks), "{}", finding.text);
+    }
+    for udev in [&[][..], &[("ID_NET_DRIVER", "mlx4_en")]] {
+        let guest = kinds::azure_mlx4();
+        guest.udev(3, udev);
+        networkd(&guest, "252", 3, "configured");
+        let report = report(&guest);
+        let finding = report.findings.iter().find(|finding| finding.id == "own.manager");
+        let step = &finding.expect("a manager that has it").fix.steps[0];
+        assert!(step.to_string().contains("\nDriver=mlx4_en\n"), "{step}");
+    }
+}
+
+#[test]
 fn which_systemd_forgets_is_told_by_what_follows_a_dot() {
     let of = |version: &str| {
         let mut guest = Guest::new();

@@ -7,7 +7,7 @@ use netvsc::mac::MacAddress;
 use super::config::{fits, ini};
 use super::finding::{Finding, Label, Outcome, Severity};
 use super::fix::{Fix, Step};
-use super::guest::Guest;
+use super::guest::{Guest, net_driver};
 use super::stanza::Stanza;
 use crate::inventory::{ConfigFile, ConfigKind, Manager};
 use crate::relation::VfPort;
@@ -196,7 +196,7 @@ fn ifupdown(guest: &Guest<'_>, port: &VfPort<'_>) -> Verdict {
 /// What makes a manager leave a VF alone. The MAC alone would mean the NIC as well, so the driver is named too.
 fn exclude(guest: &Guest<'_>, manager: Manager, port: &VfPort<'_>) -> Fix {
     let mac = port.link.permanent.or(port.link.mac);
-    let (Some(mac), Some(driver)) = (mac, &port.function.driver) else {
+    let (Some(mac), Some(driver)) = (mac, net_driver(port.link, Some(port.function))) else {
         return Fix::advice("exclude it in the manager's configuration");
     };
     let tail = mac.to_string().replace(':', "");
@@ -252,7 +252,7 @@ fn unmanage(guest: &Guest<'_>, mac: MacAddress, driver: &str) -> (String, Step) 
 pub(super) fn unmanage_all(guest: &Guest<'_>, ports: &[&VfPort<'_>]) -> Vec<(String, Step)> {
     let file = |port: &&VfPort<'_>| {
         let mac = port.link.permanent.or(port.link.mac)?;
-        Some(unmanage(guest, mac, port.function.driver.as_deref()?))
+        Some(unmanage(guest, mac, net_driver(port.link, Some(port.function))?))
     };
     ports.iter().filter_map(file).collect()
 }

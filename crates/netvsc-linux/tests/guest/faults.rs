@@ -52,6 +52,11 @@ pub const OTHERS: &[Fault] = &[
         },
         &[("own.manager", "warn", VF)],
     ),
+    (
+        "connectx3_managed",
+        connectx3_managed,
+        &[("own.manager", "warn", VF), ("sys.networkd", "warn", "systemd-networkd")],
+    ),
     ("vf_down", vf_down, &[("path.synthetic", "critical", "eth0")]),
     ("excepted_too_late", excepted_too_late, MEANT),
     (
@@ -76,6 +81,44 @@ fn meant(section: &str) -> Guest {
     networkd(&guest, "252", pair.nic.index, "configured");
     let text = format!("[Match]\n{section}\n[Network]\nDHCP=yes");
     guest.write(&format!("{NETWORK}/80-dhcp.network"), &text);
+    guest
+}
+
+/// A ConnectX-3, whose function is driven by mlx4_core and whose interface by mlx4_en, as udev knows it or not.
+fn connectx3(udev: &[(&str, &str)]) -> Guest {
+    let mut guest = Guest::new();
+    let nic = (kinds::NIC_A.0, "eth0", MAC);
+    let pair = kinds::pair(&mut guest, nic, kinds::BUS_A, "1", VF, &kinds::MLX4);
+    let marks = [("ID_NET_MANAGED_BY", "unmanaged"), ("NM_UNMANAGED", "1")];
+    guest.udev(pair.port.index, &[udev, &marks].concat());
+    let list = |key: &str, drivers: &str| {
+        format!(
+            "{key}==\"{drivers}\", ATTR{{flags}}==\"0x?[89ABCDEF]??\", ENV{{NM_UNMANAGED}}=\"1\""
+        )
+    };
+    let rules = [
+        list("ENV{ID_NET_DRIVER}", "mana|mlx4_en|mlx5_core"),
+        list("DRIVERS", "mana|mlx4_core|mlx5_core"),
+    ];
+    guest.write(&format!("{RULES}/10-azure-unmanaged-sriov.rules"), &rules.join("\n"));
+    guest
+}
+
+/// systemd-networkd has it, by a file for all interfaces.
+fn connectx3_managed() -> Guest {
+    let guest = connectx3(&[("ID_NET_DRIVER", "mlx4_en")]);
+    networkd(&guest, "252", 3, "configured");
+    guest.write(&format!("{NETWORK}/50-dhcp.network"), "[Match]\nName=e*\n[Network]\nDHCP=yes");
+    guest
+}
+
+/// Lists of drivers that have the wrong name of each.
+pub fn connectx3_misnamed(key: &str, driver: &str) -> Guest {
+    let guest = connectx3(&[]);
+    let rule = format!(
+        "{key}==\"{driver}|mlx5_core\", ATTR{{flags}}==\"0x?[89ABCDEF]??\", ENV{{NM_UNMANAGED}}=\"1\""
+    );
+    guest.write(&format!("{RULES}/10-azure-unmanaged-sriov.rules"), &rule);
     guest
 }
 
@@ -229,6 +272,8 @@ pub const HEALTHY: &[Healthy] = &[
     ("left_alone_by_exception", || {
         left_alone("[device]\nmatch-device=except:driver:hv_netvsc\nmanaged=false")
     }),
+    ("connectx3", || connectx3(&[("ID_NET_DRIVER", "mlx4_en")])),
+    ("connectx3_without_udev", || connectx3(&[])),
     ("both_down", both_down),
     ("ubuntu_22", || ubuntu("249", false)),
     ("ubuntu_24", || ubuntu("255", true)),
