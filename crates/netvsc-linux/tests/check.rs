@@ -234,6 +234,42 @@ fn a_connectx3_is_called_by_the_driver_that_each_key_asks_for() {
 }
 
 #[test]
+fn an_initramfs_that_is_older_than_its_rule_is_told_from_one_without_it() {
+    let told = |guest: &Guest| {
+        let report = report(guest);
+        let finding = report.findings.into_iter().find(|f| f.id == "own.rule-initramfs");
+        let finding = finding.expect("the finding");
+        let carried = finding.evidence.iter().find(|e| e.fact.starts_with("it puts "));
+        (finding.text, carried.map(|evidence| evidence.path.clone()), finding.fix.text)
+    };
+    let carriers = [
+        (
+            faults::initramfs_older(),
+            "/usr/lib/dracut/modules.d/97azure-unmanaged-sriov/module-setup.sh",
+        ),
+        (faults::ours_in_initramfs(), "/usr/share/initramfs-tools/hooks/netvsc"),
+    ];
+    for (guest, path) in carriers {
+        let (text, carrier, fix) = told(&guest);
+        assert!(text.ends_with("which is older than the rule that marks it"), "{text}");
+        assert_eq!(carrier.as_deref(), Some(path));
+        assert!(fix.starts_with("make the initramfs anew: dracut -f"), "{fix}");
+    }
+    let guest = faults::initramfs_older();
+    guest.remove("usr/lib/dracut");
+    // The driver of the NIC is no rule.
+    guest.write("etc/dracut.conf.d/azure.conf", "add_drivers+=\" hv_vmbus hv_netvsc \"");
+    let (text, carrier, fix) = told(&guest);
+    assert!(
+        text.ends_with("where the rule that marks it is missing") && carrier.is_none(),
+        "{text}"
+    );
+    assert!(
+        fix.contains("install_items+=\" /usr/lib/udev/rules.d/10-azure-unmanaged-sriov.rules \"")
+    );
+}
+
+#[test]
 fn which_systemd_forgets_is_told_by_what_follows_a_dot() {
     let of = |version: &str| {
         let mut guest = Guest::new();

@@ -89,18 +89,21 @@ pub(super) fn rule_dup(guest: &Guest<'_>, out: &mut Outcome) {
     }
 }
 
+/// The rule of our own, which marks by what a program says and so does not look like one that marks.
+const OWN_RULE: &str = "60-netvsc.rules";
+
 pub(super) fn rule_initramfs(guest: &Guest<'_>, out: &mut Outcome) {
     if !guest.snapshot.machine.early_manager {
         return;
     }
-    let rules = marking(guest);
-    let Some((rule, _)) = rules.first() else { return };
-    let carried = guest
-        .config(ConfigKind::Initramfs)
-        .any(|file| file.text.contains(rule.name()) || file.text.contains("netvsc"));
-    if carried {
-        return;
-    }
+    let own = guest.config(ConfigKind::UdevRules).filter(|file| file.name() == OWN_RULE);
+    let rules: Vec<_> = marking(guest).into_iter().map(|(file, _)| file).chain(own).collect();
+    let Some(first) = rules.first() else { return };
+    // What puts one of them into an initramfs, and which.
+    let carrier = guest.config(ConfigKind::Initramfs).find_map(|file| {
+        let rule = rules.iter().find(|rule| file.text.contains(rule.name()))?;
+        Some((file, *rule))
+    });
     for port in guest.vfs() {
         let marked = port.link.property("NM_UNMANAGED").is_some_and(|value| value != "0");
         let index = port.link.index.unwrap_or_default();
@@ -108,19 +111,34 @@ pub(super) fn rule_initramfs(guest: &Guest<'_>, out: &mut Outcome) {
         if !marked || !managed {
             continue;
         }
-        let text = format!(
-            "NetworkManager took {} in the initramfs, where the rule that marks it is missing",
-            port.link.name
-        );
-        let finding = Finding::new(Severity::Warn, port.link.name.clone(), text)
-            .because("NetworkManager ran in the initramfs", Label::File, "/run/NetworkManager/initrd")
+        let name = &port.link.name;
+        let why = if carrier.is_some() {
+            "which is older than the rule that marks it"
+        } else {
+            "where the rule that marks it is missing"
+        };
+        let text = format!("NetworkManager took {name} in the initramfs, {why}");
+        let finding = Finding::new(Severity::Warn, name.clone(), text)
+            .because(
+                "NetworkManager ran in the initramfs",
+                Label::File,
+                "/run/NetworkManager/initrd",
+            )
             .because("NM_UNMANAGED=1", Label::Udev, format!("/run/udev/data/n{index}"))
-            .because("managed=true", Label::State, format!("/run/NetworkManager/devices/{index}"))
-            .because("nothing puts the rule into the initramfs", Label::Inferred, "/etc/dracut.conf.d")
-            .fix(Fix::advice(format!(
-                "echo 'install_items+=\" {} \"' > /etc/dracut.conf.d/90-netvsc.conf; dracut -f (or update-initramfs -u)",
-                rule.path
-            )));
-        out.find(finding);
+            .because("managed=true", Label::State, format!("/run/NetworkManager/devices/{index}"));
+        out.find(match carrier {
+            Some((file, rule)) => finding
+                .because(format!("it puts {} into an initramfs", rule.name()), Label::Config, file.path.clone())
+                .because("the initramfs that booted was made without it", Label::Inferred, rule.path.clone())
+                .fix(Fix::advice(
+                    "make the initramfs anew: dracut -f (or update-initramfs -u), and boot it",
+                )),
+            None => finding
+                .because("nothing puts the rule into the initramfs", Label::Inferred, "/etc/dracut.conf.d")
+                .fix(Fix::advice(format!(
+                    "echo 'install_items+=\" {} \"' > /etc/dracut.conf.d/90-netvsc.conf; dracut -f (or update-initramfs -u)",
+                    first.path
+                ))),
+        });
     }
 }

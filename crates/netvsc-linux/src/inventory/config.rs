@@ -59,11 +59,11 @@ impl ConfigFile {
     }
 }
 
-/// A folder and how the names of its files begin and end. Where several folders have files of one kind, an earlier one's
+/// A folder and how the names of its files begin and end; an end with a slash at its head is a file of each folder in it. Where several folders have files of one kind, an earlier one's
 /// file hides a later one's of the same name.
 type Place = (ConfigKind, &'static str, &'static str, &'static str);
 
-const PLACES: [Place; 34] = [
+const PLACES: [Place; 36] = [
     (ConfigKind::UdevRules, "etc/udev/rules.d", "", ".rules"),
     (ConfigKind::UdevRules, "run/udev/rules.d", "", ".rules"),
     (ConfigKind::UdevRules, "usr/local/lib/udev/rules.d", "", ".rules"),
@@ -94,7 +94,9 @@ const PLACES: [Place; 34] = [
     (ConfigKind::Driverctl, "etc/driverctl.d", "", ""),
     (ConfigKind::Initramfs, "etc/dracut.conf.d", "", ".conf"),
     (ConfigKind::Initramfs, "usr/lib/dracut/dracut.conf.d", "", ".conf"),
+    (ConfigKind::Initramfs, "usr/lib/dracut/modules.d", "", "/module-setup.sh"),
     (ConfigKind::Initramfs, "etc/initramfs-tools/hooks", "", ""),
+    (ConfigKind::Initramfs, "usr/share/initramfs-tools/hooks", "", ""),
     (ConfigKind::Exporter, "etc/default", "prometheus-node-exporter", ""),
     (ConfigKind::Exporter, "etc/sysconfig", "node_exporter", ""),
     (ConfigKind::Exporter, "etc/rezolus", "", ".toml"),
@@ -105,11 +107,13 @@ pub fn folders(kind: ConfigKind) -> impl Iterator<Item = &'static str> {
     PLACES.iter().filter(move |place| place.0 == kind).map(|place| place.1)
 }
 
-pub(super) fn read(tree: &mut Tree) -> Vec<ConfigFile> {
+/// Reads them all; what goes into an initramfs only where a manager of networks ran in one (`early`), for that is a hundred files.
+pub(super) fn read(tree: &mut Tree, early: bool) -> Vec<ConfigFile> {
     let mut files = Vec::new();
     let mut seen = BTreeSet::new();
     let mut total = 0;
-    for (kind, folder, start, end) in PLACES {
+    let places = PLACES.into_iter().filter(|place| early || place.0 != ConfigKind::Initramfs);
+    for (kind, folder, start, end) in places {
         // `etc` and `etc/default` hold much else, and what is looked for there has one name.
         let exact = end.is_empty() && !start.is_empty() && !start.ends_with('-');
         let exact = exact || (start == "NetworkManager");
@@ -117,6 +121,9 @@ pub(super) fn read(tree: &mut Tree) -> Vec<ConfigFile> {
             vec![format!("{start}{end}")]
         } else {
             let mut names = tree.names_at(folder);
+            if end.starts_with('/') {
+                names.iter_mut().for_each(|name| name.push_str(end));
+            }
             names.retain(|name| name.starts_with(start) && name.ends_with(end));
             names
         };

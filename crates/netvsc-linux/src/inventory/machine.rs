@@ -123,6 +123,7 @@ pub struct Machine {
 }
 
 pub(super) fn read(tree: &mut Tree, release: Option<&str>) -> Machine {
+    let early_manager = tree.exists("run/NetworkManager/initrd");
     let mut machine = Machine {
         azure: tree
             .contents("sys/class/dmi/id/chassis_asset_tag", ATTRIBUTE_LIMIT)
@@ -133,9 +134,9 @@ pub(super) fn read(tree: &mut Tree, release: Option<&str>) -> Machine {
         available: release.and_then(|release| available(tree, release)),
         options: release.and_then(|release| options(tree, release)),
         systemd: systemd(tree),
-        early_manager: tree.exists("run/NetworkManager/initrd"),
+        early_manager,
         default_qdisc: tree.contents("proc/sys/net/core/default_qdisc", ATTRIBUTE_LIMIT),
-        config: config::read(tree),
+        config: config::read(tree, early_manager),
         interrupts: interrupts(tree),
         ..Machine::default()
     };

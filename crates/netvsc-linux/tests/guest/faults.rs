@@ -52,6 +52,8 @@ pub const OTHERS: &[Fault] = &[
         },
         &[("own.manager", "warn", VF)],
     ),
+    ("initramfs_older", initramfs_older, &[("own.manager", "warn", VF), INITRAMFS]),
+    ("initramfs_older_than_ours", ours_in_initramfs, &[("own.manager", "warn", VF), INITRAMFS]),
     (
         "connectx3_managed",
         connectx3_managed,
@@ -81,6 +83,33 @@ fn meant(section: &str) -> Guest {
     networkd(&guest, "252", pair.nic.index, "configured");
     let text = format!("[Match]\n{section}\n[Network]\nDHCP=yes");
     guest.write(&format!("{NETWORK}/80-dhcp.network"), &text);
+    guest
+}
+
+const INITRAMFS: (&str, &str, &str) = ("own.rule-initramfs", "warn", VF);
+
+/// NetworkManager took a VF in the initramfs, and a module of dracut would have put the rule there.
+pub fn initramfs_older() -> Guest {
+    let (guest, pair) = azure();
+    guest.folder("run/NetworkManager/initrd");
+    network_manager(&guest, pair.port.index, true);
+    guest.write(
+        "usr/lib/dracut/modules.d/97azure-unmanaged-sriov/module-setup.sh",
+        "install() {\n    inst_rules 10-azure-unmanaged-sriov.rules\n}",
+    );
+    guest
+}
+
+/// The same with the rule of `netvsc install` and its hook for initramfs-tools.
+pub fn ours_in_initramfs() -> Guest {
+    let guest = initramfs_older();
+    guest.remove("usr/lib/dracut");
+    guest.remove(&format!("{RULES}/10-azure-unmanaged-sriov.rules"));
+    guest.write(
+        &format!("{RULES}/60-netvsc.rules"),
+        "SUBSYSTEMS==\"vmbus\", IMPORT{program}=\"/usr/lib/udev/netvsc udev\"",
+    );
+    guest.write("usr/share/initramfs-tools/hooks/netvsc", "cp 60-netvsc.rules \"$DESTDIR\"");
     guest
 }
 
