@@ -257,7 +257,8 @@ fn an_initramfs_that_is_older_than_its_rule_is_told_from_one_without_it() {
     }
     let guest = faults::initramfs_older();
     guest.remove("usr/lib/dracut");
-    // The driver of the NIC is no rule.
+    // The driver of the NIC is no rule, and a file beside modules is no module.
+    guest.write("usr/lib/dracut/modules.d/README", "10-azure-unmanaged-sriov.rules");
     guest.write("etc/dracut.conf.d/azure.conf", "add_drivers+=\" hv_vmbus hv_netvsc \"");
     let (text, carrier, fix) = told(&guest);
     assert!(

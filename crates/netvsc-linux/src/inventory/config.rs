@@ -122,6 +122,7 @@ pub(super) fn read(tree: &mut Tree, early: bool) -> Vec<ConfigFile> {
         } else {
             let mut names = tree.names_at(folder);
             if end.starts_with('/') {
+                names.retain(|name| tree.is_folder(&format!("{folder}/{name}")));
                 names.iter_mut().for_each(|name| name.push_str(end));
             }
             names.retain(|name| name.starts_with(start) && name.ends_with(end));
