@@ -9,4 +9,5 @@ mod order;
 mod pages;
 mod queued;
 mod queues;
+mod stack;
 mod world;

@@ -52,16 +52,22 @@ impl Default for FramesConfig {
 #[derive(Debug)]
 pub struct Frames {
     pub(super) config: FramesConfig,
-    incoming: VecDeque<Vec<u8>>,
-    outgoing: VecDeque<(Vec<u8>, TxWork)>,
-    spare: Vec<Vec<u8>>,
+    pub(super) incoming: VecDeque<Vec<u8>>,
+    pub(super) outgoing: VecDeque<(Vec<u8>, TxWork)>,
+    pub(super) spare: Vec<Vec<u8>>,
     dropped: u64,
     corrupt: u64,
     refused: u64,
-    pub(super) link_up: bool,
+    link_up: bool,
     /// Of the task that runs the stack.
     #[cfg(feature = "embassy")]
     pub(super) waker: Option<Waker>,
+    /// Of the task that runs the card.
+    #[cfg(feature = "embassy")]
+    pub(super) card_waker: Option<Waker>,
+    /// The stack has queued frames since the card was last given any.
+    #[cfg(feature = "embassy")]
+    pub(super) queued: bool,
 }
 
 impl Frames {
@@ -79,10 +85,14 @@ impl Frames {
             link_up: true,
             #[cfg(feature = "embassy")]
             waker: None,
+            #[cfg(feature = "embassy")]
+            card_waker: None,
+            #[cfg(feature = "embassy")]
+            queued: false,
         }
     }
 
-    fn buffer(&mut self) -> Vec<u8> {
+    pub(super) fn buffer(&mut self) -> Vec<u8> {
         let mut buffer =
             self.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.config.frame_size));
         buffer.clear();
@@ -133,6 +143,11 @@ impl Frames {
         self.outgoing.front().map_or(TxWork::NONE, |(_, work)| *work)
     }
 
+    /// The card's address has become known. embassy-net asks for it whenever it is polled.
+    pub fn set_mac(&mut self, mac: MacAddress) {
+        self.config.mac = mac;
+    }
+
     /// What the card does to frames has become known. Stacks ask for it once, at their beginning.
     pub fn set_offloads(&mut self, offloads: PathOffloads) {
         self.config.offloads = offloads;
@@ -158,6 +173,10 @@ impl Frames {
 
     /// Gives the card what the stack sends, as far as it has room. True if any frame went.
     pub fn send(&mut self, card: &mut impl Card, now: Instant) -> bool {
+        #[cfg(feature = "embassy")]
+        {
+            self.queued = false;
+        }
         let mut any = false;
         while let Some(frame) = self.front() {
             let work = self.front_work();
@@ -210,6 +229,12 @@ impl Frames {
         self.refused
     }
 
+    /// Whether the stack is told that there is a link.
+    #[must_use]
+    pub fn has_link(&self) -> bool {
+        self.link_up
+    }
+
     /// Tells the stack whether there is a link.
     pub fn set_link(&mut self, up: bool) {
         if self.link_up != up {
@@ -228,58 +253,4 @@ impl Frames {
     #[cfg(not(feature = "embassy"))]
     #[expect(clippy::unused_self, reason = "with embassy there is a task to wake")]
     fn wake(&mut self) {}
-
-    /// The next frame for the stack, with room for an answer.
-    pub(super) fn take(&mut self) -> Option<(Received<'_>, Room<'_>)> {
-        if self.is_full() {
-            return None;
-        }
-        let frame = self.incoming.pop_front()?;
-        let buffer = self.buffer();
-        let left = self.left();
-        let Self { outgoing, spare, .. } = self;
-        Some((Received { frame, spare }, Room { buffer, queue: outgoing, left }))
-    }
-
-    /// Room for a frame of the stack.
-    pub(super) fn room(&mut self) -> Option<Room<'_>> {
-        if self.is_full() {
-            return None;
-        }
-        let buffer = self.buffer();
-        Some(Room { buffer, left: self.left(), queue: &mut self.outgoing })
-    }
-}
-
-/// A frame that the stack takes in; its buffer goes back to the spare ones.
-#[derive(Debug)]
-pub struct Received<'a> {
-    frame: Vec<u8>,
-    spare: &'a mut Vec<Vec<u8>>,
-}
-
-impl Received<'_> {
-    pub(super) fn take<R>(mut self, f: impl FnOnce(&mut [u8]) -> R) -> R {
-        let result = f(&mut self.frame);
-        self.spare.push(self.frame);
-        result
-    }
-}
-
-/// Room for a frame that the stack sends.
-#[derive(Debug)]
-pub struct Room<'a> {
-    buffer: Vec<u8>,
-    queue: &'a mut VecDeque<(Vec<u8>, TxWork)>,
-    left: Left,
-}
-
-impl Room<'_> {
-    pub(super) fn fill<R>(mut self, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
-        self.buffer.resize(len, 0);
-        let result = f(&mut self.buffer);
-        let work = self.left.ask(&mut self.buffer);
-        self.queue.push_back((self.buffer, work));
-        result
-    }
 }

@@ -1,19 +1,68 @@
 //! smoltcp's `phy::Device`.
 
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
 use ::smoltcp::phy::{Checksum, Device as Phy, DeviceCapabilities, Medium, RxToken, TxToken};
 use ::smoltcp::time::Instant;
 
-use super::{Device, Frames, Received, Room};
+use super::sums::Left;
+use super::{Card, Device, Frames};
+use crate::nic::TxWork;
+
+impl Frames {
+    /// The next frame for the stack, with room for an answer.
+    fn take(&mut self) -> Option<(Received<'_>, Room<'_>)> {
+        if self.is_full() {
+            return None;
+        }
+        let frame = self.incoming.pop_front()?;
+        let buffer = self.buffer();
+        let left = self.left();
+        let Self { outgoing, spare, .. } = self;
+        Some((Received { frame, spare }, Room { buffer, queue: outgoing, left }))
+    }
+
+    /// Room for a frame of the stack.
+    fn room(&mut self) -> Option<Room<'_>> {
+        if self.is_full() {
+            return None;
+        }
+        let buffer = self.buffer();
+        Some(Room { buffer, left: self.left(), queue: &mut self.outgoing })
+    }
+}
+
+/// A frame that the stack takes in; its buffer goes back to the spare ones.
+#[derive(Debug)]
+pub struct Received<'a> {
+    frame: Vec<u8>,
+    spare: &'a mut Vec<Vec<u8>>,
+}
+
+/// Room for a frame that the stack sends.
+#[derive(Debug)]
+pub struct Room<'a> {
+    buffer: Vec<u8>,
+    queue: &'a mut VecDeque<(Vec<u8>, TxWork)>,
+    left: Left,
+}
 
 impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        self.take(|frame| f(frame))
+        let result = f(&self.frame);
+        self.spare.push(self.frame);
+        result
     }
 }
 
 impl TxToken for Room<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        self.fill(len, f)
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
+        self.buffer.resize(len, 0);
+        let result = f(&mut self.buffer);
+        let work = self.left.ask(&mut self.buffer);
+        self.queue.push_back((self.buffer, work));
+        result
     }
 }
 
@@ -49,7 +98,7 @@ impl Phy for Frames {
     }
 }
 
-impl<C> Phy for Device<C> {
+impl<C: Card> Phy for Device<C> {
     type RxToken<'a>
         = Received<'a>
     where

@@ -1,8 +1,16 @@
 extern crate std;
+#[cfg(feature = "embassy")]
+use std::sync::Arc;
+#[cfg(feature = "embassy")]
+use std::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(feature = "embassy")]
+use std::task::{Wake, Waker};
 use std::vec;
 use std::vec::Vec;
 
 use super::*;
+#[cfg(feature = "embassy")]
+use crate::MacAddress;
 use crate::adapter::{Frame, Refused};
 use crate::nic::TxFrame;
 use crate::rndis::packet::ReceiveChecksum;
@@ -15,10 +23,13 @@ struct Loop {
     work: Vec<crate::nic::TxWork>,
     room: usize,
     flushes: usize,
+    unplugged: bool,
+    events: Vec<usize>,
 }
 
 impl Card for Loop {
     type Error = core::convert::Infallible;
+    type Event = usize;
 
     fn poll(&mut self, _: Instant, sink: &mut dyn FnMut(&dyn Frame)) -> Result<(), Self::Error> {
         self.arriving.drain(..).for_each(|frame| sink(&frame.as_slice()));
@@ -50,6 +61,14 @@ impl Card for Loop {
     fn poll_deadline(&self) -> Option<Instant> {
         None
     }
+
+    fn poll_event(&mut self) -> Option<usize> {
+        self.events.pop()
+    }
+
+    fn is_connected(&self) -> bool {
+        !self.unplugged
+    }
 }
 
 fn device(send: usize, receive: usize) -> Device<Loop> {
@@ -57,8 +76,11 @@ fn device(send: usize, receive: usize) -> Device<Loop> {
 }
 
 fn send(device: &mut Device<Loop>, byte: u8, len: usize) -> bool {
-    let room = device.frames.room();
-    room.map(|room| room.fill(len, |buffer| buffer.fill(byte))).is_some()
+    let room = !device.frames.is_full();
+    if room {
+        device.frames.outgoing.push_back((vec![byte; len], crate::nic::TxWork::NONE));
+    }
+    room
 }
 
 #[test]
@@ -94,15 +116,50 @@ fn received_frames_beyond_the_queue_are_dropped_and_counted() {
     device.card_mut().arriving = vec![vec![1; 60], vec![2; 60], vec![3; 60]];
     assert!(device.poll(Instant::ZERO).unwrap());
     assert_eq!((device.frames().to_receive(), device.frames().dropped()), (2, 1));
-    let (received, room) = device.frames.take().unwrap();
-    assert_eq!(received.take(|frame| frame[0]), 1);
+    assert_eq!(device.frames.incoming[0][0], 1);
+}
+
+#[test]
+fn of_events_that_nobody_takes_the_newest_are_kept() {
+    let mut device = device(1, 1);
+    device.card_mut().events = (0..300).rev().collect();
+    assert!(!device.poll(Instant::ZERO).unwrap(), "events are not for the stack");
+    assert!(device.card().events.is_empty(), "nothing is left to keep the card from reading");
+    assert_eq!((device.poll_event(), device.events_lost()), (Some(44), 44));
+    assert_eq!(core::iter::from_fn(|| device.poll_event()).last(), Some(299));
+}
+
+#[test]
+fn the_stacks_link_is_the_cards() {
+    let card = Loop { unplugged: true, ..Loop::default() };
+    let mut device = Device::new(card, FramesConfig::default());
+    assert!(!device.frames().has_link(), "it is not at work yet");
+    for unplugged in [false, true, false] {
+        device.card_mut().unplugged = unplugged;
+        assert!(device.poll(Instant::ZERO).unwrap(), "the stack should know");
+        assert_eq!(device.frames().has_link(), !unplugged);
+        assert!(!device.poll(Instant::ZERO).unwrap());
+    }
+}
+
+#[cfg(feature = "smoltcp")]
+#[test]
+fn smoltcp_gets_a_frame_only_with_room_for_an_answer() {
+    use ::smoltcp::phy::{Device as Phy, RxToken, TxToken};
+    use ::smoltcp::time::Instant as Time;
+    let mut device = device(1, 2);
+    device.card_mut().arriving = vec![vec![1; 60], vec![2; 60]];
+    device.poll(Instant::ZERO).unwrap();
+    let (received, room) = Phy::receive(&mut device, Time::ZERO).unwrap();
+    assert_eq!(RxToken::consume(received, |frame| frame[0]), 1);
     // An answer takes the only place there is; the next frame has to wait for it.
-    room.fill(60, |buffer| buffer[0] = 9);
-    assert!(device.frames.take().is_none());
+    TxToken::consume(room, 60, |buffer| buffer[0] = 9);
+    assert!(Phy::receive(&mut device, Time::ZERO).is_none());
     device.card_mut().room = 1;
     device.poll(Instant::ZERO).unwrap();
     assert_eq!(device.card().sent[0][0], 9);
-    assert_eq!(device.frames.take().unwrap().0.take(|frame| frame[0]), 2);
+    let (received, _) = Phy::receive(&mut device, Time::ZERO).unwrap();
+    assert_eq!(RxToken::consume(received, |frame| frame[0]), 2);
 }
 
 #[cfg(feature = "smoltcp")]
@@ -136,45 +193,100 @@ fn a_stack_that_trusts_is_told_to_check_neither_tcp_nor_ipv4() {
     assert_eq!((device.frames().to_receive(), device.frames().corrupt()), (0, 1));
 }
 
+/// Counts how often a task is woken.
+#[cfg(feature = "embassy")]
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+#[cfg(feature = "embassy")]
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "embassy")]
+impl Count {
+    /// Since this was asked last.
+    fn woken(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
 #[cfg(feature = "embassy")]
 #[test]
 fn embassy_is_woken_by_frames_by_room_and_by_the_link() {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Context, Wake, Waker};
-
     use embassy_net_driver::{Driver, HardwareAddress, LinkState, RxToken, TxToken};
+    use std::task::Context;
 
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
     let count = Arc::new(Count::default());
     let waker = Waker::from(count.clone());
     let mut context = Context::from_waker(&waker);
-    let woken = || count.0.swap(0, Ordering::Relaxed);
+    let woken = || count.woken();
 
-    let mut device = device(1, 2);
-    assert!(Driver::receive(&mut device, &mut context).is_none());
-    device.card_mut().arriving = vec![vec![1; 60]];
-    device.poll(Instant::ZERO).unwrap();
+    let (mut runner, mut driver) = device(1, 2).split();
+    assert!(driver.receive(&mut context).is_none());
+    runner.card_mut().arriving = vec![vec![1; 60]];
+    runner.poll(Instant::ZERO).unwrap();
     assert_eq!(woken(), 1, "a frame came");
-    let (received, room) = Driver::receive(&mut device, &mut context).unwrap();
-    assert_eq!(RxToken::consume(received, |frame| frame.len()), 60);
-    TxToken::consume(room, 60, |buffer| buffer[0] = 9);
-    assert!(Driver::transmit(&mut device, &mut context).is_none());
+    let (received, room) = driver.receive(&mut context).unwrap();
+    // As smoltcp does it: the answer is written while the frame is read.
+    let len = RxToken::consume(received, |frame| {
+        TxToken::consume(room, 60, |buffer| buffer[0] = 9);
+        frame.len()
+    });
+    assert_eq!(len, 60);
+    assert!(driver.transmit(&mut context).is_none());
     assert_eq!(woken(), 0);
-    device.card_mut().room = 1;
-    device.poll(Instant::ZERO).unwrap();
-    assert_eq!(woken(), 1, "room came back");
-    assert!(device.link_state(&mut context) == LinkState::Up);
-    device.frames.set_link(false);
+    runner.card_mut().room = 1;
+    runner.poll(Instant::ZERO).unwrap();
+    assert_eq!((woken(), runner.card().sent[0][0]), (1, 9), "room came back");
+    assert!(driver.link_state(&mut context) == LinkState::Up);
+    runner.card_mut().unplugged = true;
+    runner.poll(Instant::ZERO).unwrap();
     assert_eq!(woken(), 1, "the link changed");
-    assert!(device.link_state(&mut context) == LinkState::Down);
-    assert_eq!(device.hardware_address(), HardwareAddress::Ethernet([0; 6]));
+    assert!(driver.link_state(&mut context) == LinkState::Down);
+    assert_eq!(driver.hardware_address(), HardwareAddress::Ethernet([0; 6]));
+    runner.frames().with(|frames| frames.set_mac(MacAddress([2; 6])));
+    assert_eq!(driver.hardware_address(), HardwareAddress::Ethernet([2; 6]));
+
+    runner.card_mut().unplugged = false;
+    runner.poll(Instant::ZERO).unwrap();
+    assert!(driver.link_state(&mut context) == LinkState::Up);
+    woken();
+    drop(runner);
+    assert_eq!(woken(), 1, "nobody carries frames any more");
+    assert!(driver.link_state(&mut context) == LinkState::Down);
+}
+
+#[cfg(feature = "embassy")]
+#[test]
+fn the_task_of_the_card_is_woken_by_what_the_stack_sends() {
+    use embassy_net_driver::{Driver, TxToken};
+    use std::task::{Context, Poll};
+
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(count.clone());
+    let mut context = Context::from_waker(&waker);
+    let (mut runner, mut driver) = device(2, 2).split();
+    let send = |driver: &mut embassy::StackDriver| {
+        let mut context = Context::from_waker(Waker::noop());
+        let room = driver.transmit(&mut context).expect("room");
+        TxToken::consume(room, 60, |buffer| buffer[0] = 1);
+    };
+    assert!(runner.poll_queued(&mut context).is_pending());
+    send(&mut driver);
+    assert_eq!(count.woken(), 1);
+    assert_eq!(runner.poll_queued(&mut context), Poll::Ready(()));
+    assert!(runner.poll_queued(&mut context).is_pending(), "it was told");
+    // A card without room is not asked again and again: it rings when it has.
+    send(&mut driver);
+    assert_eq!(count.woken(), 1);
+    runner.poll(Instant::ZERO).unwrap();
+    assert!(runner.card().sent.is_empty() && runner.poll_queued(&mut context).is_pending());
+    runner.card_mut().room = 2;
+    runner.poll(Instant::ZERO).unwrap();
+    assert_eq!((runner.card().sent.len(), count.woken()), (2, 0));
 }
 
 #[test]
