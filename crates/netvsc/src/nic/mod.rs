@@ -18,7 +18,7 @@
 //! | `transmit` | frames into the send buffer |
 //! | `pages`, `lend` | frames out of the caller's own pages, without a copy |
 //! | `slots`, `pool` | how the send buffer is divided, also among queues |
-//! | `receive` | frames out of transfer pages |
+//! | `receive`, `renew` | frames out of transfer pages, and checksums that they never had |
 //! | `queue` | sub-channels |
 //! | `queued`, `flow` | all queues in one hand, and which of them a frame takes |
 //! | `path` | associations and switches |
@@ -47,6 +47,7 @@ mod pool;
 mod queue;
 mod queued;
 mod receive;
+mod renew;
 mod restart;
 mod send;
 mod settings;
@@ -93,6 +94,7 @@ pub use pages::{Lending, PageSlice, PagedFrame, PagesError, Returned};
 pub use queue::{NicQueue, QueueError};
 pub use queued::QueuedNic;
 pub use receive::RxFrame;
+pub use renew::renew_checksums;
 pub use restart::Remains;
 pub use settings::{NicOffloads, SettingError};
 pub use stats::{BadInput, NicStats, QueueTotals};

@@ -11,7 +11,7 @@ use super::sums::Left;
 use super::{Card, received};
 use crate::MacAddress;
 use crate::adapter::{Frame, Refused, append};
-use crate::nic::TxWork;
+use crate::nic::{TxWork, renew_checksums};
 use crate::port::PathOffloads;
 use crate::rndis::packet::ReceiveChecksum;
 
@@ -101,7 +101,8 @@ impl Frames {
 
     /// Hands a received frame to the stack. One whose checksums are wrong, as the host found, is dropped: the stack would do
     /// the same. What the host found right is checked once more, since a VF says nothing and a host may lie; unless the configuration
-    /// says to [trust](FramesConfig::trust) it.
+    /// says to [trust](FramesConfig::trust) it. What it found right and did not sum up ([`renew_checksums`]) gets its checksums here,
+    /// or the stack would find them wrong.
     pub fn push_frame(&mut self, frame: &dyn Frame) {
         if frame.checksum().intersects(WRONG) {
             self.corrupt += 1;
@@ -122,6 +123,7 @@ impl Frames {
         }
         let mut buffer = self.buffer();
         fill(&mut buffer);
+        renew_checksums(&mut buffer, known);
         if self.config.trust && !received::may_pass(&buffer, known) {
             self.corrupt += 1;
             self.spare.push(buffer);

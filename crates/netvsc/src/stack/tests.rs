@@ -290,6 +290,39 @@ fn the_task_of_the_card_is_woken_by_what_the_stack_sends() {
 }
 
 #[test]
+fn frames_that_the_host_found_right_and_did_not_sum_get_their_checksums() {
+    use ReceiveChecksum as C;
+    struct Unsummed(Vec<u8>);
+    impl Frame for Unsummed {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn copy_to(&self, out: &mut [u8]) -> usize {
+            self.0.as_slice().copy_to(out)
+        }
+
+        fn checksum(&self) -> C {
+            C::IP_GOOD | C::UDP_GOOD | C::IP_VALUE_INVALID | C::TCP_VALUE_INVALID
+        }
+    }
+    // A datagram of 9 bytes, once as another guest of the host sent it.
+    let mut right = vec![2; 12];
+    right.extend([8, 0, 0x45, 0, 0, 37, 0, 0, 0x40, 0, 64, 17, 0x26, 0xc6]);
+    right.extend([10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 0, 81, 0, 17, 0xc4, 0x7a]);
+    right.extend(*b"ninebytes");
+    let mut unsummed = right.clone();
+    for field in [24, 40] {
+        unsummed[field..field + 2].copy_from_slice(&[0xee, 0xee]);
+    }
+    for trust in [false, true] {
+        let mut frames = Frames::new(FramesConfig { trust, ..FramesConfig::default() });
+        frames.push_frame(&Unsummed(unsummed.clone()));
+        assert_eq!(frames.incoming.pop_front().as_ref(), Some(&right), "trusting: {trust}");
+    }
+}
+
+#[test]
 fn frames_that_the_host_found_damaged_are_dropped_and_counted() {
     struct Found(ReceiveChecksum);
     impl Frame for Found {
