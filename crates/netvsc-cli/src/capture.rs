@@ -8,7 +8,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netvsc::Path;
-use netvsc::adapter::{Direction, Frame, Tap, append};
+use netvsc::adapter::{Direction, Frame, Tap, append_as_received};
 use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
@@ -114,7 +114,7 @@ impl Inner {
             })?;
         }
         self.frame.clear();
-        append(frame, &mut self.frame);
+        append_as_received(frame, &mut self.frame);
         let flags = match place.3 {
             Direction::In => 1,
             Direction::Out => 2,

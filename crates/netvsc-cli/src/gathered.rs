@@ -2,7 +2,8 @@
 
 use hyperv_host::nic::coalesce::Segment;
 use hyperv_host::switch::Uncut;
-use netvsc::adapter::{Frame, append};
+use netvsc::adapter::{Frame, append_as_received};
+use netvsc::nic::renew_checksums;
 use netvsc::rndis::packet::ReceiveChecksum;
 
 /// Bytes of an Ethernet header, and of a tag in it.
@@ -12,12 +13,17 @@ const TAG: usize = 4;
 /// Appends a received frame. How it is cut again, if it is a segment longer than a frame of this MTU.
 pub(crate) fn take(frame: &dyn Frame, buffer: &mut Vec<u8>, mtu: u32) -> Option<Uncut> {
     let start = buffer.len();
-    append(frame, buffer);
+    append_as_received(frame, buffer);
     let bytes = buffer.get_mut(start..)?;
-    match frame.large() {
-        Some(send) => Some(Uncut::of(bytes, send)),
-        None => of_host(bytes, frame.checksum(), mtu as usize),
+    if let Some(send) = frame.large() {
+        return Some(Uncut::of(bytes, send));
     }
+    let uncut = of_host(bytes, frame.checksum(), mtu as usize);
+    if uncut.is_none() {
+        // One that is no longer than a frame goes on as one, and somebody will look at its checksum.
+        renew_checksums(bytes, frame.checksum());
+    }
+    uncut
 }
 
 /// What a host has put together does not say of how much. The pieces were full, but for the last one: that is what hosts join. Its
@@ -84,6 +90,41 @@ mod tests {
             None,
             "no longer than a frame"
         );
+    }
+
+    /// A frame of which the host has said something.
+    struct Said(Vec<u8>, ReceiveChecksum);
+
+    impl Frame for Said {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn copy_to(&self, out: &mut [u8]) -> usize {
+            self.0.as_slice().copy_to(out)
+        }
+
+        fn checksum(&self) -> ReceiveChecksum {
+            self.1
+        }
+    }
+
+    // A peer with a small segment size: two of its segments are one frame that fits the MTU, and nobody has summed it up.
+    #[test]
+    fn a_short_frame_that_was_never_summed_up_gets_its_checksums() {
+        let never = ReceiveChecksum::TCP_GOOD
+            | ReceiveChecksum::TCP_VALUE_INVALID
+            | ReceiveChecksum::IP_GOOD
+            | ReceiveChecksum::IP_VALUE_INVALID;
+        let mut buffer = vec![7; 3];
+        let frame = segment(2 * 536);
+        assert!(Segment::verified(&frame).is_none());
+        assert_eq!(take(&Said(frame.clone(), never), &mut buffer, 1500), None);
+        assert!(Segment::verified(&buffer[3..]).is_some(), "both checksums are right");
+        assert_eq!((&buffer[..3], &buffer[3 + 54..]), (&[7; 3][..], &frame[54..]));
+        // A longer one is the kernel's to cut and to sum up.
+        buffer.clear();
+        assert!(take(&Said(segment(4000), never), &mut buffer, 1500).is_some());
     }
 
     #[test]

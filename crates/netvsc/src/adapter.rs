@@ -28,7 +28,7 @@ use crate::port::{Path, PathOffloads, PortError, PortLink, PortSettings, VfPort}
 
 pub use self::counters::AdapterCounters;
 pub use self::event::AdapterEvent;
-pub use self::frame::{Frame, append};
+pub use self::frame::{Frame, append, append_as_received};
 pub use self::replay::Replay;
 pub use self::synthetic::{Refused, Sign, Synthetic};
 pub use self::tap::{Direction, Tap};

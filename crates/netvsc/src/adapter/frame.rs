@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::nic::Cut;
+use crate::nic::{Cut, renew_checksums};
 use crate::rndis::packet::{LargeSend, ReceiveChecksum};
 
 /// A received frame, wherever it lies.
@@ -88,8 +88,18 @@ impl Frame for &[u8] {
     }
 }
 
-/// Frames of a sink as bytes, for callers that keep them.
+/// Frames of a sink as bytes, for callers that keep them. What the host found right and did not sum up gets its checksums
+/// ([`renew_checksums`]), so that whoever gets the frame next may look at them.
 pub fn append(frame: &dyn Frame, to: &mut Vec<u8>) {
+    let start = to.len();
+    append_as_received(frame, to);
+    if let Some(bytes) = to.get_mut(start..) {
+        renew_checksums(bytes, frame.checksum());
+    }
+}
+
+/// The same, byte for byte as the host gave them: for who writes checksums by himself, or leaves them to somebody else.
+pub fn append_as_received(frame: &dyn Frame, to: &mut Vec<u8>) {
     if let Some(bytes) = frame.as_bytes() {
         to.extend_from_slice(bytes);
         return;

@@ -10,7 +10,7 @@ use vmbus::Instant;
 use super::sums::Left;
 use super::{Card, received};
 use crate::MacAddress;
-use crate::adapter::{Frame, Refused, append};
+use crate::adapter::{Frame, Refused, append_as_received};
 use crate::nic::{TxWork, renew_checksums};
 use crate::port::PathOffloads;
 use crate::rndis::packet::ReceiveChecksum;
@@ -108,7 +108,7 @@ impl Frames {
             self.corrupt += 1;
             return;
         }
-        self.take_in(frame.checksum(), |buffer| append(frame, buffer));
+        self.take_in(frame.checksum(), |buffer| append_as_received(frame, buffer));
     }
 
     /// The same for a frame of which nothing is known; `fill` appends it to an empty buffer.
