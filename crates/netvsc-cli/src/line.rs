@@ -64,22 +64,37 @@ struct Inlet {
     left: Offloaded,
     /// Pieces of it that have been taken.
     taken: usize,
+    /// Frames that the kernel gave in no state to be sent.
+    unusable: u64,
 }
 
 impl Inlet {
     fn new(queue: usize) -> Self {
-        Self { queue, buffer: vec![0; BUFFER], held: 0, left: Offloaded::Done, taken: 0 }
+        Self {
+            queue,
+            buffer: vec![0; BUFFER],
+            held: 0,
+            left: Offloaded::Done,
+            taken: 0,
+            unusable: 0,
+        }
     }
 
     /// Reads the next frame unless one is held. False if there is none.
     fn hold_next(&mut self, tap: &Tap) -> Result<bool, Error> {
-        if self.held == 0 {
-            let Some((len, left)) = tap.read_offloaded_from(self.queue, &mut self.buffer)? else {
-                return Ok(false);
-            };
-            (self.held, self.left, self.taken) = (len, left, 0);
+        while self.held == 0 {
+            match tap.read_offloaded_from(self.queue, &mut self.buffer) {
+                Ok(Some((len, left))) => (self.held, self.left, self.taken) = (len, left, 0),
+                Ok(None) => return Ok(false),
+                // Whatever somebody got the kernel to send costs that frame, and not the run.
+                Err(error @ TapError::Offloads { .. }) => {
+                    tracing::debug!(%error, "a frame that cannot be sent");
+                    self.unusable += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(self.held > 0)
+        Ok(true)
     }
 
     /// See [`Line::fetch`].
@@ -116,7 +131,7 @@ pub(crate) struct Line {
     /// From the kernel, by queue.
     inlets: Vec<Inlet>,
     piece: Vec<u8>,
-    /// Frames that the kernel did not take because the TAP was down or its backlog full, or that it gave in no state to be sent.
+    /// Frames that the kernel did not take because the TAP was down or its backlog full.
     refused: u64,
 }
 
@@ -234,7 +249,7 @@ impl Line {
         whole: bool,
         mut take: impl FnMut(&[u8], Option<Uncut>) -> Sending,
     ) -> Result<bool, Error> {
-        let Self { tap, inlets, piece, refused, .. } = self;
+        let Self { tap, inlets, piece, .. } = self;
         let burst = (BURST / inlets.len()).max(EACH);
         let mut moved = false;
         for inlet in inlets {
@@ -249,7 +264,7 @@ impl Line {
                     }
                     Given::Nothing => break,
                     Given::All => moved = true,
-                    Given::Unusable => *refused += 1,
+                    Given::Unusable => inlet.unusable += 1,
                 }
                 (inlet.held, inlet.taken) = (0, 0);
             }
@@ -274,9 +289,9 @@ impl Line {
         })
     }
 
-    /// Frames that the kernel did not take.
+    /// Frames that the kernel did not take, or gave in no state to be sent.
     pub(crate) fn refused(&self) -> u64 {
-        self.refused
+        self.refused + self.inlets.iter().map(|inlet| inlet.unusable).sum::<u64>()
     }
 }
 

@@ -153,7 +153,7 @@ pub enum TapError {
         /// The MTU that was refused.
         mtu: u32,
     },
-    /// A header that the kernel should not give, or that there is none of.
+    /// A header that the kernel should not give, in front of a frame that is lost with it; or there are none of them.
     #[error("TAP {name}: {why}")]
     Offloads {
         /// The interface.
@@ -179,6 +179,8 @@ struct Before {
     mac: MacAddress,
     mtu: u32,
     up: bool,
+    /// Bytes of the header before each frame, if it was made to be [`VNET_HEADER`]: it stays with the interface.
+    header: Option<c_int>,
 }
 
 /// An open TAP. See the [module](self).
@@ -235,6 +237,10 @@ impl Tap {
             set_offloads(&queue, ALL_OFFLOADS)
                 .map_err(|cause| failure(name, "ask for offloads", cause))?;
         }
+        // Somebody may have had it longer, as QEMU with mergeable buffers has.
+        let header =
+            if offloads { set_header_size(&queue, VNET_HEADER as c_int) } else { Ok(None) };
+        let header = header.map_err(|cause| failure(name, "set the size of its header", cause))?;
         let control = rustix::net::socket_with(
             AddressFamily::INET,
             SocketType::DGRAM,
@@ -244,7 +250,8 @@ impl Tap {
         .map_err(|cause| failure(name, "open a control socket", cause))?;
         let mut tap = Self { queue, more, control, name: name.clone(), before: None, offloads };
         if !created {
-            tap.before = Some(Before { mac: tap.mac()?, mtu: tap.mtu()?, up: tap.is_up()? });
+            let (mac, mtu, up) = (tap.mac()?, tap.mtu()?, tap.is_up()?);
+            tap.before = Some(Before { mac, mtu, up, header });
         }
         tracing::debug!(%name, created, queues = tap.queues(), "TAP open");
         Ok(tap)
@@ -286,7 +293,7 @@ impl Tap {
     /// [`Tap::read_frame`] for a TAP with offloads: the frame, and what is left to be done to it. Of the first queue.
     ///
     /// # Errors
-    /// As for [`Tap::read_frame`]; [`TapError::Offloads`] if the header is none, or the TAP has none.
+    /// As for [`Tap::read_frame`]; [`TapError::Offloads`] if the header makes no sense, and that frame is lost, or the TAP has none.
     pub fn read_offloaded(
         &self,
         buffer: &mut [u8],
@@ -461,6 +468,11 @@ impl Drop for Tap {
             Ok(now) if now != before.mac => self.set_mac(before.mac),
             other => other.map(drop),
         };
+        if let Some(header) = before.header
+            && let Err(cause) = set_header_size(&self.queue, header)
+        {
+            tracing::debug!(name = %self.name, %cause, "could not restore the size of the TAP's header");
+        }
         if let Err(error) = mac.and_then(|()| self.restore(before)) {
             tracing::debug!(name = %self.name, %error, "could not restore the TAP");
         }
@@ -508,6 +520,18 @@ fn attach(queue: &OwnedFd, name: &TapName, more: u16) -> Result<bool, TapError> 
     }
 }
 
+/// Has the header before each frame be so many bytes. How many it had, if they were others.
+fn set_header_size(queue: &OwnedFd, bytes: c_int) -> Result<Option<c_int>, Errno> {
+    let mut request = InterfaceRequest::of_number(0);
+    call(queue, Request::HeaderSize, &mut request)?;
+    let before = request.number();
+    if before == bytes {
+        return Ok(None);
+    }
+    call(queue, Request::SetHeaderSize, &mut InterfaceRequest::of_number(bytes))?;
+    Ok(Some(before))
+}
+
 /// The error for `cause` where nothing more special is known.
 fn failure(name: &TapName, doing: &'static str, cause: Errno) -> TapError {
     let name = name.clone();
@@ -531,5 +555,47 @@ mod tests {
         assert!(missing.contains("modprobe tun"), "{missing}");
         let busy = TapError::Busy { name }.to_string();
         assert!(busy.contains("in use by another program"), "{busy}");
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/namespace/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod namespace;
+
+#[cfg(test)]
+mod kernel_tests {
+    use super::namespace::{in_namespace, ip};
+    use super::*;
+
+    fn header_of(name: &TapName) -> c_int {
+        let queue = open_device(name).unwrap();
+        assert!(!attach(&queue, name, OFFLOADS).unwrap(), "it was there");
+        let mut request = InterfaceRequest::of_number(0);
+        call(&queue, Request::HeaderSize, &mut request).unwrap();
+        request.number()
+    }
+
+    #[test]
+    fn a_longer_header_of_a_tap_that_was_there_is_shortened_meanwhile() {
+        in_namespace(
+            "tap::kernel_tests::a_longer_header_of_a_tap_that_was_there_is_shortened_meanwhile",
+            || {
+                ip("tuntap add mode tap name nvt0 vnet_hdr");
+                let name: TapName = "nvt0".parse().unwrap();
+                {
+                    let queue = open_device(&name).unwrap();
+                    attach(&queue, &name, OFFLOADS).unwrap();
+                    assert_eq!(set_header_size(&queue, 12), Ok(Some(10)));
+                }
+                assert_eq!(header_of(&name), 12, "it stays with the interface");
+                let tap = Tap::open_with_offloads(&name).unwrap();
+                let mut request = InterfaceRequest::of_number(0);
+                call(&tap.queue, Request::HeaderSize, &mut request).unwrap();
+                assert_eq!(request.number(), VNET_HEADER as c_int);
+                drop(tap);
+                assert_eq!(header_of(&name), 12, "and is what it was");
+            },
+        );
     }
 }

@@ -3,6 +3,8 @@
 use netvsc::nic::TxWork;
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
 
+use crate::vf::{layer3, layer4};
+
 /// Bytes of the header: flags (u8), kind of segment (u8), bytes of all headers (u16), bytes of payload per segment (u16), where
 /// the checksum starts (u16), where it goes from there (u16); numbers in the machine's order.
 pub const VNET_HEADER: usize = 10;
@@ -15,6 +17,9 @@ const TCP6: u8 = 4;
 /// Where checksum fields are in their headers.
 const IN_TCP: u16 = 16;
 const IN_UDP: u16 = 6;
+/// Numbers of the protocols.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// Longest header of a frame that has work left, well above any that Linux makes.
 const MOST_HEADERS: usize = 1023;
 
@@ -37,9 +42,9 @@ pub enum OffloadError {
         /// The flags.
         flags: u8,
     },
-    /// A checksum that is neither TCP's nor UDP's, or not in the frame.
+    /// A checksum that is not in the frame, or a segment's that is not TCP's.
     #[error(
-        "a checksum from byte {start} at {offset} behind it in a frame of {len} bytes: expected TCP (16) or UDP (6) inside"
+        "a checksum from byte {start} at {offset} behind it in a frame of {len} bytes: expected it inside, and a segment's where TCP has it (16)"
     )]
     Checksum {
         /// Where it starts.
@@ -78,8 +83,22 @@ pub enum Offloaded {
 }
 
 impl Offloaded {
+    /// Reads the header of a frame.
+    ///
+    /// The kernel may leave any sum to an interface that computes any (`NETIF_F_HW_CSUM`): that of a tunnel, or of what is within
+    /// one. A card computes those of TCP and UDP right behind the IP header; all others are computed here.
+    pub(super) fn take(header: [u8; VNET_HEADER], frame: &mut [u8]) -> Result<Self, OffloadError> {
+        let [flags, kind, .., e, f, g, h] = header;
+        let (start, offset) = (u16::from_ne_bytes([e, f]), u16::from_ne_bytes([g, h]));
+        if flags & NEEDS_CHECKSUM == 0 || kind != WHOLE || is_a_cards(frame, start, offset) {
+            return Self::decode(header, frame.len());
+        }
+        let wrong = OffloadError::Checksum { start, offset, len: frame.len() };
+        write_sum(frame, start.into(), offset.into()).map(|()| Self::Done).ok_or(wrong)
+    }
+
     /// Reads the header of a frame of `len` bytes.
-    pub(super) fn decode(header: [u8; VNET_HEADER], len: usize) -> Result<Self, OffloadError> {
+    fn decode(header: [u8; VNET_HEADER], len: usize) -> Result<Self, OffloadError> {
         let [flags, kind, a, b, c, d, e, f, g, h] = header;
         let headers = u16::from_ne_bytes([a, b]);
         let size = u16::from_ne_bytes([c, d]);
@@ -140,6 +159,37 @@ impl Offloaded {
             }
         }
     }
+}
+
+/// Whether a sum is that of the TCP or UDP that IP carries.
+fn is_a_cards(frame: &[u8], start: u16, offset: u16) -> bool {
+    let (Some((ip, ipv6)), Some((layer4, _))) = (layer3(frame), layer4(frame)) else {
+        return false;
+    };
+    let protocol = frame.get(ip + if ipv6 { 6 } else { 9 });
+    let fits = matches!((protocol, offset), (Some(&TCP), IN_TCP) | (Some(&UDP), IN_UDP));
+    fits && layer4 == usize::from(start)
+}
+
+/// Writes the sum of all from `start` on where it belongs. What is there already, the sum of a pseudo-header, counts.
+fn write_sum(frame: &mut [u8], start: usize, offset: usize) -> Option<()> {
+    let summed = frame.get_mut(start..)?;
+    let words = summed.chunks(2).map(|word| match *word {
+        [high, low] => u64::from(u16::from_be_bytes([high, low])),
+        [high] => u64::from(high) << 8,
+        _ => 0,
+    });
+    let mut sum: u64 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    // Zero would say that there is none.
+    let sum = match !(sum as u16) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    *summed.get_mut(offset..)?.first_chunk_mut()? = sum.to_be_bytes();
+    Some(())
 }
 
 /// Whether a frame is IPv6, with or without a tag.
@@ -217,6 +267,50 @@ mod tests {
         let expected = LargeSend { segment: 1428, layer4: 54, ipv6: true };
         assert_eq!(cut.work(&frame).large_send, Some(expected));
         assert!(cut.work(&frame).checksum.is_empty());
+    }
+
+    /// The sum of these words and zero bytes, inverted, as it is written.
+    fn sum_of(words: &[u16]) -> [u8; 2] {
+        let sum: u32 = words.iter().copied().map(u32::from).sum();
+        (!(((sum >> 16) + sum) as u16)).to_be_bytes()
+    }
+
+    #[test]
+    fn sums_that_no_card_computes_are_written_here() {
+        // GRE with a checksum: IP protocol 47, the sum four bytes behind its header.
+        let mut gre = vec![0; 70];
+        gre[12..14].copy_from_slice(&[0x08, 0]);
+        (gre[14], gre[23]) = (0x45, 47);
+        gre[34..38].copy_from_slice(&[0x80, 0, 0x08, 0]);
+        gre[69] = 9;
+        assert_eq!(Offloaded::take(header(1, 0, [0, 0, 34, 4]), &mut gre), Ok(Offloaded::Done));
+        assert_eq!(gre[38..40], sum_of(&[0x8000, 0x0800, 9]));
+        // TCP within VXLAN: what lies behind the outer IP header is UDP.
+        let mut within = vec![0; 130];
+        within[12..14].copy_from_slice(&[0x08, 0]);
+        (within[14], within[23]) = (0x45, 17);
+        // The inner pseudo-header's sum counts. One byte is left over at the end.
+        within[100..102].copy_from_slice(&[0x12, 0x34]);
+        within.push(7);
+        let left = Offloaded::take(header(1, 0, [0, 0, 84, 16]), &mut within);
+        assert_eq!(left, Ok(Offloaded::Done));
+        assert_eq!(within[100..102], sum_of(&[0x1234, 0x0700]));
+        // The outer UDP's own is the card's, and so is TCP's behind a tag.
+        let card = Offloaded::take(header(1, 0, [0, 0, 34, 6]), &mut within);
+        assert_eq!(card, Ok(Offloaded::Checksum { layer4: 34, udp: true }));
+        let mut tagged = vec![0; 100];
+        tagged[12..18].copy_from_slice(&[0x81, 0, 0, 7, 0x86, 0xdd]);
+        tagged[24] = 6;
+        let card = Offloaded::take(header(1, 0, [0, 0, 58, 16]), &mut tagged);
+        assert_eq!(card, Ok(Offloaded::Checksum { layer4: 58, udp: false }));
+        // None says that there is no sum; beside the frame there is no place.
+        let mut all = vec![0xff; 40];
+        assert_eq!(Offloaded::take(header(1, 0, [0, 0, 34, 4]), &mut all), Ok(Offloaded::Done));
+        assert_eq!(all[38..], [0xff, 0xff]);
+        for (start, offset) in [(34, 5), (41, 0), (u16::MAX, u16::MAX)] {
+            let wrong = OffloadError::Checksum { start, offset, len: 40 };
+            assert_eq!(Offloaded::take(header(1, 0, [0, 0, start, offset]), &mut all), Err(wrong));
+        }
     }
 
     proptest! {

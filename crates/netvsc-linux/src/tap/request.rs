@@ -46,6 +46,11 @@ pub(super) enum Request {
     Mac,
     /// `SIOCSIFHWADDR`.
     SetMac,
+    /// `TUNGETVNETHDRSZ`: bytes of the header before each frame (`c_int`). Of an attached queue, so that the number stands where the
+    /// others have a name.
+    HeaderSize,
+    /// `TUNSETVNETHDRSZ`.
+    SetHeaderSize,
 }
 
 impl Request {
@@ -60,6 +65,8 @@ impl Request {
             Self::SetMtu => 0x8922,
             Self::SetMac => 0x8924,
             Self::Mac => 0x8927,
+            Self::HeaderSize => opcode::read::<c_int>(b'T', 215),
+            Self::SetHeaderSize => opcode::write::<c_int>(b'T', 216),
         }
     }
 }
@@ -83,6 +90,19 @@ impl InterfaceRequest {
         self.put(0, &ETHERNET.to_ne_bytes());
         self.put(2, &mac);
         self
+    }
+
+    /// For a request about a number only.
+    pub(super) fn of_number(number: c_int) -> Self {
+        let mut name = [0; NAME_FIELD];
+        for (to, from) in name.iter_mut().zip(number.to_ne_bytes()) {
+            *to = from;
+        }
+        Self::new(name)
+    }
+
+    pub(super) fn number(&self) -> c_int {
+        self.name.first_chunk().map_or(0, |bytes| c_int::from_ne_bytes(*bytes))
     }
 
     /// The name up to its zero.
@@ -123,7 +143,7 @@ struct Call<'a> {
     argument: &'a mut InterfaceRequest,
 }
 
-// SAFETY: every opcode of `Request` reads and writes at most one `struct ifreq` behind its pointer. The pointer comes
+// SAFETY: every opcode of `Request` reads and writes at most one `struct ifreq`, or one number, behind its pointer. The pointer comes
 // from an exclusive borrow of an `InterfaceRequest`, which is at least as large and as aligned, lives as long as the
 // call, and consists of bytes only, so that whatever the kernel writes is a valid value. Nothing is read from the
 // output pointer. `IS_MUTATING` is true because the kernel may write.
@@ -176,6 +196,8 @@ mod tests {
         if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
             assert_eq!(Request::Attach.opcode(), 0x4004_54ca);
             assert_eq!(Request::Attached.opcode(), 0x8004_54d2);
+            assert_eq!(Request::HeaderSize.opcode(), 0x8004_54d7);
+            assert_eq!(Request::SetHeaderSize.opcode(), 0x4004_54d8);
         }
     }
 
@@ -185,6 +207,7 @@ mod tests {
         assert_eq!(base.name(), b"tap0");
         assert_eq!(base.with_flags(0x1002).flags(), 0x1002);
         assert_eq!(base.with_mtu(9000).mtu(), 9000);
+        assert_eq!(InterfaceRequest::of_number(12).number(), 12);
         let mac = base.with_mac([2, 3, 4, 5, 6, 7]);
         assert_eq!(mac.flags(), ETHERNET);
         assert_eq!(mac.mac(), [2, 3, 4, 5, 6, 7]);

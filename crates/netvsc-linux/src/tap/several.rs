@@ -67,7 +67,8 @@ impl Tap {
             return match rustix::io::readv(self.queue(queue), &mut pieces) {
                 Ok(len) if len < VNET_HEADER + room => {
                     let len = len.saturating_sub(VNET_HEADER);
-                    let left = Offloaded::decode(header, len).map_err(|why| self.refused(why))?;
+                    let frame = buffer.get_mut(..len).unwrap_or_default();
+                    let left = Offloaded::take(header, frame).map_err(|why| self.refused(why))?;
                     Ok(Some((len, left)))
                 }
                 Ok(_) => Err(TapError::FrameTooLong { name: self.name.clone(), buffer: room }),

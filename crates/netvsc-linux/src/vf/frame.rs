@@ -146,7 +146,7 @@ pub(super) fn finish(
 }
 
 /// Where the IP header starts, and whether it is IPv6.
-fn layer3(frame: &[u8]) -> Option<(usize, bool)> {
+pub(crate) fn layer3(frame: &[u8]) -> Option<(usize, bool)> {
     let kind = |at: usize| frame.get(at..at + 2);
     let at = if matches!(kind(12), Some([0x81, 0x00] | [0x88, 0xa8])) { 16 } else { 12 };
     match kind(at)? {
