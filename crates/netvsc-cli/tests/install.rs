@@ -78,6 +78,7 @@ fn what_is_installed_can_be_taken_away_without_a_trace() {
         "usr/lib/systemd/network/01-netvsc-vf.network",
         "usr/lib/systemd/system/netvsc-watch.service",
         "usr/lib/systemd/system/netvsc-run@.service",
+        "usr/lib/sysusers.d/netvsc.conf",
         "usr/lib/dracut/modules.d/90netvsc/module-setup.sh",
         "usr/share/initramfs-tools/hooks/netvsc",
         "usr/share/bash-completion/completions/netvsc",
@@ -283,6 +284,51 @@ fn systemd_finds_no_fault_with_the_units() {
         ("netvsc-run@.service", "netvsc-run@eth1.service"),
     ] {
         verify_unit(root.path(), unit, checked);
+    }
+}
+
+#[test]
+fn what_a_unit_leaves_in_run_can_be_read_by_others_and_its_user_comes_along() {
+    let root = root();
+    let text = install(root.path());
+    assert!(text.contains("systemd-sysusers"), "{text}");
+    let users = root.path().join("usr/lib/sysusers.d/netvsc.conf");
+    let users = fs::read_to_string(users).expect("a file");
+    let units = tree(&root.path().join("usr/lib/systemd/system"));
+    for (unit, text) in units {
+        let text = String::from_utf8(text).expect("text");
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.map(str::to_owned)
+        };
+        // What is kept of a dynamic user's lies below /run/private, which is root's alone.
+        let kept = value("RuntimeDirectoryPreserve").is_some_and(|kept| kept != "no");
+        assert!(!kept || value("DynamicUser").is_none(), "{unit}");
+        if unit == "netvsc-metrics.service" {
+            assert_eq!(value("RuntimeDirectoryMode").as_deref(), Some("0755"));
+        }
+        for user in value("User").iter().filter(|user| *user != "root") {
+            assert!(users.contains(&format!("\nu {user} - ")), "{unit}: {user} in {users}");
+        }
+    }
+}
+
+#[test]
+fn systemd_makes_the_user_of_the_metrics() {
+    let root = root();
+    install(root.path());
+    fs::create_dir_all(root.path().join("etc")).expect("a folder");
+    let at = format!("--root={}", root.path().display());
+    let name = "systemd_makes_the_user_of_the_metrics";
+    if let Some(output) = checker(name, "systemd-sysusers", &[&at], "--root") {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        // Only root may write down users, even those of another root.
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: {name}: not root");
+        }
+        assert!(output.status.success(), "{errors}");
+        let users = fs::read_to_string(root.path().join("etc/passwd")).expect("a file");
+        assert!(users.contains("netvsc-metrics:"), "{users}{errors}");
     }
 }
 

@@ -27,7 +27,7 @@ use crate::inspect::{print, print_json};
 /// What is said at length about installing.
 pub const LONG: &str = "\
 Put in place what lets a Linux guest treat its VFs well: the program, a udev rule, files for systemd-networkd, pieces for \
-initramfs-tools and dracut, a unit that keeps a history, completions and man pages.
+initramfs-tools and dracut, units that keep a history and metrics and the user of the latter, completions and man pages.
 
 A file that is there and was not put there by this program is never replaced without --force. Nothing is enabled, \
 reloaded or rebuilt; what is to be done next is printed. What was put in place is listed in \
@@ -159,7 +159,7 @@ struct Plan<'a> {
 /// What is left to do once it is installed or taken away.
 const NEXT: [&str; 3] = [
     "udevadm control --reload && udevadm trigger --subsystem-match=net --action=change",
-    "systemctl daemon-reload",
+    "systemd-sysusers && systemctl daemon-reload",
     "dracut --force, or update-initramfs -u, whichever this system has",
 ];
 

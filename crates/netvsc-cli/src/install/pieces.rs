@@ -75,6 +75,10 @@ pub fn general() -> Result<Vec<Piece>, Error> {
             include_str!("../../assets/systemd/netvsc-metrics.timer"),
         ),
         Piece::text(
+            "/usr/lib/sysusers.d/netvsc.conf",
+            include_str!("../../assets/sysusers/netvsc.conf"),
+        ),
+        Piece::text(
             "/usr/share/netvsc/prometheus/netvsc.rules.yml",
             include_str!("../../assets/prometheus/netvsc.rules.yml"),
         ),
