@@ -198,8 +198,8 @@ impl Command {
     /// [`Error::Archive`] if it cannot be read or is refused.
     pub fn unpack(&mut self) -> Result<Option<Unpacked>, Error> {
         let Some(source) = self.source() else { return Ok(None) };
-        let Some(path) = source.from.take() else { return Ok(None) };
-        let unpacked = archive::unpack(&path)?;
+        let Some(path) = &source.from else { return Ok(None) };
+        let unpacked = archive::unpack(path)?;
         source.sysfs_root = Some(unpacked.root().to_owned());
         Ok(Some(unpacked))
     }
@@ -448,6 +448,9 @@ impl Cli {
         let cli = Self::try_parse_from(spelled_out(arguments))?;
         if let Command::Run(run) = &cli.command {
             run.check().map_err(|(kind, message)| complaint("run", kind, message))?;
+        }
+        if let Some((verb, (kind, message))) = cli.command.changes_an_archive() {
+            return Err(complaint(verb, kind, message));
         }
         Ok(cli)
     }

@@ -349,14 +349,11 @@ fn a_dry_run_shows_all_and_changes_nothing() {
     let before = files(guest.root());
     let text = said(&guest, &["--fix", "--dry-run"], 0);
     assert_eq!(files(guest.root()), before);
-    assert!(
-        text.contains("cat > /etc/NetworkManager/conf.d/90-netvsc-vf-7c1e522555d2.conf"),
-        "{text}"
-    );
-    assert!(
-        text.contains("nothing was changed (--dry-run); this would undo it:\n    rm /etc/"),
-        "{text}"
-    );
+    let root = guest.root().display();
+    let file = format!("{root}/etc/NetworkManager/conf.d/90-netvsc-vf-7c1e522555d2.conf");
+    assert!(text.contains(&format!("cat > {file} <<")), "{text}");
+    let undo = format!("nothing was changed (--dry-run); this would undo it:\n    rm {file}\n");
+    assert!(text.contains(&undo), "{text}");
 }
 
 #[test]
@@ -364,7 +361,9 @@ fn a_fix_mends_what_was_found_and_what_undoes_it_is_printed() {
     let guest = complaint(6);
     let before = files(guest.root());
     let text = said(&guest, &["--fix"], 0);
-    assert!(text.contains("done; this undoes it:\n    rm /etc/NetworkManager/conf.d/"), "{text}");
+    let root = guest.root().display();
+    let undo = format!("done; this undoes it:\n    rm {root}/etc/NetworkManager/conf.d/");
+    assert!(text.contains(&undo), "{text}");
     let mut after = files(guest.root());
     let fresh = after.remove(Path::new("etc/NetworkManager/conf.d/90-netvsc-vf-7c1e522555d2.conf"));
     assert!(fresh.is_some() && after == before, "one file, and no other");
@@ -379,9 +378,12 @@ fn a_file_that_is_replaced_can_be_had_back() {
     let text = said(&guest, &["--only", "own.rule-old", "--fix"], 0);
     let undo = text.split("this undoes it:\n").nth(1).expect("an undo");
     assert_eq!(said(&guest, &["--only", "own.rule-old"], 0).lines().count(), 1);
-    // The undo is a script; here its root is another one.
+    // The undo is a script, and it changes the tree that was mended and no other file of its path.
+    assert!(
+        undo.contains(&format!("cat > {path} <<", path = guest.path(path).display())),
+        "{undo}"
+    );
     let script: String = undo.lines().map(|line| line.trim_start().to_owned() + "\n").collect();
-    let script = script.replace(" > /etc/", &format!(" > {}/etc/", guest.root().display()));
     let done = Command::new("sh").arg("-c").arg(&script).status().expect("a shell");
     assert!(done.success(), "{script}");
     assert_eq!(std::fs::read_to_string(guest.path(path)).unwrap(), before);

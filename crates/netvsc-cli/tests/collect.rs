@@ -354,6 +354,32 @@ fn what_is_damaged_or_none_of_ours_is_refused() {
 }
 
 #[test]
+fn an_archive_is_never_changed_and_what_would_mend_its_guest_names_that_guests_files() {
+    let folder = folder();
+    let complaint = COMPLAINTS.iter().find(|it| it.number == 6).expect("one with a safe fix");
+    let archive = collect(&(complaint.build)(), folder.path());
+    for (arguments, option, status) in [
+        (&["check", "--fix"][..], "--fix is of no use with --from ARCHIVE", 3),
+        (&["check", "--fix", "--force"], "--fix is of no use with --from ARCHIVE", 3),
+        (&["bind", "--uio", "eth0"], "bind is of no use with --from ARCHIVE", 2),
+        (&["bind", "--restore", "--dry-run"], "bind is of no use with --from ARCHIVE", 2),
+        (&["udev", "--retrigger-peers", "eth0"], "--retrigger-peers is of no use with", 2),
+        (&["watch", "--notify-udev"], "--notify-udev is of no use with", 2),
+    ] {
+        let output = netvsc(arguments, "--from", &archive);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {errors}");
+        assert!(errors.contains(option) && output.stdout.is_empty(), "{arguments:?}: {output:?}");
+    }
+    let output = netvsc(&["check", "--fix", "--dry-run"], "--from", &archive);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("cat > /etc/NetworkManager/conf.d/"),
+        "{output:?}"
+    );
+}
+
+#[test]
 fn nothing_is_left_of_what_was_unpacked() {
     let folder = folder();
     let archive = collect(&kinds::azure_mlx4(), folder.path());

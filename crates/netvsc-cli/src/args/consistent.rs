@@ -2,7 +2,7 @@
 
 use clap::error::ErrorKind;
 
-use super::{HostChoice, RunArgs, VfLayout};
+use super::{Command, HostChoice, RunArgs, VfLayout};
 use crate::remote::VfInterface;
 use crate::units::ByteSize;
 
@@ -11,6 +11,32 @@ type Complaint = (ErrorKind, String);
 
 fn conflict(message: String) -> Complaint {
     (ErrorKind::ArgumentConflict, message)
+}
+
+impl Command {
+    /// The verb that would change a guest that is only an archive, and what is wrong with that: what is unpacked goes afterwards, and what
+    /// was printed to take it back would change this machine.
+    pub(super) fn changes_an_archive(&self) -> Option<(&'static str, Complaint)> {
+        let (verb, source, option, instead) = match self {
+            Self::Check(args) if args.fix && !args.dry_run => {
+                ("check", &args.source, "--fix", "add --dry-run to see what would be done there")
+            }
+            Self::Bind(args) => ("bind", &args.source, "bind", "run it on that machine"),
+            Self::Udev(args) if args.retrigger_peers => {
+                ("udev", &args.source, "--retrigger-peers", "run it on that machine")
+            }
+            Self::Watch(args) if args.notify_udev => {
+                ("watch", &args.source, "--notify-udev", "run it on that machine")
+            }
+            _ => return None,
+        };
+        source.from.as_ref()?;
+        let why = "an archive is a copy of a guest, and nothing can be changed in it";
+        Some((
+            verb,
+            conflict(format!("{option} is of no use with --from ARCHIVE: {why}; {instead}")),
+        ))
+    }
 }
 
 impl RunArgs {

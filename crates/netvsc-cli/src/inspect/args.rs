@@ -1,6 +1,6 @@
 //! Options of the verbs that look at a guest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 
@@ -27,9 +27,18 @@ pub struct SourceArgs {
         global = true,
         conflicts_with = "sysfs_root",
         help_heading = "Source",
-        long_help = "Look at the guest in this archive, which `netvsc collect` made, as if this were that machine; - for standard input. An archive that is damaged, or holds what none of ours does, is refused whole"
+        long_help = "Look at the guest in this archive, which `netvsc collect` made, as if this were that machine; - for standard input. Nothing can be changed there. An archive that is damaged, or holds what none of ours does, is refused whole"
     )]
     pub from: Option<PathBuf>,
+}
+
+impl SourceArgs {
+    /// The directory that somebody chose, in which files can be changed; none for the running system, and for an archive, which is
+    /// unpacked to be read only.
+    #[must_use]
+    pub fn changeable_root(&self) -> Option<&Path> {
+        self.sysfs_root.as_deref().filter(|_| self.from.is_none())
+    }
 }
 
 /// When to use colours.

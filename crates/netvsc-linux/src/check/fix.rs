@@ -1,7 +1,9 @@
 //! How to mend something: in words, and where a program can do it, step by step.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 
 /// An interface as a step names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,11 +101,23 @@ impl Step {
         }
     }
 
+    /// The step as somebody has to take it from outside, if the guest is the tree below a directory: the files are there, and those of
+    /// the same paths from the root are another machine's.
+    #[must_use]
+    pub fn below(&self, root: &Path) -> Self {
+        let mut step = self.clone();
+        if let Self::File { path, .. } | Self::Value { path, .. } = &mut step {
+            let below = root.join(path.trim_start_matches('/'));
+            *path = below.to_string_lossy().into_owned();
+        }
+        step
+    }
+
     /// The command that takes it back; none where there is nothing to take back.
     #[must_use]
     pub fn undo(&self) -> Option<String> {
         Some(match self {
-            Self::File { path, before: None, .. } => format!("rm {path}"),
+            Self::File { path, before: None, .. } => format!("rm {}", quoted(path)),
             Self::File { path, before: Some(before), .. } => write_file(path, before),
             Self::Value { path, before, .. } => write_value(path, before.as_deref()?),
             Self::Mtu { link, before, .. } => format!("ip link set dev {link} mtu {before}"),
@@ -141,11 +155,20 @@ impl fmt::Display for Step {
 /// A here-document: nothing in it is expanded.
 fn write_file(path: &str, contents: &str) -> String {
     let end = if contents.ends_with('\n') || contents.is_empty() { "" } else { "\n" };
-    format!("cat > {path} <<'END'\n{contents}{end}END")
+    format!("cat > {} <<'END'\n{contents}{end}END", quoted(path))
 }
 
 fn write_value(path: &str, value: &str) -> String {
-    format!("echo {value} > {path}")
+    format!("echo {value} > {}", quoted(path))
+}
+
+/// A path for a shell, which may lie in a directory of any name.
+fn quoted(path: &str) -> Cow<'_, str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
+    if path.bytes().all(plain) {
+        return path.into();
+    }
+    format!("'{}'", path.replace('\'', "'\\''")).into()
 }
 
 /// How to mend what a finding says.
@@ -173,5 +196,31 @@ impl Fix {
     /// Steps that cost traffic for a moment, so that a person has to take them.
     pub(super) fn rough(text: impl Into<String>, steps: Vec<Step>) -> Self {
         Self { text: text.into(), steps, safe: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_in_a_tree_names_the_files_that_are_there() {
+        let (path, contents) = ("/etc/a.conf".to_owned(), "x\n".to_owned());
+        let file = Step::File { path, contents, before: None };
+        for (root, at) in [
+            ("/", "/etc/a.conf"),
+            ("/srv/image/", "/srv/image/etc/a.conf"),
+            ("/srv/it's", "'/srv/it'\\''s/etc/a.conf'"),
+            ("/srv/$(reboot)", "'/srv/$(reboot)/etc/a.conf'"),
+        ] {
+            let step = file.below(Path::new(root));
+            assert_eq!(step.to_string(), format!("cat > {at} <<'END'\nx\nEND"));
+            assert_eq!(step.undo(), Some(format!("rm {at}")));
+        }
+        let before = Some("Y".to_owned());
+        let value = Step::Value { path: "/sys/mode".into(), value: "N".into(), before };
+        let value = value.below(Path::new("/srv/tree"));
+        assert_eq!(value.to_string(), "echo N > /srv/tree/sys/mode");
+        assert_eq!(value.undo().as_deref(), Some("echo Y > /srv/tree/sys/mode"));
     }
 }
