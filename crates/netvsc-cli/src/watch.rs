@@ -9,13 +9,12 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
-use netvsc_linux::inventory::{Depth, Snapshot, take, take_without_log};
+use netvsc_linux::inventory::{Depth, Snapshot, clock, take, take_without_log};
 use netvsc_linux::relation::State;
 use netvsc_linux::udev::retrigger;
 use netvsc_linux::watch::{Change, Ears, Heard, News, Told, Watch, What, history};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use vmbus::Instant;
 
@@ -230,9 +229,7 @@ impl<'a> Teller<'a> {
 
 /// Now, on the clock of the kernel log.
 fn now() -> Instant {
-    let time = clock_gettime(ClockId::Monotonic);
-    let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
-    Instant::ZERO + Duration::new(seconds.unwrap_or_default(), nanos.unwrap_or_default())
+    Instant::ZERO + clock::now()
 }
 
 /// When that was by the calendar.
@@ -251,7 +248,7 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
         for change in history(&snapshot) {
             teller.tell(&change)?;
         }
-        let end = Instant::ZERO + snapshot.uptime.unwrap_or_default();
+        let end = Instant::ZERO + snapshot.uptime.or(snapshot.log.newest).unwrap_or_default();
         let mut watch = Watch::new(snapshot, end);
         teller.drain(&mut watch)?;
         return if args.until.is_some() { settled(&watch) } else { Ok(()) };

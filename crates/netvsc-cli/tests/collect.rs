@@ -354,6 +354,44 @@ fn what_is_damaged_or_none_of_ours_is_refused() {
 }
 
 #[test]
+fn the_clock_that_is_written_down_is_the_one_that_stands_still_in_sleep() {
+    let test = "the_clock_that_is_written_down_is_the_one_that_stands_still_in_sleep";
+    let folder = folder();
+    let archive = folder.path().join("live.tar");
+    let now = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        u64::try_from(time.tv_sec).expect("after boot")
+    };
+    let before = now();
+    // As if this machine had slept for a week.
+    let unshare = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--time", "--boottime", "604800", PROGRAM])
+        .args(["collect", "-o"])
+        .arg(&archive)
+        .output();
+    let output = match unshare {
+        Ok(output) => output,
+        Err(error) => return eprintln!("skipped: {test}: `unshare` cannot be run: {error}"),
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if errors.contains("unshare: ") {
+        return eprintln!("skipped: {test}: {}", errors.trim());
+    }
+    assert!(output.status.success(), "{output:?}");
+    let mut clock = String::new();
+    let mut opened = tar::Archive::new(fs::File::open(&archive).expect("an archive"));
+    for entry in opened.entries().expect("entries") {
+        let mut entry = entry.expect("an entry");
+        if entry.path_bytes().as_ref() == b"netvsc/clock" {
+            std::io::Read::read_to_string(&mut entry, &mut clock).expect("text");
+        }
+    }
+    let (seconds, _) = clock.split_once('.').expect("seconds");
+    let seconds: u64 = seconds.parse().expect("a number");
+    assert!((before..=now()).contains(&seconds), "{clock} is not between {before} and {}", now());
+}
+
+#[test]
 fn an_archive_is_never_changed_and_what_would_mend_its_guest_names_that_guests_files() {
     let folder = folder();
     let complaint = COMPLAINTS.iter().find(|it| it.number == 6).expect("one with a safe fix");

@@ -45,6 +45,56 @@ fn healthy_guests_have_no_findings_and_nothing_is_left_undecided() {
     }
 }
 
+/// A guest that slept: for its uptime that was time, for the kernel log not. The host associated a VF a moment ago.
+fn slept() -> Guest {
+    let mut guest = Guest::new();
+    guest.azure();
+    guest.write("proc/uptime", "144000.00 1.00");
+    let nic = guest.nic("7c1e5225-55d2-7c1e-5225-55d27c1e5225", "eth0", "7c:1e:52:25:55:d2");
+    for (at, text) in [
+        (2_130, "VF slot 1 added"),
+        (6_301, "Data path switched to VF: enP1s1"),
+        (100_000, "VF slot 1 removed"),
+        (100_010, "Data path switched from VF: enP1s1"),
+        (100_500, "VF slot 1 added"),
+    ] {
+        guest.say_nic(at, &nic, text);
+    }
+    guest
+}
+
+#[test]
+fn what_the_kernel_said_before_it_slept_is_no_older_for_that() {
+    let associated = |severity: &str| -> BTreeSet<Row> {
+        [("pair.assoc-no-vf".to_owned(), severity.to_owned(), "eth0".to_owned())].into()
+    };
+    let undecided = |report: &Report| -> Vec<_> {
+        report.undecided.iter().map(|open| open.id).filter(|id| id.starts_with("pair.")).collect()
+    };
+    // Nothing says what time it was.
+    let bare = report(&slept());
+    assert_eq!((rows(&bare), undecided(&bare)), (BTreeSet::new(), vec!["pair.assoc-no-vf"]));
+    // `netvsc collect` writes it down, also that nobody knew.
+    for (clock, expected, open) in [
+        ("unknown", BTreeSet::new(), &["pair.assoc-no-vf"][..]),
+        ("101.000000000", BTreeSet::new(), &[]),
+        ("900.000000000", associated("warn"), &[]),
+        ("7200.000000000", associated("critical"), &[]),
+    ] {
+        let guest = slept();
+        guest.write("netvsc/clock", clock);
+        let report = report(&guest);
+        assert_eq!((rows(&report), &*undecided(&report)), (expected, open), "{clock}");
+    }
+    // What the log itself shows to be old is old.
+    let mut guest = slept();
+    guest.say(7_200_000, "something else", None);
+    assert_eq!(rows(&report(&guest)), associated("critical"));
+    // As long as the uptime can be of the same clock, it counts.
+    guest.write("proc/uptime", "80000.00 1.00");
+    assert_eq!(rows(&report(&guest)), associated("critical"));
+}
+
 // HISTORY 52, 60: a VF with an address, and one that a manager has.
 #[test]
 fn every_complaint_has_exactly_its_findings() {

@@ -223,14 +223,16 @@ fn switches(all: &mut Families, snapshot: &Snapshot, nic: &NicView<'_>) {
             _ => {}
         }
     }
-    if let (Some(since), Some(now)) = (gone, snapshot.uptime) {
-        absent += now.saturating_sub(since);
-    }
+    let absent = match (gone, snapshot.uptime) {
+        (None, _) => Some(absent),
+        (Some(since), now) => now.map(|now| absent + now.saturating_sub(since)),
+    };
     let family = all.family("netvsc_datapath_switches_total", Kind::Counter, SWITCHES);
     for (to, count) in [("vf", to_vf), ("synthetic", to_synthetic)] {
         let labels = [("device", device.clone()), ("to", to.to_owned())];
         family.push(sample(labels, f64::from(count)));
     }
+    let Some(absent) = absent else { return };
     let help = "Time that a NIC has been without a VF that it had before, since boot.";
     all.family("netvsc_vf_absent_seconds_total", Kind::Counter, help)
         .push(sample([("device", device)], absent.as_secs_f64()));

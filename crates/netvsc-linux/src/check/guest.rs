@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use netvsc::mac::MacAddress;
 
+use super::finding::Outcome;
 use super::fix::{Fix, LinkName, Step};
 use super::stanza::{self, Stanza};
 use crate::inventory::{
@@ -147,14 +148,21 @@ impl<'a> Guest<'a> {
         self.snapshot.functions.iter().filter(|f| f.bus.is_some() && f.is_ethernet())
     }
 
-    /// How long ago something happened.
-    pub(super) fn age(&self, at: Duration) -> Option<Duration> {
-        self.snapshot.uptime.map(|now| now.saturating_sub(at))
-    }
-
-    /// Whether something has lasted for longer than that; without a clock nothing has.
-    pub(super) fn older(&self, at: Duration, than: Duration) -> bool {
-        self.age(at).is_some_and(|age| age > than)
+    /// Whether something has lasted for longer than that. Where nobody knows what time it is, it has if it had when the newest record of
+    /// the kernel log was written; otherwise that is said, and the answer is no.
+    pub(super) fn older(&self, at: Duration, than: Duration, out: &mut Outcome) -> bool {
+        let since = |now: Duration| now.saturating_sub(at) > than;
+        if let Some(now) = self.snapshot.uptime {
+            return since(now);
+        }
+        if self.snapshot.log.newest.is_some_and(since) {
+            return true;
+        }
+        out.undecided(
+            "how long ago that was is not known: the clock of the kernel log stands still while a machine sleeps, and nothing says what it \
+             showed (`netvsc collect` writes it down)",
+        );
+        false
     }
 
     /// Why the kernel log does not say what is asked of it.

@@ -48,7 +48,7 @@ fn orphan(guest: &Guest<'_>, out: &mut Outcome) {
             let (serial, at) = guest.snapshot.log.association(nic.device.guid)?;
             (serial.is_some() && serial == function.serial()).then_some(at)
         });
-        if !guest.older(told.unwrap_or_default(), wait) {
+        if !guest.older(told.unwrap_or_default(), wait, out) {
             continue;
         }
         let ids = function.vendor.zip(function.device);
@@ -101,14 +101,15 @@ fn no_vf(guest: &Guest<'_>, out: &mut Outcome) {
     for nic in guest.relations.nics.iter().filter(|nic| !nic.joined) {
         let guid = nic.device.guid;
         let Some((Some(serial), at)) = log.association(guid) else { continue };
-        if !guest.older(at, limits.arrival) || guest.functions().any(|f| may_be(guest, nic, f)) {
+        if guest.functions().any(|f| may_be(guest, nic, f)) || !guest.older(at, limits.arrival, out)
+        {
             continue;
         }
         let seen = log
             .about(Subject::Vmbus(guid))
             .any(|line| matches!(line.event, LogEvent::Registering(_) | LogEvent::SwitchedToVf));
         let azure = guest.snapshot.machine.azure == Some(true);
-        let severity = match (seen || azure, guest.older(at, limits.synthetic_critical)) {
+        let severity = match (seen || azure, guest.older(at, limits.synthetic_critical, out)) {
             (true, true) => Severity::Critical,
             (true, false) => Severity::Warn,
             (false, _) => Severity::Info,
@@ -198,7 +199,7 @@ fn unpaired(guest: &Guest<'_>, out: &mut Outcome) {
         let Some(nic) = nic_of(guest, port) else { continue };
         let (Some(link), false) = (nic.link, nic.joined) else { continue };
         let since = port.link.initialized;
-        if !guest.older(since.unwrap_or_default(), guest.thresholds.join) {
+        if !guest.older(since.unwrap_or_default(), guest.thresholds.join, out) {
             continue;
         }
         let text = format!(
@@ -375,7 +376,7 @@ fn blocked(guest: &Guest<'_>, out: &mut Outcome) {
         let Some(line) = newest.filter(|line| line.event == LogEvent::WaitsForAssociation) else {
             continue;
         };
-        if !guest.older(line.at, guest.thresholds.blocked) {
+        if !guest.older(line.at, guest.thresholds.blocked, out) {
             continue;
         }
         let text = format!(

@@ -51,9 +51,9 @@ fn synthetic(guest: &Guest<'_>, out: &mut Outcome) {
             out.undecided("the kernel log does not say when the VF was joined");
             continue;
         };
-        let severity = if guest.older(since, guest.thresholds.synthetic_critical) {
+        let severity = if guest.older(since, guest.thresholds.synthetic_critical, out) {
             Severity::Critical
-        } else if guest.older(since, guest.thresholds.synthetic_warn) {
+        } else if guest.older(since, guest.thresholds.synthetic_warn, out) {
             Severity::Warn
         } else {
             continue;

@@ -77,7 +77,7 @@ pub enum LogEvent {
 /// A line that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
-    /// Time since boot.
+    /// Time since boot, without the time that the machine slept.
     pub at: Duration,
     /// Whom it is about.
     pub subject: Subject,
@@ -96,6 +96,8 @@ pub struct KernelLog {
     pub complete: bool,
     /// How often records were overwritten before they were read.
     pub lost: u64,
+    /// When the newest record was written, whatever it is about.
+    pub newest: Option<Duration>,
     /// The lines that were understood, oldest first.
     pub lines: Vec<LogLine>,
 }
@@ -285,6 +287,7 @@ impl Reader {
             self.first = false;
             self.log.complete = head.sequence.map_or(head.at.is_zero(), |number| number == 0);
         }
+        self.log.newest = self.log.newest.max(Some(head.at));
         if head.kernel {
             self.pending = Some((head.at, head.text.to_owned(), subject(head.text)));
         }

@@ -9,8 +9,11 @@
 //! `netlink` ([`Table::file`](crate::netlink::Table::file)), with a folder `netlink/netns/NAME` for every other network
 //! namespace; and packet counters at several moments from `netvsc/samples`, with lines `SAMPLE IFINDEX RX_PACKETS
 //! TX_PACKETS`, and for NICs behind that the packets that they sent through their VFs.
-//! What drivers count beside that is in `netvsc/statistics`, with lines `IFINDEX NAME VALUE`.
+//! What drivers count beside that is in `netvsc/statistics`, with lines `IFINDEX NAME VALUE`. What time it was on the clock of the kernel
+//! log is in `netvsc/clock`, in seconds with nine digits behind the point, or `unknown`; without that file `/proc/uptime` counts, as long as
+//! it is not more than a day ahead of the newest record of the log, as it is after a hibernation.
 
+pub mod clock;
 mod config;
 mod log;
 mod machine;
@@ -125,7 +128,7 @@ fn gather(
         live,
         hyperv,
         release: scan::release(tree_ref),
-        uptime: scan::uptime(tree_ref),
+        uptime: if live { Some(clock::now()) } else { clock::of_tree(tree_ref, &log) },
         devices,
         functions,
         slots,

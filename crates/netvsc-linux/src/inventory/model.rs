@@ -434,7 +434,7 @@ pub struct Snapshot {
     pub hyperv: bool,
     /// Release of the kernel.
     pub release: Option<String>,
-    /// Time since boot, the clock of the kernel log.
+    /// Time since boot on the clock of the kernel log, which stands still while the machine sleeps; none if that is not known.
     pub uptime: Option<Duration>,
     /// Devices on VMBus, in the order of their GUIDs.
     pub devices: Vec<VmbusDevice>,

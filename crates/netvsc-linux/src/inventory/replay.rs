@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::clock;
 use super::log::{KernelLog, Subject};
 use super::machine;
 use super::model::Snapshot;
@@ -23,7 +24,7 @@ const SECRET_WORDS: [&str; 4] = ["key", "pin", "shared", "pass"];
 /// What is there instead.
 const REMOVED: &str = "<removed>";
 
-/// Adds the kernel log, as far as it was understood, and what could not be read. Takes secrets out.
+/// Adds what time it was, the kernel log, as far as it was understood, and what could not be read. Takes secrets out.
 pub(super) fn finish(collection: &mut Collection, snapshot: &Snapshot) {
     let mut add = |path: &str, text: String| {
         if let Some((folder, _)) = path.rsplit_once('/') {
@@ -31,6 +32,7 @@ pub(super) fn finish(collection: &mut Collection, snapshot: &Snapshot) {
         }
         collection.insert(path.to_owned(), Kept::File(text.into_bytes()));
     };
+    add(clock::FILE, clock::recorded(snapshot.uptime));
     if snapshot.log.read {
         add(LOG, records(&snapshot.log));
     }

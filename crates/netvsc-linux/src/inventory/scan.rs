@@ -359,13 +359,6 @@ pub(super) fn udev(
     Some((properties, since.map(Duration::from_micros)))
 }
 
-/// Seconds since boot, from `12.34 56.78`.
-pub(super) fn uptime(tree: &mut Tree) -> Option<Duration> {
-    let text = tree.contents("proc/uptime", ATTRIBUTE_LIMIT)?;
-    let seconds: f64 = text.split_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
 pub(super) fn release(tree: &mut Tree) -> Option<String> {
     tree.contents("proc/sys/kernel/osrelease", ATTRIBUTE_LIMIT).filter(|text| !text.is_empty())
 }
