@@ -226,6 +226,34 @@ fn a_pair_is_found_by_names_written_as_other_tools_write_them() {
 }
 
 #[test]
+fn what_the_kernel_log_does_not_tell_is_not_explained_as_a_fact() {
+    let silent = kinds::worked_example();
+    silent.remove("dev/kmsg");
+    let wrapped = kinds::worked_example();
+    wrapped.write("dev/kmsg", "6,900,7000000000,-;something else");
+    for (guest, why) in [(silent, "it needs CAP_SYSLOG"), (wrapped, "does not go back to the boot")]
+    {
+        let text = said(&guest, &["explain", "eth0"]);
+        assert!(text.contains("The host probably associates serial 1 with it"), "{text}");
+        assert!(text.contains("(inferred-link)") && text.contains(why), "{text}");
+        assert!(text.contains("the rules agree: the permanent MACs agree, and what"), "{text}");
+        for claim in ["no serial", "no NIC is associated", "The host associates"] {
+            assert!(!text.contains(claim), "{claim}: {text}");
+        }
+    }
+    // A port without a NIC has no serial of a NIC that nobody knows of, nor lacks one.
+    let mut alone = kinds::mana_only();
+    alone.nic("7c1e5225-55d2-7c1e-5225-55d27c1e5299", "eth7", "7c:1e:52:25:55:99");
+    alone.remove("dev/kmsg");
+    let text = said(&alone, &["explain", "enP30832s1"]);
+    assert!(!text.contains("none has its serial") && text.contains("not known of all"), "{text}");
+    // Where the log goes back to the boot, its silence is an answer.
+    let text = said(&kinds::worked_example(), &["explain", "eth0"]);
+    assert!(text.contains("The host associates serial 1 with it (kernel-log)"), "{text}");
+    assert!(text.contains("The rules: NIC ") && !text.contains("probably"), "{text}");
+}
+
+#[test]
 fn the_first_thing_in_the_way_is_explained() {
     for (guest, words) in [
         (kinds::driver_missing(), "function 927a:00:00.0 is here, and no driver has it"),

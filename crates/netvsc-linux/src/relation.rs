@@ -193,6 +193,9 @@ pub struct Relations<'a> {
     pub ports: Vec<VfPort<'a>>,
     /// Other network devices on hardware, which are never candidates, and why not.
     pub others: Vec<(&'a NetDevice, Refusal)>,
+    /// Whether the rules were told of every NIC what the host associates with it. Without that they take silence for none, and what they
+    /// say of serials is no fact.
+    pub informed: bool,
     rules: Pairing,
 }
 
@@ -212,7 +215,8 @@ impl<'a> Relations<'a> {
         };
         nics.sort_by_key(key);
         let others = snapshot.links.iter().filter_map(|link| stranger(snapshot, link)).collect();
-        Self { nics, ports, others, rules: rules.pairing }
+        let informed = informed(&places, &nics);
+        Self { nics, ports, others, informed, rules: rules.pairing }
     }
 
     /// What the rules have to say about a NIC, in sentences. All parties that share its serial or MAC are in it.
@@ -232,6 +236,14 @@ impl<'a> Relations<'a> {
     pub fn standalone(&self) -> impl Iterator<Item = &VfPort<'a>> {
         self.ports.iter().filter(|port| port.did.is_none() && port.should.is_none())
     }
+}
+
+/// Whether the newest word of the host about every NIC is known, or no word of his counts. Silence is a word in a log that goes back to
+/// the boot.
+fn informed(places: &Places<'_>, nics: &[NicView<'_>]) -> bool {
+    let log = &places.snapshot.log;
+    let told = |nic: &NicView<'_>| places.associations.contains_key(&nic.device.guid);
+    places.isolated || log.complete || log.lost == 0 && nics.iter().all(told)
 }
 
 /// Why a device is no candidate; none for NICs, ports of VFs, and devices that are no network cards.

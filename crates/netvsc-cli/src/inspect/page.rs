@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use netvsc::MacAddress;
+use netvsc::pairing::Reason;
 use netvsc_linux::inventory::{LogLine, NetDevice, Snapshot, Source, Subject};
 use netvsc_linux::relation::{NicView, Relations, State, VfPort};
 
@@ -82,7 +83,7 @@ pub fn nic(
     if let Some(port) = port {
         facts.extend(port_facts(port));
         facts.push(fact("pair", if nic.joined { "joined" } else { "not joined" }, Source::Link));
-        let reason = nic.reason.map_or("unknown", netvsc::pairing::Reason::word);
+        let reason = nic.reason.map_or("unknown", Reason::word);
         facts.push(fact("reason", reason, "serials and permanent MACs"));
     }
     let path = nic.path.map_or_else(|| "unknown".to_owned(), |path| path.to_string());
@@ -239,7 +240,10 @@ pub fn explain(snapshot: &Snapshot, relations: &Relations<'_>, found: Found) -> 
     match found {
         Found::Nic(at) => relations.nics.get(at).map(|nic| sentences(snapshot, relations, nic)),
         Found::Port(at) => relations.ports.get(at).map(|port| {
-            let rules = port.rules.as_deref().unwrap_or("it has no serial, so none applies.");
+            let rules = match port.rules.as_deref() {
+                Some(_) if !relations.informed => UNINFORMED,
+                rules => rules.unwrap_or("it has no serial, so none applies."),
+            };
             vec![
                 format!(
                     "{} is a port of function {}, which came over vPCI.",
@@ -257,11 +261,30 @@ pub fn explain(snapshot: &Snapshot, relations: &Relations<'_>, found: Found) -> 
     .unwrap_or_default()
 }
 
+/// What the rules come to where the log does not say what the host associates: they would take that for nothing.
+const UNINFORMED: &str =
+    "they go by what the host associates with each NIC, and that is not known of all.";
+
+/// Why the rules make a pair, as far as that rests on what was read.
+fn grounds(relations: &Relations<'_>, reason: Reason) -> String {
+    match reason {
+        // That no NIC is associated with a serial is known only if it is known of all.
+        Reason::Mac if !relations.informed => {
+            "the permanent MACs agree, and what the host associates is not known".to_owned()
+        }
+        reason => reason.to_string(),
+    }
+}
+
 fn sentences(snapshot: &Snapshot, relations: &Relations<'_>, nic: &NicView<'_>) -> Vec<String> {
     let mut said = vec![format!("{} is {}.", nic.name(), nic.state)];
     said.extend(nic.obstacle.map(|obstacle| format!("The first thing in the way: {obstacle}.")));
     said.push(match nic.association {
         Some(told) => match told.value {
+            Some(serial) if told.source != Source::KernelLog => format!(
+                "The host probably associates serial {serial} with it: the kernel joined it with a VF of that serial ({}).",
+                told.source
+            ),
             Some(serial) => {
                 format!("The host associates serial {serial} with it ({}).", told.source)
             }
@@ -273,7 +296,8 @@ fn sentences(snapshot: &Snapshot, relations: &Relations<'_>, nic: &NicView<'_>) 
         let name = &port.link.name;
         said.push(match (nic.joined, port.should) {
             (true, Some((guid, reason))) if guid == nic.device.guid => {
-                format!("The kernel has joined {name} with it, and the rules agree: {reason}.")
+                let why = grounds(relations, reason);
+                format!("The kernel has joined {name} with it, and the rules agree: {why}.")
             }
             (true, Some((guid, _))) => {
                 format!("The kernel has joined {name} with it, but by the rules it is NIC {guid}'s.")
@@ -287,7 +311,8 @@ fn sentences(snapshot: &Snapshot, relations: &Relations<'_>, nic: &NicView<'_>) 
             (false, _) => format!("By the rules {name} is its VF, and the kernel has not joined the two."),
         });
     }
-    said.extend(relations.rules(nic).map(|rules| format!("The rules: {rules}")));
+    let rules = if relations.informed { relations.rules(nic) } else { Some(UNINFORMED.to_owned()) };
+    said.extend(rules.map(|rules| format!("The rules: {rules}")));
     if !snapshot.log.read {
         said.push("The kernel log could not be read; it needs CAP_SYSLOG.".to_owned());
     } else if !snapshot.log.complete {
