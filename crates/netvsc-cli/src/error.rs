@@ -131,6 +131,17 @@ pub enum Error {
         /// Its state.
         state: &'static str,
     },
+    /// Nobody can tell whether a NIC waits for a VF.
+    #[error(
+        "cannot tell whether {nic} waits for a VF: {why}, and no counter shows frames that go through its VF; expected a kernel log that \
+         goes back to the boot and CAP_SYSLOG to read it, or traffic"
+    )]
+    Untold {
+        /// The NIC.
+        nic: String,
+        /// What the kernel log lacks.
+        why: &'static str,
+    },
     /// A file of an installation cannot be read, written or removed.
     #[error(transparent)]
     Install(#[from] crate::install::RootError),

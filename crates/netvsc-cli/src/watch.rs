@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
 use netvsc_linux::inventory::{Depth, Snapshot, clock, take, take_without_log};
-use netvsc_linux::relation::State;
+use netvsc_linux::relation::{State, wants_samples};
 use netvsc_linux::udev::retrigger;
 use netvsc_linux::watch::{Change, Ears, Heard, News, Told, Watch, What, history};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,10 +19,10 @@ use serde::Serialize;
 use vmbus::Instant;
 
 use crate::error::Error;
-use crate::inspect::NO_HYPERV;
 use crate::inspect::args::{OutputArgs, SourceArgs};
 use crate::inspect::document::SCHEMA_VERSION;
 use crate::inspect::table::plain;
+use crate::inspect::{INTERVAL, NO_HYPERV, watch_counters};
 use crate::stop::stop_signal;
 use crate::units::Span;
 
@@ -38,7 +38,9 @@ with how long what ended had lasted. What the host associates and which path fra
 which needs CAP_SYSLOG; without it those states are unknown. Events that the kernel had to drop are made up for by \
 looking at everything anew.
 
-With --until settled it ends once every NIC is accelerated or has no VF to wait for, as a unit may need that begins behind it.
+With --until settled it ends once every NIC is accelerated or has no VF to wait for, as a unit may need that begins behind it. Where the \
+kernel log does not tell, a NIC whose counters show frames that go through its VF is accelerated; where they do not either, waiting \
+would show nothing, and it fails.
 
 With --sysfs-root there is nothing to wait for: what the kernel log of that guest tells of the past is printed, then \
 each NIC with its state.";
@@ -48,7 +50,8 @@ pub const STATUS: &str = "\
 Exit status:
   0  it was asked to stop, by Ctrl-C, a signal, a reader that went away, or the end of a recorded guest; with --until settled, all
      NICs are as they will stay
-  1  links cannot be listened to, or the history cannot be written; with --until settled, some NIC was not in time
+  1  links cannot be listened to, or the history cannot be written; with --until settled, some NIC was not in time, or nobody
+     can tell of it
   2  the command line makes no sense";
 
 /// Options of `netvsc watch`.
@@ -251,7 +254,10 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
         let end = Instant::ZERO + snapshot.uptime.or(snapshot.log.newest).unwrap_or_default();
         let mut watch = Watch::new(snapshot, end);
         teller.drain(&mut watch)?;
-        return if args.until.is_some() { settled(&watch) } else { Ok(()) };
+        if args.until.is_some() && !settled(&watch)? {
+            return Err(late(&watch));
+        }
+        return Ok(());
     }
     let deadline = args.timeout.map(|Span(span)| now() + span);
     let stop = stop_signal()?;
@@ -272,11 +278,11 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
     let mut watch = Watch::new(snapshot, now());
     teller.drain(&mut watch)?;
     while !teller.alone {
-        if args.until.is_some() && watch.unsettled().is_none() {
+        if args.until.is_some() && settled(&watch)? {
             break;
         }
         if deadline.is_some_and(|end| now() >= end) {
-            return settled(&watch);
+            return Err(late(&watch));
         }
         let (stopped, round) = wait(&ears, stop.as_fd(), deadline)?;
         let again = listen(&mut ears, &mut watch)?;
@@ -296,11 +302,33 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
 }
 
 /// Whether all NICs are as they will stay.
-fn settled(watch: &Watch) -> Result<(), Error> {
-    let unsettled = |(nic, state): (&str, State)| {
-        Err(Error::Unsettled { nic: plain(nic), state: state.word() })
+///
+/// # Errors
+/// [`Error::Untold`] if none waits for a VF but those of which nobody can tell: the log would have told already, and counters do not.
+fn settled(watch: &Watch) -> Result<bool, Error> {
+    match watch.unsettled() {
+        None => return Ok(true),
+        Some((_, State::Unknown)) => {}
+        Some(_) => return Ok(false),
+    }
+    let mut snapshot = watch.snapshot().clone();
+    let why = if snapshot.log.read {
+        "the kernel log does not go back to the boot"
+    } else {
+        "the kernel log could not be read"
     };
-    watch.unsettled().map_or(Ok(()), unsettled)
+    // What is counted is true for now only, so the one that watches goes on without it.
+    if snapshot.live && wants_samples(&snapshot) {
+        watch_counters(&mut snapshot, INTERVAL);
+    }
+    let counted = Watch::new(snapshot, now());
+    counted.unsettled().map_or(Ok(true), |(nic, _)| Err(Error::Untold { nic: plain(nic), why }))
+}
+
+/// That there is a NIC which still waits for a VF.
+fn late(watch: &Watch) -> Error {
+    let (nic, state) = watch.unsettled().unwrap_or(("no NIC", State::Unknown));
+    Error::Unsettled { nic: plain(nic), state: state.word() }
 }
 
 /// Whether everything has to be looked at anew.

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use guest::kinds;
+use guest::{Guest, kinds};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_netvsc");
@@ -58,6 +58,68 @@ fn json_is_one_object_per_line_and_the_history_the_same() {
     // Once more: it is appended to.
     recorded(&kinds::mid_servicing(), &arguments);
     assert_eq!(std::fs::read_to_string(&log).expect("a file").len(), 2 * text.len());
+}
+
+#[test]
+fn nobody_waits_for_what_nothing_will_tell() {
+    let until = |guest: &Guest| {
+        Command::new(env!("CARGO_BIN_EXE_netvsc"))
+            .args(["watch", "--until", "settled", "--sysfs-root"])
+            .arg(guest.root())
+            .output()
+            .expect("the program runs")
+    };
+    let mut guest = Guest::new();
+    let pair = kinds::one(&mut guest);
+    for (log, words) in [
+        (None, "the kernel log could not be read"),
+        (Some("6,900,7000000000,-;something else"), "does not go back to the boot"),
+    ] {
+        guest.remove("dev/kmsg");
+        if let Some(log) = log {
+            guest.write("dev/kmsg", log);
+        }
+        guest.sample_vf(pair.nic.index, [70, 70, 70]);
+        let output = until(&guest);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains(words) && errors.contains("CAP_SYSLOG"), "{errors}");
+        // Frames that go through the VF tell enough.
+        guest.sample_vf(pair.nic.index, [70, 71, 75]);
+        let output = until(&guest);
+        assert!(output.status.success(), "{output:?}");
+        guest.write("dev/kmsg", "");
+    }
+}
+
+/// The guest in `$1` as if it were this machine, which has no kernel log to read, and `$2` in it.
+const LIVE: &str = r#"
+mount --bind "$1/sys" /sys && mount -t tmpfs none /dev || exit 77
+exec "$2" watch --until settled --timeout 60s
+"#;
+
+#[test]
+fn a_running_system_that_cannot_tell_is_not_waited_for() {
+    let test = "a_running_system_that_cannot_tell_is_not_waited_for";
+    let mut guest = Guest::new();
+    kinds::one(&mut guest);
+    let began = Instant::now();
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "sh", "-c", LIVE, "sh"])
+        .arg(guest.root())
+        .arg(env!("CARGO_BIN_EXE_netvsc"))
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return eprintln!("skipped: {test}: `unshare` cannot be run: {error}"),
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) || errors.contains("unshare: ") {
+        return eprintln!("skipped: {test}: {}", errors.trim());
+    }
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(errors.contains("cannot tell whether eth0 waits for a VF"), "{errors}");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
 #[test]

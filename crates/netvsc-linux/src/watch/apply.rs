@@ -80,12 +80,14 @@ impl Watch {
         &self.snapshot
     }
 
-    /// A NIC that will not stay as it is: one for which a VF is on its way, or of which nobody can tell. Who is accelerated, or has no VF
-    /// to wait for, stays.
+    /// A NIC that will not stay as it is: one for which a VF is on its way, and only where there is none such, one of which nobody can
+    /// tell ([`State::Unknown`]). Who is accelerated, or has no VF to wait for, stays.
     #[must_use]
     pub fn unsettled(&self) -> Option<(&str, State)> {
-        let stays = |nic: &&Nic| !matches!(nic.state, State::Accelerated | State::Synthetic);
-        self.nics.values().find(stays).map(|nic| (nic.subject.name.as_str(), nic.state))
+        let moves = |nic: &&Nic| !matches!(nic.state, State::Accelerated | State::Synthetic);
+        let open = self.nics.values().filter(moves);
+        let nic = open.min_by_key(|nic| nic.state == State::Unknown)?;
+        Some((nic.subject.name.as_str(), nic.state))
     }
 
     /// The next change.
