@@ -11,7 +11,7 @@ mod namespace;
 mod fake_uio;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -105,6 +105,13 @@ fn echo_server() {
         return;
     }
     let listener = TcpListener::bind(ADDRESS).expect("the address is there");
+    let datagrams = UdpSocket::bind(ADDRESS).expect("the address is there");
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((len, from)) = datagrams.recv_from(&mut buffer) {
+            let _ = datagrams.send_to(&buffer[..len], from);
+        }
+    });
     println!("listening");
     for stream in listener.incoming() {
         let mut stream = stream.expect("someone calls");
@@ -361,7 +368,11 @@ fn make_vf() {
 impl Far {
     /// The same with an interface that sysfs calls the VF's, in a slot of this name; the host has not said so yet.
     fn with_vf(slot: &str, mac: &str) -> (Self, Fake) {
-        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
+        for (setting, value) in
+            [("ipv6/conf/default/disable_ipv6", "1"), ("ipv4/conf/default/rp_filter", "0")]
+        {
+            std::fs::write(format!("/proc/sys/net/{setting}"), value).expect("root may");
+        }
         make_vf();
         let (far, mut fake) = Self::new(NicServiceConfig::new(MAC), 3000);
         let function = fake.guest.function(BUS, slot, &MLX5);
@@ -421,6 +432,19 @@ fn run_is_told_of(fake: &Fake, run: &Run) {
     assert!(page.contains(&line), "{page}");
 }
 
+/// Datagrams come back one by one; each of them once, or the second would be taken for the next.
+fn each_comes_back_once() {
+    let socket = UdpSocket::bind("192.0.2.1:0").expect("the address is there");
+    socket.connect(ADDRESS).expect("a route");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    for number in 0..100_u32 {
+        let (sent, mut back) = (number.to_be_bytes(), [0; 8]);
+        assert_eq!(socket.send(&sent).expect("it is sent"), 4);
+        let len = socket.recv(&mut back).expect("it comes back");
+        assert_eq!(back[..len], sent, "datagram {number}");
+    }
+}
+
 fn carries_what_the_host_gives_to_the_vf(driver: &str) {
     let (_far, fake) = Far::with_vf("7", &MAC.to_string());
     let mut run = Run::start(&fake, &["--vf-link", VF, "--vf-driver", driver]);
@@ -433,6 +457,10 @@ fn carries_what_the_host_gives_to_the_vf(driver: &str) {
     assert_eq!(run.wait_for("associated")["serial"], 7);
     run.wait_for_path("vf");
     converse(4 << 20);
+    // A packet socket gets copies: the kernel's stack, which has the NIC's address as well, is not to take them, too.
+    let filter = |name: &str| format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
+    std::fs::write(filter("all"), "0").expect("root may");
+    each_comes_back_once();
     run_is_told_of(&fake, &run);
     let first = fake.over_vf();
     // A host gives the first frames of a connection to the NIC.
@@ -463,8 +491,11 @@ fn carries_what_the_host_gives_to_the_vf(driver: &str) {
         converse(1 << 20);
         assert!(fake.over_vf().from_guest > before.from_guest + 100);
     }
+    let strict = std::fs::read_to_string(filter(VF)).expect("it is there");
     run.signal(Signal::TERM);
     assert!(run.end().success());
+    let after = std::fs::read_to_string(filter(VF)).expect("it is there");
+    assert_eq!((strict.trim(), after.trim()), ("1", "0"), "as it was before the run");
     let account = fake.end();
     let counters = account.counters;
     assert_eq!((counters.leaked, counters.lent, counters.failed), (0, 0, 0));

@@ -69,7 +69,7 @@ pub struct HostArgs {
         long,
         value_name = "NAME",
         conflicts_with = "without_vfs",
-        long_help = "Carry the frames of the first NIC's VF over this interface of the kernel's, such as one end of a veth pair; the guest has the other end (netvsc run --vf-link). It may go and come back. Its MTU is yours to choose: at least that of the guest's NIC. The kernel should have no address there; IPv6 is turned off on it. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN"
+        long_help = "Carry the frames of the first NIC's VF over this interface of the kernel's, such as one end of a veth pair; the guest has the other end (netvsc run --vf-link). It may go and come back. Its MTU is yours to choose: at least that of the guest's NIC. The kernel should have no address there; its own IP is kept off it. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN"
     )]
     pub vf_peer: Option<String>,
 

@@ -14,6 +14,7 @@ use netvsc_linux::netlink::{Event, Monitor, Topics};
 use netvsc_linux::vf::{PacketConfig, PacketPort, Reception};
 use vmbus::Instant;
 
+use super::hush::Hush;
 use crate::error::Error;
 
 /// How long frames are still on their way that were sent before their VF went.
@@ -27,7 +28,7 @@ const NIC: usize = 0;
 pub(crate) struct VfLink {
     name: String,
     monitor: Monitor,
-    port: Option<PacketPort>,
+    port: Option<(PacketPort, Hush)>,
     /// Frames of the guest's for which the switch had no room.
     arrived: VecDeque<(Vec<u8>, Option<Uncut>)>,
     /// A frame for the guest for which the kernel had no room.
@@ -51,20 +52,17 @@ impl VfLink {
         Ok(link)
     }
 
-    fn take(&self) -> Result<PacketPort, Box<dyn std::error::Error>> {
+    fn take(&self) -> Result<(PacketPort, Hush), Box<dyn std::error::Error>> {
         let config = PacketConfig {
             reception: Reception::Queue,
             // Whoever has the other end may have the kernel cut the segments for it.
             bypass: false,
             ..PacketConfig::default()
         };
+        let hush = Hush::new(&self.name);
         let mut port = PacketPort::open(&self.name, config)?;
-        let switch = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", port.name());
-        if let Err(error) = std::fs::write(switch, "1") {
-            tracing::debug!(%error, "IPv6 may greet its neighbours on the VF's interface");
-        }
         settle(&mut port);
-        Ok(port)
+        Ok((port, hush))
     }
 
     /// Moves frames between the guest's VF and the switch. True if any moved.
@@ -77,7 +75,7 @@ impl VfLink {
         let whole = host.peer_cuts(NIC);
         let on_the_way = self.seen.is_some_and(|seen| now.since(seen) < ON_THE_WAY);
         let mut moved = false;
-        if let Some(port) = &mut self.port
+        if let Some((port, _)) = &mut self.port
             && self.arrived.is_empty()
         {
             let (arrived, pieces) = (&mut self.arrived, &mut self.pieces.0);
@@ -113,7 +111,7 @@ impl VfLink {
     }
 
     fn send(&mut self, host: &mut Host, now: Instant) -> bool {
-        let Some(port) = self.port.as_mut() else { return false };
+        let Some((port, _)) = self.port.as_mut() else { return false };
         let mut moved = false;
         if port.link() == PortLink::Up {
             while let Some((frame, uncut)) = self.held.take().or_else(|| host.vf_receive(NIC, now))
@@ -135,12 +133,14 @@ impl VfLink {
 
     /// Notices that the interface goes, and that it is back.
     fn follow(&mut self) {
-        if let Some(port) = &mut self.port
+        if let Some((port, _)) = &mut self.port
             && port.link() == PortLink::Gone
         {
             self.port = None;
         }
-        if let Some(port) = self.port.as_mut().filter(|port| port.mtu() != port.settled_mtu()) {
+        if let Some((port, _)) = &mut self.port
+            && port.mtu() != port.settled_mtu()
+        {
             settle(port);
         }
         let events = self.monitor.poll().unwrap_or_default();
@@ -169,13 +169,13 @@ impl VfLink {
 
     /// What to wait for.
     pub(crate) fn ears(&self) -> Vec<Arc<OwnedFd>> {
-        let ears = self.port.as_ref().map(|port| port.ears().descriptors());
+        let ears = self.port.as_ref().map(|(port, _)| port.ears().descriptors());
         ears.unwrap_or_default().into_iter().chain([self.monitor.handle()]).collect()
     }
 
     /// When to try again what somebody did not take.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        let stuck = self.port.as_ref().is_some_and(|port| port.ears().is_stuck());
+        let stuck = self.port.as_ref().is_some_and(|(port, _)| port.ears().is_stuck());
         (stuck || self.held.is_some()).then(|| now + AGAIN)
     }
 }

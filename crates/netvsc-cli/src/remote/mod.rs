@@ -2,6 +2,7 @@
 
 mod guest;
 mod host;
+mod hush;
 mod link;
 mod port;
 

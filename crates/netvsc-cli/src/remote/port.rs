@@ -6,11 +6,13 @@ use hyperv_host::vf::SimulatedPort;
 use netvsc::nic::TxWork;
 use netvsc::rndis::packet::LargeSend;
 use netvsc::{MacAddress, PathOffloads, PortError, PortLink, PortSettings, VfPort};
-use netvsc_linux::netlink::{Event, Monitor, NetlinkError, Topics};
+use netvsc_linux::netlink::{Connection, Event, Monitor, NetlinkError, Topics};
 use netvsc_linux::vf::{PacketConfig, PacketPort, PortEars, Reception};
 use netvsc_linux::xdp::{XdpConfig, XdpPort};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmbus::{Guid, Instant};
+
+use super::hush::Hush;
 
 /// How soon frames are tried again that the kernel did not take.
 const AGAIN: Duration = Duration::from_micros(500);
@@ -136,6 +138,8 @@ pub struct KernelLink {
     pub(super) bus: Option<Guid>,
     /// The port over it: number of the interface, and what to wait for.
     open: Option<(u32, PortEars)>,
+    /// The kernel's IP is kept off it.
+    hush: Option<Hush>,
     /// When frames are tried again.
     again: Option<Instant>,
     /// How often it went, or lost its carrier, by itself.
@@ -147,8 +151,8 @@ impl KernelLink {
     pub(crate) fn new(interface: &VfInterface) -> Result<Self, NetlinkError> {
         let monitor = Monitor::open(Topics::LINKS)?;
         let (interface, notes) = (interface.clone(), Vec::new());
-        let (bus, open, again) = (None, None, None);
-        Ok(Self { interface, notes, monitor, bus, open, again, losses: 0, up: true })
+        let (bus, open, hush, again) = (None, None, None, None);
+        Ok(Self { interface, notes, monitor, bus, open, hush, again, losses: 0, up: true })
     }
 
     /// The name under which it comes.
@@ -169,13 +173,11 @@ impl KernelLink {
     /// Takes the interface as the port of a function whose host gave it this MAC.
     pub(crate) fn open(&mut self, bus: Guid, mac: MacAddress) -> Result<RemotePort, String> {
         self.bus = Some(bus);
+        // The last one gives back what it found before this one looks.
+        self.hush = None;
+        let hush = Hush::new(&self.interface.name);
         let (port, index, ears) = self.drive(mac)?;
-        // The kernel's own IP has no business there.
-        let switch = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.interface.name);
-        if let Err(error) = std::fs::write(switch, "1") {
-            tracing::debug!(%error, "IPv6 may greet its neighbours on the VF's interface");
-        }
-        self.open = Some((index, ears));
+        (self.open, self.hush) = (Some((index, ears)), Some(hush));
         Ok(port)
     }
 
@@ -204,6 +206,13 @@ impl KernelLink {
         let reception = if *driver == VfDriver::PacketRing { of_ring } else { Reception::Queue };
         let config = PacketConfig { mac: Some(mac), reception, ..PacketConfig::default() };
         let port = PacketPort::open(name, config).map_err(|error| error.to_string())?;
+        if !port.is_alone() {
+            self.notes.push(format!(
+                "{name}: the kernel's stack gets what is received there, too, since it has no programs at \
+                 an interface's entrance (from Linux 6.6 on); a stack that has the NIC's addresses may \
+                 take UDP datagrams twice: give {name} a network namespace of its own"
+            ));
+        }
         let (index, ears) = (port.index(), port.ears());
         Ok((RemotePort::Packet(Box::new(port)), index, ears))
     }
@@ -211,13 +220,13 @@ impl KernelLink {
     /// Its function is gone.
     pub(super) fn forget(&mut self, bus: Guid) {
         if self.bus == Some(bus) {
-            (self.bus, self.open) = (None, None);
+            (self.bus, self.open, self.hush) = (None, None, None);
         }
     }
 
     /// The port over it has gone with its interface.
     pub(crate) fn closed(&mut self) {
-        self.open = None;
+        (self.open, self.hush) = (None, None);
     }
 
     /// What to wait for.
@@ -251,7 +260,13 @@ impl KernelLink {
     }
 
     fn hear(&mut self, changes: &mut Vec<Change>) {
-        let events = self.monitor.poll().unwrap_or_default();
+        let events = match self.monitor.poll() {
+            Ok(events) => events,
+            Err(error) => {
+                tracing::debug!(%error, "what the kernel says of interfaces is not heard");
+                vec![Event::Lost]
+            }
+        };
         for event in events {
             let own = self.open.as_ref().map(|(index, _)| *index);
             match event {
@@ -271,8 +286,32 @@ impl KernelLink {
                 Event::LinkGone(link) if own.is_none() && link.name == self.interface.name => {
                     changes.push(Change::Left);
                 }
+                Event::Lost => self.look_again(own, changes),
                 _ => {}
             }
+        }
+    }
+
+    /// Whatever the kernel could not tell: how the interface stands now is what counts.
+    fn look_again(&mut self, own: Option<u32>, changes: &mut Vec<Change>) {
+        let links = Connection::open().and_then(|mut kernel| kernel.links());
+        let Ok(links) = links.inspect_err(|error| {
+            tracing::debug!(%error, "interfaces cannot be looked at");
+        }) else {
+            return;
+        };
+        let named = links.iter().any(|link| link.name == self.interface.name);
+        match own {
+            Some(index) if !links.iter().any(|link| link.index == index) => {
+                self.losses += 1;
+                changes.push(Change::Gone);
+                self.closed();
+                if named {
+                    changes.push(Change::There);
+                }
+            }
+            Some(_) => {}
+            None => changes.push(if named { Change::There } else { Change::Left }),
         }
     }
 }

@@ -26,6 +26,7 @@ use super::ring::{Next, Ring};
 use super::watch::{LinkState, Watch};
 use super::{VfError, failure};
 use crate::mapping::map_file;
+use crate::xdp::Discard;
 
 /// ETH_P_ALL: frames of every protocol.
 const EVERYTHING: u16 = 3;
@@ -74,13 +75,16 @@ pub struct PacketConfig {
     /// Whether frames go past the queueing discipline. A segment that the kernel has to cut for the interface it only takes on
     /// the usual way: with the first one that it does not take, all frames go there.
     pub bypass: bool,
+    /// Whether the kernel's stack is to get none of what is received, of which a packet socket has copies. Otherwise a stack that has the NIC's
+    /// addresses as well would take it twice. Whether that could be had is told by [`PacketPort::is_alone`].
+    pub alone: bool,
 }
 
 impl Default for PacketConfig {
-    /// A ring of 4 MiB.
+    /// A ring of 4 MiB, and what is received is for the port alone.
     fn default() -> Self {
         let reception = Reception::Ring { block_size: 128 << 10, blocks: 32 };
-        Self { mac: None, reception, large_sends: true, bypass: true }
+        Self { mac: None, reception, large_sends: true, bypass: true, alone: true }
     }
 }
 
@@ -106,6 +110,7 @@ pub struct PacketCounters {
 pub struct PacketPort {
     watch: Watch,
     mac: Option<MacAddress>,
+    discard: Option<Discard>,
     receiver: Arc<OwnedFd>,
     source: Source,
     sender: Arc<OwnedFd>,
@@ -134,9 +139,16 @@ impl PacketPort {
     /// # Errors
     /// [`VfError`].
     pub fn open(name: &str, config: PacketConfig) -> Result<Self, VfError> {
-        let PacketConfig { mac, reception, large_sends, bypass } = config;
+        let PacketConfig { mac, reception, large_sends, bypass, alone } = config;
         reception.check()?;
         let mut watch = Watch::open(name)?;
+        // Before it is set up, so that nothing gets past.
+        let discard = alone.then(|| Discard::attach(watch.link().index));
+        let discard = discard.and_then(|attached| {
+            let told =
+                |error: &Errno| tracing::debug!(%error, "the kernel's stack gets frames, too");
+            attached.inspect_err(told).ok()
+        });
         watch.prepare(mac)?;
         let index = watch.link().index as i32;
         let (receiver, sender) = (packet_socket()?, packet_socket()?);
@@ -153,6 +165,7 @@ impl PacketPort {
         Ok(Self {
             watch,
             mac,
+            discard,
             receiver: Arc::new(receiver),
             source,
             sender: Arc::new(sender),
@@ -169,6 +182,12 @@ impl PacketPort {
             frame: Vec::with_capacity(LONGEST),
             piece: Vec::with_capacity(LONGEST),
         })
+    }
+
+    /// Whether the kernel's stack gets none of what is received ([`PacketConfig::alone`]): needs Linux 6.6 and the capability `CAP_BPF`.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.discard.is_some()
     }
 
     /// The interface's number, which outlives its names.

@@ -15,3 +15,4 @@ mod unfinished;
 
 pub use port::{XdpConfig, XdpCounters, XdpPort};
 pub use program::Attachment;
+pub(crate) use program::Discard;

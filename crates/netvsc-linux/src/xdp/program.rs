@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::request;
+use super::request::{self, Place};
 
 /// `XDP_PASS`: what becomes of a frame whose queue has no socket.
 const PASS: u8 = 2;
@@ -50,21 +50,21 @@ impl Redirection {
     pub(super) fn attach(index: u32, queues: u32) -> Result<Self, Errno> {
         let map = request::socket_map(queues)?;
         let instructions = instructions(&map);
-        let (program, takes_pieces) = match request::load(&instructions, PIECES) {
+        let (program, takes_pieces) = match request::load(Place::Xdp, &instructions, PIECES) {
             Ok(program) => (program, true),
             Err(error) => {
                 tracing::debug!(%error, "no frames in several pieces");
-                (request::load(&instructions, 0)?, false)
+                (request::load(Place::Xdp, &instructions, 0)?, false)
             }
         };
-        let native = request::attach(&program, index, 1 << 2);
+        let native = request::attach(Place::Xdp, &program, index, 1 << 2);
         let (link, attachment) = match native {
             Ok(link) => (link, Attachment::Native),
             // Somebody else's program is there; it is his.
             Err(error @ (Errno::BUSY | Errno::EXIST)) => return Err(error),
             Err(error) => {
                 tracing::debug!(%error, "the driver takes no program");
-                (request::attach(&program, index, 1 << 1)?, Attachment::Generic)
+                (request::attach(Place::Xdp, &program, index, 1 << 1)?, Attachment::Generic)
             }
         };
         Ok(Self { map, _link: link, attachment, takes_pieces })
@@ -73,6 +73,27 @@ impl Redirection {
     /// Hands the frames of a queue to a socket from now on.
     pub(super) fn put(&self, queue: u32, socket: impl AsFd) -> Result<(), Errno> {
         request::put(&self.map, queue, socket)
+    }
+}
+
+/// `TCX_DROP`: the frame goes no further.
+const DROP: u8 = 2;
+
+/// Keeps an interface's frames from the kernel's stack, behind whoever has a packet socket and gets copies. It goes with this value,
+/// also when the process is killed.
+#[derive(Debug)]
+pub(crate) struct Discard {
+    _link: OwnedFd,
+}
+
+impl Discard {
+    /// Attaches to the interface with this number, beside whatever else is attached there.
+    pub(crate) fn attach(index: u32) -> Result<Self, Errno> {
+        // r0 = DROP; return r0
+        let [a, b, c, d] = i32::from(DROP).to_ne_bytes();
+        let instructions = [[0xb7, 0, 0, 0, a, b, c, d], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+        let program = request::load(Place::Ingress, &instructions, 0)?;
+        request::attach(Place::Ingress, &program, index, 0).map(|link| Self { _link: link })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The system call `bpf`, as far as an XDP program and its map of sockets need it. Nothing else here is `unsafe`.
+//! The system call `bpf`, as far as programs for what an interface receives and a map of sockets need it. Nothing else here is `unsafe`.
 
 use std::ffi::{c_int, c_long};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -10,10 +10,27 @@ const MAP_CREATE: c_int = 0;
 const MAP_UPDATE: c_int = 2;
 const PROGRAM_LOAD: c_int = 5;
 const LINK_CREATE: c_int = 28;
-/// `BPF_MAP_TYPE_XSKMAP`, `BPF_PROG_TYPE_XDP`, and `BPF_XDP` as the place of a link.
+/// `BPF_MAP_TYPE_XSKMAP`.
 const MAP_OF_SOCKETS: u32 = 17;
-const PROGRAM_XDP: u32 = 6;
-const AT_XDP: u32 = 37;
+
+/// Where a program is run: its kind and the place of its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Before the kernel's stack, or in the driver (`BPF_PROG_TYPE_XDP`, `BPF_XDP`).
+    Xdp,
+    /// In the stack behind packet sockets (`BPF_PROG_TYPE_SCHED_CLS`, `BPF_TCX_INGRESS`), from Linux 6.6 on.
+    Ingress,
+}
+
+impl Place {
+    const fn numbers(self) -> (u32, u32) {
+        match self {
+            Self::Xdp => (6, 37),
+            Self::Ingress => (3, 46),
+        }
+    }
+}
+
 /// The program is simple enough for any.
 const LICENSE: &std::ffi::CStr = c"Dual MIT/GPL";
 
@@ -67,11 +84,11 @@ pub(super) fn put(map: impl AsFd, queue: u32, socket: impl AsFd) -> Result<(), E
     unsafe { bpf(MAP_UPDATE, attributes) }.map(drop)
 }
 
-/// Loads an XDP program of instructions of 8 bytes each, with these flags.
-pub(super) fn load(instructions: &[[u8; 8]], flags: u32) -> Result<OwnedFd, Errno> {
+/// Loads a program of instructions of 8 bytes each, with these flags.
+pub(super) fn load(place: Place, instructions: &[[u8; 8]], flags: u32) -> Result<OwnedFd, Errno> {
     let count = u32::try_from(instructions.len()).map_err(|_| Errno::INVAL)?;
     let attributes = Attributes::new()
-        .word(0, PROGRAM_XDP)
+        .word(0, place.numbers().0)
         .word(4, count)
         .pointer(8, instructions.as_ptr())
         .pointer(16, LICENSE.as_ptr())
@@ -83,9 +100,17 @@ pub(super) fn load(instructions: &[[u8; 8]], flags: u32) -> Result<OwnedFd, Errn
 }
 
 /// Attaches a program to an interface, as long as the descriptor that this gives is open.
-pub(super) fn attach(program: impl AsFd, index: u32, mode: u32) -> Result<OwnedFd, Errno> {
-    let attributes =
-        Attributes::new().word(0, number(program)).word(4, index).word(8, AT_XDP).word(12, mode);
+pub(super) fn attach(
+    place: Place,
+    program: impl AsFd,
+    index: u32,
+    mode: u32,
+) -> Result<OwnedFd, Errno> {
+    let attributes = Attributes::new()
+        .word(0, number(program))
+        .word(4, index)
+        .word(8, place.numbers().1)
+        .word(12, mode);
     // SAFETY: no pointers.
     let made = unsafe { bpf(LINK_CREATE, attributes)? };
     // SAFETY: a descriptor that the kernel has just made for us.
