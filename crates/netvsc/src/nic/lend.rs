@@ -44,6 +44,8 @@ pub(super) struct Loans {
     /// Lists for the next loans, so that none has to be allocated.
     spare: Vec<Vec<SharedPages>>,
     ranges: PageRanges,
+    /// Views of what is lent on queues that are no more.
+    orphans: Vec<SharedPages>,
 }
 
 impl Loans {
@@ -98,6 +100,27 @@ impl Loans {
     pub(super) fn take_over(&mut self, other: &mut Self) {
         other.lose();
         self.returned.append(&mut other.returned);
+    }
+
+    /// Keeps views of what another queue has lent, for the host may still read it.
+    pub(super) fn adopt(&mut self, other: &mut Self) {
+        self.orphans.append(&mut other.take_lent());
+    }
+
+    /// Views of what is lent on queues that are no more.
+    pub(super) fn take_orphans(&mut self) -> Vec<SharedPages> {
+        core::mem::take(&mut self.orphans)
+    }
+
+    /// Views of everything that the host has not completed, and may still read.
+    pub(super) fn take_lent(&mut self) -> Vec<SharedPages> {
+        self.lose();
+        let mut lent = self.take_orphans();
+        for loan in self.out.iter_mut().filter_map(Option::take) {
+            lent.extend(loan.pages);
+        }
+        self.count = 0;
+        lent
     }
 }
 

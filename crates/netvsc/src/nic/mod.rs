@@ -95,7 +95,7 @@ pub use queue::{NicQueue, QueueError};
 pub use queued::QueuedNic;
 pub use receive::RxFrame;
 pub use renew::renew_checksums;
-pub use restart::Remains;
+pub use restart::{Remains, RestartError};
 pub use settings::{NicOffloads, SettingError};
 pub use stats::{BadInput, NicStats, QueueTotals};
 pub use tally::{Indications, NvspStatuses, RndisStatuses};

@@ -14,6 +14,7 @@ use vmbus::packet::{Packet, PacketKind};
 use vmbus::ring::ReceiveError;
 
 use super::frame::TxFrame;
+use super::lend::Loans;
 use super::link::{Link, Sent};
 use super::pages::{Lending, PagedFrame, Returned};
 use super::receive::{Content, Receive, RxFrame};
@@ -385,6 +386,11 @@ impl<D: Doorbell> NicQueue<D> {
             self.state = State::Stopping;
         }
         self.transmit.loans.lose();
+    }
+
+    /// What is lent on this queue. The queue is at its end.
+    pub(super) fn loans(&mut self) -> &mut Loans {
+        &mut self.transmit.loans
     }
 
     fn check(&self) -> Result<(), TransmitError> {

@@ -20,11 +20,11 @@ use super::frame::TxFrame;
 use super::pages::{Lending, PagedFrame, Returned};
 use super::queue::{NicQueue, QueueError};
 use super::receive::RxFrame;
-use super::restart::Remains;
+use super::restart::{Remains, RestartError};
 use super::settings::SettingError;
 use super::stats::{NicStats, QueueTotals};
 use super::synthetic::refused;
-use super::types::{ConfigError, Lack, NicError, NicEvent, Step, TransmitError};
+use super::types::{Lack, NicError, NicEvent, Step, TransmitError};
 use super::{Nic, SharedBuffer, Stage};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
 use crate::nvsp::TABLE_ENTRIES;
@@ -248,6 +248,7 @@ impl<D: Doorbell> QueuedNic<D> {
         for mut queue in core::mem::take(&mut self.queues) {
             self.keep_totals(&queue);
             self.keep_returned(&mut queue);
+            self.nic.transmit.loans.adopt(queue.loans());
         }
         self.waiting.clear();
         (self.table, self.spread_over, self.respread) = (None, 1, false);
@@ -287,16 +288,17 @@ impl<D: Doorbell> QueuedNic<D> {
     /// Starts the NIC on another channel ([`Nic::restart`]); its queues follow as they did the first time.
     ///
     /// # Errors
-    /// [`ConfigError`], as there.
+    /// [`RestartError`], as there.
     pub fn restart(
         &mut self,
         channel: Channel<SharedPages, D>,
         receive: SharedBuffer,
         send: Option<SharedBuffer>,
         now: Instant,
-    ) -> Result<Remains<D>, ConfigError> {
-        let remains = self.nic.restart(channel, receive, send, now)?;
+    ) -> Result<Remains<D>, RestartError<D>> {
+        let mut remains = self.nic.restart(channel, receive, send, now)?;
         self.forget_queues();
+        remains.lent.append(&mut self.nic.transmit.loans.take_orphans());
         Ok(remains)
     }
 

@@ -4,6 +4,9 @@
 //! not: a version, a division of the buffers, granted queues and an association hold as long as their channel. A host repeats the association of a virtual function that is
 //! still there, so that the function need not leave (PROTOCOL §8.2).
 
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
 use vmbus::Instant;
 use vmbus::channel::{Channel, Doorbell};
 use vmbus::memory::SharedPages;
@@ -40,8 +43,8 @@ pub(super) fn blank(config: &NicConfig) -> NicInfo {
     }
 }
 
-/// What a NIC that was started anew leaves behind: its last channel and buffers. Unless it was stopped in order, the host
-/// may still use the buffers: keep them until it has let go of their lists.
+/// What a NIC that was started anew leaves behind: its last channel and buffers, and what it had lent. Unless it was stopped in order, the
+/// host may still use the buffers and read what was lent: keep all of it until it has let go of the channel and of the buffers' lists.
 #[derive(Debug)]
 pub struct Remains<D> {
     /// The channel.
@@ -50,6 +53,18 @@ pub struct Remains<D> {
     pub receive: SharedBuffer,
     /// The send buffer.
     pub send: Option<SharedBuffer>,
+    /// Pages of frames that the host has not completed ([`Nic::transmit_pages`]), on any of the NIC's channels.
+    pub lent: Vec<SharedPages>,
+}
+
+/// A NIC was not started anew.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct RestartError<D> {
+    /// Why.
+    pub error: ConfigError,
+    /// What is the caller's now: what the NIC had before if the new channel does not work, otherwise what it was given for it.
+    pub remains: Box<Remains<D>>,
 }
 
 impl<D: Doorbell> Nic<D> {
@@ -75,23 +90,32 @@ impl<D: Doorbell> Nic<D> {
     /// [`NicQueue`](super::NicQueue)s are of no more use.
     ///
     /// # Errors
-    /// [`ConfigError`] if the NIC is at work, there is no send buffer, or the channel does not work. After the last the NIC
-    /// has failed and can be started anew once more.
+    /// [`RestartError`] if the NIC is at work, there is no send buffer, or the channel does not work. After the last the NIC
+    /// has failed and can be started anew once more; it has the new channel and buffers then, and the old ones come with the error.
     pub fn restart(
         &mut self,
         channel: Channel<SharedPages, D>,
         receive: SharedBuffer,
         send: Option<SharedBuffer>,
         now: Instant,
-    ) -> Result<Remains<D>, ConfigError> {
-        if !matches!(self.stage, Stage::Stopped | Stage::Failed(_)) {
-            return Err(ConfigError::AtWork);
-        }
-        let send = send.ok_or(ConfigError::NoSendBuffer)?;
+    ) -> Result<Remains<D>, RestartError<D>> {
+        let stopped = matches!(self.stage, Stage::Stopped | Stage::Failed(_));
+        let error = if stopped { ConfigError::NoSendBuffer } else { ConfigError::AtWork };
+        let (Some(send), true) = (&send, stopped) else {
+            let remains = Remains { channel, receive, send, lent: Vec::new() };
+            return Err(RestartError { error, remains: Box::new(remains) });
+        };
+        let (old, new) = (&mut self.transmit, Transmit::new(send.clone()));
         let link = core::mem::replace(&mut self.link, Link::new(channel));
         let receive = core::mem::replace(&mut self.receive, Receive::new(receive));
-        let mut transmit = core::mem::replace(&mut self.transmit, Transmit::new(send));
+        let mut transmit = core::mem::replace(old, new);
         self.transmit.loans.take_over(&mut transmit.loans);
+        let remains = Remains {
+            channel: link.channel,
+            receive: receive.buffer,
+            lent: transmit.loans.take_lent(),
+            send: Some(transmit.buffer),
+        };
         self.control = Control::new();
         self.switching = Switching::new();
         self.flaps = Flaps::new(true);
@@ -109,9 +133,8 @@ impl<D: Doorbell> Nic<D> {
         let begun = self.negotiate(0, None).and_then(|()| self.pump());
         if let Err(error) = begun {
             self.fail(error);
-            return Err(error.into());
+            return Err(RestartError { error: error.into(), remains: Box::new(remains) });
         }
-        let (channel, receive) = (link.channel, receive.buffer);
-        Ok(Remains { channel, receive, send: Some(transmit.buffer) })
+        Ok(remains)
     }
 }

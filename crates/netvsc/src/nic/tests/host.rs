@@ -12,7 +12,7 @@ use vmbus::packet::{GpaRanges, Outgoing, PacketKind, TransferRange};
 use vmbus::{GpadlId, Instant, Pfn, Serial};
 
 use crate::mac::MacAddress;
-use crate::nic::{ConfigError, Nic, NicConfig, NicEvent, Remains, SharedBuffer};
+use crate::nic::{Nic, NicConfig, NicEvent, Remains, RestartError, SharedBuffer};
 use crate::nvsp::{
     ChannelType, GuestMessage, HostMessage, ReceiveSection, RndisPacket, SectionUse, Status,
     Version,
@@ -101,6 +101,8 @@ pub struct Rig {
     pub query_status: rndis::Status,
     /// Value of the friendly name.
     pub name: Vec<u8>,
+    /// The ring of the next channel is broken from the beginning.
+    pub break_next: bool,
     /// Id of the last request.
     request: u32,
     next_id: u64,
@@ -184,6 +186,7 @@ pub fn rig_of(shape: Shape) -> Rig {
         mtu: 1500,
         query_status: rndis::Status::SUCCESS,
         name: encode_friendly_name("Netz"),
+        break_next: false,
         request: 0,
         next_id: 0,
     }
@@ -249,11 +252,19 @@ impl Rig {
     }
 
     /// The guest's NIC begins anew on another channel, with the same buffers.
-    pub fn restart(&mut self) -> Result<Remains<SignalFlag>, ConfigError> {
+    pub fn restart(&mut self) -> Result<Remains<SignalFlag>, RestartError<SignalFlag>> {
         let (up, down) = (pages(200, 5), pages(300, 5));
+        let broken = std::mem::take(&mut self.break_next);
+        if broken {
+            // Full from the beginning, and when the guest looks at how far the host is, that cannot be.
+            up.store_u32(4, 8).unwrap();
+        }
         let guest = Channel::from_parts(up.clone(), down.clone(), self.to_host.clone()).unwrap();
         self.host = Channel::from_parts(down.clone(), up.clone(), self.to_guest.clone()).unwrap();
         (self.up, self.down, self.version) = (up, down, None);
+        if broken {
+            self.up.store_u32(4, 5).unwrap();
+        }
         let receive = SharedBuffer { gpadl: GpadlId(0xe1e10), pages: self.receive.clone() };
         let send = SharedBuffer { gpadl: GpadlId(0xe1e11), pages: self.send.clone() };
         self.nic.restart(guest, receive, Some(send), self.now)

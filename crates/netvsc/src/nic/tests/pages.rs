@@ -346,6 +346,46 @@ fn what_is_never_completed_comes_back_without_a_status() {
 }
 
 #[test]
+fn pages_go_with_what_is_left_when_a_nic_begins_anew_whether_that_works_or_not() {
+    for works in [true, false] {
+        let (mut rig, memory) = lender(Shape::default());
+        rig.held.frames = true;
+        let paged = Paged::new(&memory, 14, &[(0, 400)]);
+        assert_eq!(paged.send(&mut rig, 1), Ok(Lending::Lent));
+        rig.nic.flush();
+        rig.settle();
+        // The channel has failed and is not closed: the host may still read.
+        rig.down.store_u32(0, 5).unwrap();
+        assert!(rig.try_poll().is_err());
+        rig.memory.clear();
+        let weak = memory.downgrade();
+        drop((memory, paged));
+        rig.break_next = !works;
+        let remains = match rig.restart() {
+            Ok(remains) => {
+                assert!(works);
+                remains
+            }
+            Err(RestartError { error, remains }) => {
+                assert!(!works && matches!(error, ConfigError::Channel(_)), "{error}");
+                *remains
+            }
+        };
+        assert!(weak.is_alive(), "the caller has a view, working: {works}");
+        assert_eq!(remains.lent.len(), 1);
+        assert_eq!(returned(&mut rig), [(1, None)]);
+        drop(remains);
+        assert!(!weak.is_alive());
+        if !works {
+            let again = rig.restart().expect("a NIC that has failed can begin anew");
+            assert!(again.lent.is_empty());
+        }
+        rig.settle();
+        assert!(rig.nic.info().ready);
+    }
+}
+
+#[test]
 fn a_broken_ring_gives_back_what_was_lent() {
     let (mut rig, memory) = lender(Shape::default());
     rig.held.frames = true;

@@ -29,7 +29,9 @@ fn another_mtu_holds_when_the_nic_has_begun_anew() {
     }
     rig.nic.set_mtu(4000).unwrap();
     assert_eq!(rig.nic.info().mtu, 1500);
-    assert_eq!(rig.restart().map(|_| ()), Err(ConfigError::AtWork));
+    let refused = rig.restart().expect_err("it is at work");
+    assert_eq!(refused.error, ConfigError::AtWork);
+    assert_eq!((refused.remains.receive.pages.pages(), refused.remains.lent.len()), (32, 0));
     let mut rig = ready();
     rig.mtu = 9000;
     rig.nic.set_mtu(4000).unwrap();
