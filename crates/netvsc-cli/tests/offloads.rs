@@ -273,6 +273,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const NO_HOST: OffloadPolicy = OffloadPolicy {
     checksum: false,
     udp_checksum: false,
+    ip_options: false,
+    tcp_options: false,
     large_send: 0,
     coalescing: false,
     stale_checksums: false,

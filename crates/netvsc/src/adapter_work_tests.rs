@@ -132,7 +132,7 @@ fn segments_that_are_cut_here_are_whole_frames_with_right_headers() {
 #[test]
 fn work_for_a_vf_that_vanished_becomes_work_for_the_host() {
     let all = IpOffloads { transmit: ChecksumSet::all(), large_send: 60_000, ..<_>::default() };
-    let offloads = PathOffloads { ipv4: all, ipv6: all, vlan: true };
+    let offloads = PathOffloads { ipv4: all, ipv6: all, vlan: true, ..<_>::default() };
     let wire = Shared::default();
     wire.borrow_mut().room = 100;
     wire.borrow_mut().offloads = [offloads; 2];
@@ -223,4 +223,47 @@ fn pages_are_lent_to_the_host_and_copied_for_everybody_else() {
     let long = PagedFrame { head: &[8; 20], body: &body, work: TxWork::NONE, token: 3 };
     let refused = AdapterError::Refused { len: 1620, most: 1518 };
     assert_eq!(card.transmit_pages(&long, at(8)), Err(refused));
+}
+
+// A path that cuts segments, and computes checksums, may not do so to all of them.
+#[test]
+fn what_a_path_does_not_do_to_headers_with_options_is_done_here() {
+    let sums = ChecksumSet::TCP | ChecksumSet::IP_HEADER;
+    let each = IpOffloads {
+        transmit: sums,
+        large_send: 60_000,
+        large_send_segments: 3,
+        ..IpOffloads::default()
+    };
+    let without = PathOffloads { ipv4: each, ipv6: each, vlan: true, ..<_>::default() };
+    for ipv6 in [false, true] {
+        let wire = Shared::default();
+        wire.borrow_mut().room = 100;
+        wire.borrow_mut().offloads = [without; 2];
+        wire.borrow_mut().signs.extend([Sign::Ready]);
+        let mut card = Adapter::<_, FakePort>::new(FakeNic(wire.clone()), AdapterConfig::default());
+        poll(&mut card, at(0));
+        let (mut frame, send) = large(ipv6, &[5; 300]);
+        let layer4 = usize::from(send.layer4);
+        let work = TxWork { large_send: Some(send), ..TxWork::NONE };
+        card.transmit_with(&work.of(&[&frame]), at(1)).unwrap();
+        assert_eq!((wire.borrow().sent.len(), card.counters().frames_cut), (1, 0), "three pieces");
+        card.transmit_with(&work.of(&[&frame[..frame.len() - 100]]), at(1)).unwrap();
+        assert_eq!((wire.borrow().sent.len(), card.counters().frames_cut), (3, 1), "only two");
+        // With options.
+        frame[layer4 + 12] = 0x80;
+        card.transmit_with(&work.of(&[&frame]), at(1)).unwrap();
+        let cut = if ipv6 { 3 } else { 1 };
+        assert_eq!(wire.borrow().sent.len(), 3 + cut, "over IPv4 there is no bit for it");
+        let version = if ipv6 { TransmitChecksum::IPV6 } else { TransmitChecksum::IPV4 };
+        let request = (version | TransmitChecksum::TCP).at(send.layer4);
+        assert!(!without.computes(&frame, request));
+        frame[layer4 + 12] = 0x50;
+        assert!(without.computes(&frame, request));
+        // Behind a tag it is the same.
+        frame.splice(12..12, [0x81, 0, 0, 7]);
+        assert!(without.computes(&frame, request.at(send.layer4 + 4)));
+        frame[layer4 + 16] = 0x80;
+        assert!(!without.computes(&frame, request.at(send.layer4 + 4)));
+    }
 }

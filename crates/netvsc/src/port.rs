@@ -9,7 +9,7 @@ use core::time::Duration;
 use crate::mac::MacAddress;
 use crate::nic::TxWork;
 use crate::rndis::PacketFilter;
-use crate::rndis::offload::IpOffloads;
+use crate::rndis::offload::{IpOffloads, LargeSendOptions};
 use crate::rndis::packet::{LargeSend, TransmitChecksum};
 
 /// How long a host may take for a switch of the path, unless configured otherwise.
@@ -61,6 +61,8 @@ pub struct PathOffloads {
     pub ipv4: IpOffloads,
     /// To IPv6.
     pub ipv6: IpOffloads,
+    /// What large sends over IPv6 may have in their headers.
+    pub large_send_ipv6: LargeSendOptions,
     /// Whether it puts 802.1Q tags in.
     pub vlan: bool,
 }
@@ -72,22 +74,23 @@ impl PathOffloads {
         Self {
             ipv4: self.ipv4.both(other.ipv4),
             ipv6: self.ipv6.both(other.ipv6),
+            large_send_ipv6: self.large_send_ipv6 & other.large_send_ipv6,
             vlan: self.vlan && other.vlan,
         }
     }
 
-    /// Whether all the checksums are computed that are asked for.
+    /// Whether all the checksums are computed that are asked for, in a frame that begins with the headers in `head`: with options only if
+    /// that is said too.
     #[must_use]
-    pub fn computes(&self, request: TransmitChecksum) -> bool {
-        let ipv6 = request.contains(TransmitChecksum::IPV6);
-        crate::nic::offload::offered(if ipv6 { &self.ipv6 } else { &self.ipv4 }, request)
+    pub fn computes(&self, head: &[u8], request: TransmitChecksum) -> bool {
+        crate::nic::offload::computes(self, head, request)
     }
 
-    /// Whether a segment of `len` bytes is cut.
+    /// Whether a segment of `len` bytes that begins with the headers in `head` is cut: it is not too long, makes as many pieces as
+    /// there have to be, and has no options over IPv6 that are not among those that are cut.
     #[must_use]
-    pub fn cuts(&self, ipv6: bool, len: usize) -> bool {
-        let offered = if ipv6 { self.ipv6 } else { self.ipv4 };
-        len <= offered.large_send as usize
+    pub fn cuts(&self, head: &[u8], send: LargeSend, len: usize) -> bool {
+        crate::nic::offload::cuts(self, head, send, len)
     }
 }
 

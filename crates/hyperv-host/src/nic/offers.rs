@@ -7,6 +7,9 @@ use netvsc::rndis::offload::{
 };
 use netvsc::rndis::packet::ReceiveChecksum;
 
+/// Fewest segments that a large send makes.
+pub(super) const LEAST_SEGMENTS: u32 = 2;
+
 /// Which offloads a NIC has. The default has all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffloadPolicy {
@@ -14,6 +17,10 @@ pub struct OffloadPolicy {
     pub checksum: bool,
     /// UDP checksums, both ways.
     pub udp_checksum: bool,
+    /// Checksums also in packets with IPv4 options. With IPv6 extension headers nothing is ever done.
+    pub ip_options: bool,
+    /// Checksums, and large sends over IPv6, also with TCP options. (Those over IPv4 always: there is no bit for it.)
+    pub tcp_options: bool,
     /// Large sends over IPv4 and IPv6, and the most bytes of one; 0 for none.
     pub large_send: u32,
     /// Received segments of one flow are put together, for guests that ask for it.
@@ -27,6 +34,8 @@ impl Default for OffloadPolicy {
         Self {
             checksum: true,
             udp_checksum: true,
+            ip_options: true,
+            tcp_options: true,
             large_send: 0xf53c,
             coalescing: true,
             stale_checksums: false,
@@ -174,22 +183,29 @@ pub(super) fn capabilities(version: Option<Version>, policy: &OffloadPolicy, rsc
 
 /// What is switched on, in the form of NDIS_OFFLOAD of the guest's version.
 pub(super) fn config(version: Option<Version>, policy: &OffloadPolicy, on: Offloads) -> Vec<u8> {
-    const SEGMENTS_MIN: u32 = 2;
     let sums = |options: ChecksumSet, kinds: [(bool, ChecksumSet); 3]| {
         let on = kinds.into_iter().filter(|(on, _)| *on);
         let set = on.fold(ChecksumSet::empty(), |set, (_, kind)| set | kind);
         if set.is_empty() { set } else { set | options }
     };
     let (ip, tcp, udp) = (ChecksumSet::IP_HEADER, ChecksumSet::TCP, ChecksumSet::UDP);
-    let both = ChecksumSet::IP_OPTIONS | ChecksumSet::TCP_OPTIONS;
+    let options = |ip| {
+        let mut options = ChecksumSet::empty();
+        options.set(ChecksumSet::IP_OPTIONS, ip);
+        options.set(ChecksumSet::TCP_OPTIONS, policy.tcp_options);
+        options
+    };
     let ipv4 = |way: fn(Checksum) -> bool| {
-        sums(both, [(way(on.ipv4), ip), (way(on.tcp4), tcp), (way(on.udp4), udp)])
+        sums(
+            options(policy.ip_options),
+            [(way(on.ipv4), ip), (way(on.tcp4), tcp), (way(on.udp4), udp)],
+        )
     };
     let ipv6 = |way: fn(Checksum) -> bool| {
         let kinds = [(false, ip), (way(on.tcp6), tcp), (way(on.udp6), udp)];
-        sums(ChecksumSet::TCP_OPTIONS, kinds)
+        sums(options(false), kinds)
     };
-    let sends = |on: bool| if on { (policy.large_send, SEGMENTS_MIN) } else { (0, 0) };
+    let sends = |on: bool| if on { (policy.large_send, LEAST_SEGMENTS) } else { (0, 0) };
     let version_of = |transmit, receive, sends: (u32, u32), coalescing| IpOffloads {
         transmit,
         receive,
@@ -199,7 +215,7 @@ pub(super) fn config(version: Option<Version>, policy: &OffloadPolicy, on: Offlo
     };
     let (transmit, receive) = (|sum: Checksum| sum.transmit, |sum: Checksum| sum.receive);
     let mut large_send_ipv6 = LargeSendOptions::empty();
-    large_send_ipv6.set(LargeSendOptions::TCP_OPTIONS, on.large_send6);
+    large_send_ipv6.set(LargeSendOptions::TCP_OPTIONS, on.large_send6 && policy.tcp_options);
     let offloads = OffloadCapabilities {
         ipv4: version_of(ipv4(transmit), ipv4(receive), sends(on.large_send4), on.coalesce4),
         ipv6: version_of(ipv6(transmit), ipv6(receive), sends(on.large_send6), on.coalesce6),
@@ -288,6 +304,8 @@ mod tests {
         let none = OffloadPolicy {
             checksum: false,
             udp_checksum: false,
+            ip_options: false,
+            tcp_options: false,
             large_send: 0,
             coalescing: false,
             stale_checksums: false,
@@ -296,5 +314,9 @@ mod tests {
         assert!(nothing[4..].iter().all(|byte| *byte == 0));
         let tcp = OffloadPolicy { udp_checksum: false, ..OffloadPolicy::default() };
         assert_eq!(word(&capabilities(Some(Version::V5), &tcp, false), 8), 0x115);
+        let bare =
+            OffloadPolicy { ip_options: false, tcp_options: false, ..OffloadPolicy::default() };
+        let bare = capabilities(Some(Version::V6_1), &bare, true);
+        assert_eq!([8, 16, 24, 32, 104].map(|at| word(&bare, at)), [0x150, 0x150, 0x50, 0x50, 0]);
     }
 }

@@ -39,6 +39,24 @@ pub enum OffloadError {
     /// A checksum that the NIC does not compute.
     #[error("a checksum was asked for that this host does not offer to compute")]
     NotOffered,
+    /// Headers longer than those that the NIC works on.
+    #[error(
+        "work was asked for on headers with IP options ({ip}) or TCP options ({tcp}), which this host does not offer"
+    )]
+    Options {
+        /// IPv4 options or IPv6 extension headers.
+        ip: bool,
+        /// TCP options.
+        tcp: bool,
+    },
+    /// A large send that need not be cut.
+    #[error("large send that makes {count} segments, at least {least} are wanted")]
+    Segments {
+        /// How many it makes.
+        count: usize,
+        /// Fewest that are wanted.
+        least: u32,
+    },
 }
 
 /// A checksum request.
@@ -73,6 +91,22 @@ fn find_layer4(frame: &[u8]) -> Option<usize> {
         kind if kind == ETHERTYPE_IPV6 => Some(ip + 40),
         _ => None,
     }
+}
+
+/// Options in the headers of a frame with layer 4 at `offset`, 0 to find it: IPv4 options or IPv6 extension headers, and TCP options.
+pub(super) fn options(frame: &[u8], offset: usize) -> (bool, bool) {
+    let ip = ip_offset(frame);
+    let is_ipv6 = ethertype(frame) == Some(&ETHERTYPE_IPV6);
+    let offset = match offset {
+        0 => find_layer4(frame).unwrap_or(usize::MAX),
+        offset => offset,
+    };
+    let extended = match is_ipv6 {
+        true => offset > ip + 40,
+        false => frame.get(ip).is_some_and(|first| first & 0xf > 5),
+    };
+    let byte = offset.checked_add(12).and_then(|at| frame.get(at));
+    (extended, byte.is_some_and(|byte| byte >> 4 > 5))
 }
 
 /// End of the IP packet: what is behind it is padding.

@@ -6,8 +6,9 @@ use netvsc::rndis::DecodeError;
 use netvsc::rndis::packet::{Layout, Ppi, PpiError, PpiType, Ppis, TransmitChecksum, VlanTag};
 use thiserror::Error;
 
+use super::checksum::{ETHERTYPE_IPV4, ethertype};
 use super::offers::OffloadPolicy;
-use super::offload::{ChecksumRequest, LargeSend, OffloadError};
+use super::offload::{ChecksumRequest, LargeSend, OffloadError, options};
 
 /// Where the offset of the layer 4 header stands in a checksum request, and how many bits it has.
 const CHECKSUM_OFFSET_SHIFT: u32 = 16;
@@ -64,12 +65,34 @@ impl TransmitPacket {
         Ok(packet)
     }
 
-    /// Whether the NIC does what is asked for.
-    pub(super) fn check_offered(&self, offers: &OffloadPolicy) -> Result<(), OffloadError> {
-        let wanted = self.checksum.unwrap_or_default();
+    /// Whether the NIC does what is asked for, to such a frame.
+    pub(super) fn check_offered(
+        &self,
+        offers: &OffloadPolicy,
+        frame: &[u8],
+    ) -> Result<(), OffloadError> {
+        if let Some(send) = self.large_send {
+            // What large sends over IPv4 have in their headers nobody can offer, or not.
+            let (ip, tcp) = options(frame, send.tcp_offset);
+            let refused = send.ipv6 && (ip || tcp && !offers.tcp_options);
+            return if refused { Err(OffloadError::Options { ip, tcp }) } else { Ok(()) };
+        }
+        let Some(wanted) = self.checksum else { return Ok(()) };
         let refused = (wanted.ipv4_header || wanted.tcp) && !offers.checksum
             || wanted.udp && !offers.udp_checksum;
-        if refused && self.large_send.is_none() { Err(OffloadError::NotOffered) } else { Ok(()) }
+        if refused {
+            return Err(OffloadError::NotOffered);
+        }
+        if !wanted.ipv4_header && !wanted.tcp && !wanted.udp {
+            return Ok(());
+        }
+        let (ip, tcp) = options(frame, wanted.layer4_offset);
+        let ipv4 = ethertype(frame) == Some(&ETHERTYPE_IPV4);
+        let (ip, tcp) = (ip && !(ipv4 && offers.ip_options), tcp && wanted.tcp);
+        if ip || tcp && !offers.tcp_options {
+            return Err(OffloadError::Options { ip, tcp });
+        }
+        Ok(())
     }
 
     /// What one entry asks for. Unknown entries, and those without data, ask for nothing.

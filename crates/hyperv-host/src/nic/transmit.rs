@@ -8,7 +8,7 @@ use vmbus::memory::SharedMemory;
 use vmbus::packet::GpaRanges;
 
 use super::control::{ALIGNMENT, PACKETS_PER_MESSAGE};
-use super::offers::OffloadPolicy;
+use super::offers::{LEAST_SEGMENTS, OffloadPolicy};
 use super::offload::{OffloadError, Segments, fill_checksums};
 use super::packet::{PacketError, TransmitPacket};
 use super::policy::SendOrder;
@@ -127,11 +127,16 @@ impl Transmit {
                 return Err(RefusedSend::Split { header, first });
             }
             let frame = message.get_mut(packet.data.clone()).unwrap_or_default();
-            packet.check_offered(offloads)?;
+            packet.check_offered(offloads, frame)?;
             let segments = match packet.large_send {
                 Some(large) => Some(Segments::new(frame, large)?),
                 None => None,
             };
+            if let Some(count) = segments.map(|segments| segments.count(frame))
+                && count < LEAST_SEGMENTS as usize
+            {
+                return Err(OffloadError::Segments { count, least: LEAST_SEGMENTS }.into());
+            }
             let bytes = segments.map_or(0, |segments| segments.payload(frame));
             let most = offloads.large_send as usize;
             if segments.is_some() && bytes > most {

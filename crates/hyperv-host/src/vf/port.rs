@@ -6,7 +6,7 @@ use std::fmt;
 use netvsc::MacAddress;
 use netvsc::nic::TxWork;
 use netvsc::port::{PathOffloads, PortError, PortLink, PortSettings, VfPort};
-use netvsc::rndis::offload::{ChecksumSet, IpOffloads};
+use netvsc::rndis::offload::{ChecksumSet, IpOffloads, LargeSendOptions};
 use netvsc::rndis::packet::LargeSend;
 use vmbus::channel::Doorbell;
 use vmbus::memory::{PAGE_SIZE, SharedMemory, SharedPages};
@@ -287,8 +287,9 @@ impl VfPort for SimulatedPort {
 
     fn offloads(&self) -> PathOffloads {
         let has = |feature| self.features.contains(feature);
+        let options = ChecksumSet::IP_OPTIONS | ChecksumSet::TCP_OPTIONS;
         let sums = match has(VfFeatures::CHECKSUM) {
-            true => ChecksumSet::TCP | ChecksumSet::UDP,
+            true => ChecksumSet::TCP | ChecksumSet::UDP | options,
             false => ChecksumSet::empty(),
         };
         // One that needs more than half of the ring would wait for it to be empty.
@@ -297,7 +298,8 @@ impl VfPort for SimulatedPort {
         let ipv6 = IpOffloads { transmit: sums, large_send, ..IpOffloads::default() };
         let own = if sums.is_empty() { sums } else { ChecksumSet::IP_HEADER };
         let ipv4 = IpOffloads { transmit: sums | own, ..ipv6 };
-        PathOffloads { ipv4, ipv6, vlan: has(VfFeatures::TAG) }
+        let large_send_ipv6 = LargeSendOptions::all();
+        PathOffloads { ipv4, ipv6, large_send_ipv6, vlan: has(VfFeatures::TAG) }
     }
 
     fn transmit_with(&mut self, frame: &[u8], work: &TxWork) -> Result<(), PortError> {

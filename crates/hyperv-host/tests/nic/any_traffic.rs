@@ -96,11 +96,20 @@ fn case() -> impl Strategy<Value = Case> {
     let policy = (
         any::<bool>(),
         any::<bool>(),
+        any::<bool>(),
         prop_oneof![Just(0), Just(0xf53c), Just(65_550_u32)],
         any::<bool>(),
     );
-    let policy = policy.prop_map(|(checksum, udp_checksum, large_send, coalescing)| {
-        OffloadPolicy { checksum, udp_checksum, large_send, coalescing, stale_checksums: false }
+    let policy = policy.prop_map(|(checksum, udp_checksum, options, large_send, coalescing)| {
+        OffloadPolicy {
+            checksum,
+            udp_checksum,
+            ip_options: options,
+            tcp_options: options,
+            large_send,
+            coalescing,
+            stale_checksums: false,
+        }
     });
     let order = prop_oneof![
         Just(SendOrder::InOrder),

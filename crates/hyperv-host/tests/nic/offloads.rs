@@ -1,6 +1,7 @@
 //! Work that the guest leaves to the host, and the same work where the host does not do it.
 
 use hyperv_host::nic::{NicServiceConfig, OffloadPolicy};
+use netvsc::adapter::Synthetic;
 use netvsc::nic::{NicOffloads, TransmitError, TxFrame};
 use netvsc::nvsp::Version;
 use netvsc::rndis::offload::OffloadCapabilities;
@@ -149,6 +150,8 @@ fn world_of(offloads: NicOffloads, policy: OffloadPolicy) -> World {
 const NOTHING: OffloadPolicy = OffloadPolicy {
     checksum: false,
     udp_checksum: false,
+    ip_options: false,
+    tcp_options: false,
     large_send: 0,
     coalescing: false,
     stale_checksums: false,
@@ -233,6 +236,101 @@ fn a_long_segment_leaves_the_switch_in_pieces_that_are_right() {
         assert_eq!(whole, payload);
         let stats = world.nic.stats();
         assert_eq!((stats.tx_large, stats.tx_refused), (1, 0));
+    }
+}
+
+/// A TCP segment with twelve bytes of options.
+fn with_options(ipv6: bool, payload: &[u8]) -> Vec<u8> {
+    let mut frame = good_frame(Kind::Tcp, ipv6, &[&[1; 12], payload].concat());
+    let start = usize::from(layer4(ipv6));
+    frame[start + 12] = 0x80;
+    let (from, to) = match ipv6 {
+        true => (IpAddress::Ipv6(FROM6), IpAddress::Ipv6(TO6)),
+        false => (IpAddress::Ipv4(FROM4), IpAddress::Ipv4(TO4)),
+    };
+    TcpPacket::new_unchecked(&mut frame[start..]).fill_checksum(&from, &to);
+    frame
+}
+
+#[test]
+fn checksums_of_segments_with_options_are_left_to_hosts_that_offer_that() {
+    let without = OffloadPolicy { tcp_options: false, ..OffloadPolicy::default() };
+    for (policy, computed_here) in [(OffloadPolicy::default(), 0), (without, 1)] {
+        for ipv6 in [false, true] {
+            let mut world = world_of(NicOffloads::default(), policy);
+            let good = with_options(ipv6, &[7; 500]);
+            let (bytes, checksum) = left_to_host(&good, Kind::Tcp, ipv6);
+            let plain = good_frame(Kind::Tcp, ipv6, &[7; 500]);
+            let (others, other) = left_to_host(&plain, Kind::Tcp, ipv6);
+            for (bytes, checksum) in [(bytes, checksum), (others, other)] {
+                let pieces = [&bytes[..]];
+                let frame = TxFrame { checksum, ..TxFrame::plain(&pieces) };
+                world.nic.transmit_with(&frame).unwrap();
+            }
+            world.nic.flush();
+            world.settle();
+            assert_eq!(world.at_peer, [good, plain], "IPv6 {ipv6} {policy:?}");
+            assert_eq!(world.nic.stats().tx_checksums, computed_here);
+            assert_eq!(world.nic.stats().tx_refused, 0);
+        }
+    }
+}
+
+#[test]
+fn headers_with_ip_options_are_summed_by_hosts_that_offer_that() {
+    let without = OffloadPolicy { ip_options: false, ..OffloadPolicy::default() };
+    for (policy, computed_here) in [(OffloadPolicy::default(), 0), (without, 1)] {
+        let mut good = good_frame(Kind::Udp, false, &[7; 50]);
+        good.splice(34..34, [1; 4]);
+        (good[14], good[17]) = (0x46, good[17] + 4);
+        Ipv4Packet::new_unchecked(&mut good[ETHERNET..]).fill_checksum();
+        let mut bytes = good.clone();
+        bytes[ETHERNET + 10..ETHERNET + 12].fill(0);
+        let checksum = TransmitChecksum::IPV4 | TransmitChecksum::IP_HEADER;
+        let mut world = world_of(NicOffloads::default(), policy);
+        let pieces = [&bytes[..]];
+        let frame = TxFrame { checksum: checksum.at(38), ..TxFrame::plain(&pieces) };
+        world.nic.transmit_with(&frame).unwrap();
+        world.nic.flush();
+        world.settle();
+        assert_eq!(world.at_peer, [good], "{policy:?}");
+        assert_eq!(world.nic.stats().tx_checksums, computed_here);
+    }
+}
+
+#[test]
+fn large_sends_with_options_or_of_too_few_pieces_are_not_for_every_host() {
+    let without = OffloadPolicy { tcp_options: false, ..OffloadPolicy::default() };
+    for (policy, ipv6, taken) in [
+        (OffloadPolicy::default(), true, true),
+        (without, true, false),
+        // Over IPv4 there is no bit for it.
+        (without, false, true),
+    ] {
+        let mut world = world_of(NicOffloads::ALL, policy);
+        let (long, layer4) = (with_options(ipv6, &[7; 3000]), layer4(ipv6));
+        let send = LargeSend { segment: 1400, layer4, ipv6 };
+        let pieces = [&long[..]];
+        let frame = TxFrame { large_send: Some(send), ..TxFrame::plain(&pieces) };
+        let expected = match taken {
+            true => Ok(()),
+            false => Err(TransmitError::Options { layer4: usize::from(layer4) }),
+        };
+        assert_eq!(world.nic.transmit_with(&frame), expected);
+        // The caller could have known.
+        assert_eq!(Synthetic::offloads(&world.nic).cuts(&long, send, long.len()), taken);
+        let short = good_frame(Kind::Tcp, ipv6, &[7; 1400]);
+        let pieces = [&short[..]];
+        let frame = TxFrame { large_send: Some(send), ..TxFrame::plain(&pieces) };
+        let error = TransmitError::Segments { count: 1, least: 2 };
+        assert_eq!(world.nic.transmit_with(&frame), Err(error));
+        assert!(!Synthetic::offloads(&world.nic).cuts(&short, send, short.len()));
+        world.nic.flush();
+        world.settle();
+        assert_eq!(
+            (world.at_peer.len(), world.nic.stats().tx_refused),
+            (3 * usize::from(taken), 0)
+        );
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use netvsc::MacAddress;
 use netvsc::nic::TxWork;
 use netvsc::port::{PathOffloads, PortError, PortLink, PortSettings, VfPort};
-use netvsc::rndis::offload::{ChecksumSet, IpOffloads};
+use netvsc::rndis::offload::{ChecksumSet, IpOffloads, LargeSendOptions};
 use netvsc::rndis::packet::LargeSend;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -449,10 +449,12 @@ impl VfPort for PacketPort {
 
     /// Checksums of TCP and UDP, and segments that are to be cut: what the device does not, the kernel does.
     fn offloads(&self) -> PathOffloads {
-        let transmit = ChecksumSet::TCP | ChecksumSet::UDP;
+        let options = ChecksumSet::IP_OPTIONS | ChecksumSet::TCP_OPTIONS;
+        let transmit = ChecksumSet::TCP | ChecksumSet::UDP | options;
         let large_send = if self.large_sends { LONGEST as u32 } else { 0 };
         let each = IpOffloads { transmit, large_send, ..IpOffloads::default() };
-        PathOffloads { ipv4: each, ipv6: each, vlan: false }
+        let large_send_ipv6 = LargeSendOptions::all();
+        PathOffloads { ipv4: each, ipv6: each, large_send_ipv6, vlan: false }
     }
 
     fn transmit_with(&mut self, frame: &[u8], work: &TxWork) -> Result<(), PortError> {

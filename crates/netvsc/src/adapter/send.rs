@@ -222,8 +222,8 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         let done = finish(
             kept,
             &mut work,
-            |send| offloads.cuts(send.ipv6, kept_len),
-            |request| offloads.computes(request),
+            |head, send| offloads.cuts(head, send, kept_len),
+            |head, request| offloads.computes(head, request),
         );
         // It was looked at before, so that it can be done.
         let Ok(cut) = done else {
@@ -296,8 +296,9 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         if self.backlog {
             return Err(Refused::Full);
         }
+        let head = frame.pieces.first().copied().unwrap_or_default();
         if let Some(send) = frame.large_send
-            && !self.nic.offloads().cuts(send.ipv6, frame.len())
+            && !self.nic.offloads().cuts(head, send, frame.len())
         {
             return self.cut_for_synthetic(frame, send, now);
         }
@@ -413,7 +414,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                 None => bytes,
             };
             if let (None, Some(send)) = (record.cut, work.large_send)
-                && !self.nic.offloads().cuts(send.ipv6, bytes.len())
+                && !self.nic.offloads().cuts(bytes, send, bytes.len())
                 && let Ok(cut) = Cut::new(bytes, send)
             {
                 // The VF would have cut it; the host does not.
@@ -441,17 +442,17 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
 fn finish(
     frame: &mut [u8],
     work: &mut TxWork,
-    cuts: impl Fn(LargeSend) -> bool,
-    computes: impl Fn(TransmitChecksum) -> bool,
+    cuts: impl Fn(&[u8], LargeSend) -> bool,
+    computes: impl Fn(&[u8], TransmitChecksum) -> bool,
 ) -> Result<Option<Cut>, TransmitError> {
     if let Some(send) = work.large_send {
-        if cuts(send) {
+        if cuts(frame, send) {
             return Ok(None);
         }
         *work = TxWork { vlan: work.vlan, hash: work.hash, ..TxWork::NONE };
         return Cut::new(frame, send).map(Some);
     }
-    if offload::asks(work.checksum) && !computes(work.checksum) {
+    if offload::asks(work.checksum) && !computes(frame, work.checksum) {
         cut::fill_checksums(frame, work.checksum)?;
         work.checksum = TransmitChecksum::empty();
     }

@@ -5,7 +5,8 @@ use vmbus::memory::OutOfRange;
 
 use super::frame::Split;
 use super::types::{NicError, TransmitError, VLAN_TAG};
-use crate::rndis::offload::{ChecksumSet, IpOffloads, OffloadCapabilities};
+use crate::port::PathOffloads;
+use crate::rndis::offload::{ChecksumSet, IpOffloads, LargeSendOptions, OffloadCapabilities};
 use crate::rndis::packet::{LargeSend, TransmitChecksum};
 
 /// Bytes of an Ethernet header without tag.
@@ -134,12 +135,15 @@ pub(super) fn check(frame: &Split<'_>, request: TransmitChecksum) -> Result<(), 
     }
 }
 
-/// What a large send has to look like: no lengths, and a pseudo-header without one.
+/// What a large send has to look like: no lengths, and a pseudo-header without one. An error if the host does not cut it.
 pub(super) fn prepare_large_send(
     frame: &Split<'_>,
     send: LargeSend,
+    offloads: &OffloadCapabilities,
 ) -> Result<Patches, TransmitError> {
     let headers = headers(frame, send.ipv6, usize::from(send.layer4), TCP)?;
+    let least = if send.ipv6 { &offloads.ipv6 } else { &offloads.ipv4 }.large_send_segments;
+    check_cut(frame, send, frame.len(), least, offloads.large_send_ipv6)?;
     let sum = add(add(0, headers.addresses, false), &[0, TCP], false);
     let mut patches = Patches::default();
     if headers.ipv6 {
@@ -152,21 +156,84 @@ pub(super) fn prepare_large_send(
     Ok(patches)
 }
 
-/// Whether the host computes all that is asked for.
-pub(super) fn offers(offloads: &OffloadCapabilities, request: TransmitChecksum) -> bool {
+/// Whether what cuts segments into `least` pieces or more, over IPv6 with these options at most, cuts this one of `len` bytes. Over IPv4 it
+/// cuts all: there is no bit for options (NDIS_TCP_LARGE_SEND_OFFLOAD_V2).
+fn check_cut(
+    frame: &Split<'_>,
+    send: LargeSend,
+    len: usize,
+    least: u32,
+    ipv6: LargeSendOptions,
+) -> Result<(), TransmitError> {
+    let layer4 = usize::from(send.layer4);
+    let options = options(frame, send.ipv6, layer4, true);
+    let extended = options.contains(ChecksumSet::IP_OPTIONS);
+    let longer = options.contains(ChecksumSet::TCP_OPTIONS);
+    let lacks = extended && !ipv6.contains(LargeSendOptions::EXTENSION_HEADERS)
+        || longer && !ipv6.contains(LargeSendOptions::TCP_OPTIONS);
+    if send.ipv6 && lacks {
+        return Err(TransmitError::Options { layer4 });
+    }
+    let header = frame.at::<1>(layer4 + 12).map_or(0, |[byte]| usize::from(byte >> 4) * 4);
+    let payload = len.saturating_sub(layer4 + header);
+    let count = payload.div_ceil((send.segment as usize).max(1)).max(1);
+    if count < least as usize {
+        return Err(TransmitError::Segments { count, least });
+    }
+    Ok(())
+}
+
+/// Whether a path that does this cuts a frame of `len` bytes that begins with `head`.
+pub(crate) fn cuts(path: &PathOffloads, head: &[u8], send: LargeSend, len: usize) -> bool {
+    let offered = if send.ipv6 { &path.ipv6 } else { &path.ipv4 };
+    let (most, least) = (offered.large_send as usize, offered.large_send_segments);
+    let Some(frame) = Split::new(head, &[], &[], None).filter(|_| len <= most) else {
+        return false;
+    };
+    let (send, cut) = (moved_send(send, frame.cut), if frame.cut { VLAN_TAG } else { 0 });
+    check_cut(&frame, send, len - cut.min(len), least, path.large_send_ipv6).is_ok()
+}
+
+/// What a request meets in the headers beside the least that there can be, as bits of what is offered.
+fn options(frame: &Split<'_>, ipv6: bool, layer4: usize, tcp: bool) -> ChecksumSet {
+    let ip = match ipv6 {
+        true => layer4 > ETHERNET + 40,
+        false => frame.at::<1>(ETHERNET).is_some_and(|[first]| first & 15 > 5),
+    };
+    let tcp = tcp && frame.at::<1>(layer4 + 12).is_some_and(|[byte]| byte >> 4 > 5);
+    let mut options = ChecksumSet::empty();
+    options.set(ChecksumSet::IP_OPTIONS, ip);
+    options.set(ChecksumSet::TCP_OPTIONS, tcp);
+    options
+}
+
+/// Whether the host computes all that is asked for, in a frame with these headers.
+pub(super) fn offers(
+    offloads: &OffloadCapabilities,
+    frame: &Split<'_>,
+    request: TransmitChecksum,
+) -> bool {
     let ipv6 = request.contains(TransmitChecksum::IPV6);
-    offered(if ipv6 { &offloads.ipv6 } else { &offloads.ipv4 }, request)
+    offered(if ipv6 { &offloads.ipv6 } else { &offloads.ipv4 }, frame, request)
+}
+
+/// Whether a path that does this computes all that is asked for, in a frame that begins with `head`.
+pub(crate) fn computes(path: &PathOffloads, head: &[u8], request: TransmitChecksum) -> bool {
+    let ipv6 = request.contains(TransmitChecksum::IPV6);
+    let offloads = if ipv6 { &path.ipv6 } else { &path.ipv4 };
+    Split::new(head, &[], &[], None)
+        .is_some_and(|frame| offered(offloads, &frame, moved_checksum(request, frame.cut)))
 }
 
 /// Whether all that is asked for is among what is offered for its IP version.
-pub(crate) fn offered(offloads: &IpOffloads, request: TransmitChecksum) -> bool {
-    [
-        (TransmitChecksum::TCP, ChecksumSet::TCP),
-        (TransmitChecksum::UDP, ChecksumSet::UDP),
-        (TransmitChecksum::IP_HEADER, ChecksumSet::IP_HEADER),
-    ]
-    .into_iter()
-    .all(|(wanted, has)| !request.contains(wanted) || offloads.transmit.contains(has))
+fn offered(offloads: &IpOffloads, frame: &Split<'_>, request: TransmitChecksum) -> bool {
+    let has = |kind| request.contains(kind);
+    let mut wanted =
+        options(frame, has(TransmitChecksum::IPV6), request.layer4(), has(TransmitChecksum::TCP));
+    wanted.set(ChecksumSet::TCP, has(TransmitChecksum::TCP));
+    wanted.set(ChecksumSet::UDP, has(TransmitChecksum::UDP));
+    wanted.set(ChecksumSet::IP_HEADER, has(TransmitChecksum::IP_HEADER));
+    offloads.transmit.contains(wanted)
 }
 
 /// Whether anything is asked for at all.

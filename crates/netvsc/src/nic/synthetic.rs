@@ -19,6 +19,8 @@ pub(super) fn refused(error: TransmitError) -> Refused {
         TransmitError::TooShort(_)
         | TransmitError::TooLong { .. }
         | TransmitError::LargeSend { .. }
+        | TransmitError::Options { .. }
+        | TransmitError::Segments { .. }
         | TransmitError::Headers { .. }
         | TransmitError::Pages(_) => Refused::Never,
     }
@@ -96,8 +98,8 @@ impl<D: Doorbell> Synthetic for Nic<D> {
             offloads.large_send = offloads.large_send.min(self.info.large_send);
             offloads
         };
-        let OffloadCapabilities { ipv4, ipv6, .. } = self.info.offloads;
-        PathOffloads { ipv4: limit(ipv4), ipv6: limit(ipv6), vlan: true }
+        let OffloadCapabilities { ipv4, ipv6, large_send_ipv6 } = self.info.offloads;
+        PathOffloads { ipv4: limit(ipv4), ipv6: limit(ipv6), large_send_ipv6, vlan: true }
     }
 
     fn settings(&self) -> Option<PortSettings> {

@@ -414,10 +414,10 @@ impl Transmit {
         }
         let checksum = offload::moved_checksum(work.checksum, split.cut);
         if let Some(send) = large {
-            patches = offload::prepare_large_send(split, send)?;
+            patches = offload::prepare_large_send(split, send, &self.offloads)?;
             info.add(PpiType::LARGE_SEND, send.to_ppi());
         } else if offload::asks(checksum) {
-            if offload::offers(&self.offloads, checksum) {
+            if offload::offers(&self.offloads, split, checksum) {
                 info.add(PpiType::CHECKSUM, checksum.bits());
             } else {
                 patches = offload::compute(split, checksum)?;

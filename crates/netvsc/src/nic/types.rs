@@ -497,6 +497,23 @@ pub enum TransmitError {
         /// Most bytes of a frame that the host cuts.
         most: usize,
     },
+    /// A segment over IPv6 whose headers are longer than those that the host cuts.
+    #[error(
+        "large send with IPv6 extension headers or TCP options, the TCP header at byte {layer4}: expected none that the \
+         host does not offer to cut"
+    )]
+    Options {
+        /// Where the TCP header starts.
+        layer4: usize,
+    },
+    /// A segment that makes fewer pieces than the host cuts one for.
+    #[error("large send that makes {count} pieces: expected at least {least}")]
+    Segments {
+        /// How many it makes.
+        count: usize,
+        /// Fewest that the host wants.
+        least: u32,
+    },
     /// Headers that are not what the request says.
     #[error(
         "work for the host on a TCP or UDP header at byte {layer4}: expected it there, in the first piece, behind an IP \

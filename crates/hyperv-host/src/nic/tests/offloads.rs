@@ -323,6 +323,46 @@ fn a_nic_without_offloads_refuses_them() {
     assert_eq!(rig.peer_hears().len(), 1 + 3);
 }
 
+#[test]
+fn a_nic_refuses_work_on_options_that_it_does_not_offer() {
+    // Twelve bytes of what was the payload become options.
+    let longer = |mut frame: Vec<u8>, tcp: usize| {
+        frame[tcp + 12] = 0x80;
+        frame
+    };
+    let (plain, tcp4, tcp6) =
+        (tcp4(7, ACK, &[1; 900]), longer(tcp4(7, ACK, &[1; 900]), 34), tcp6(7, ACK, &[1; 900]));
+    let tcp6 = longer(tcp6, 54);
+    let (sums4, sums6) = ([16, 0, 12, 0x0022_0015], [16, 0, 12, 0x0036_0006]);
+    let (large4, large6) = ([16, 2, 12, 0x4220_0190], [16, 2, 12, 0xc360_0190]);
+    let mut rig = rig();
+    rig.start();
+    let send = |rig: &mut Rig, info: &[u32], frame: &[u8]| {
+        let id = rig.transmit(0, &Rig::packet(info, frame));
+        rig.answer(id)[1]
+    };
+    for (info, frame) in [(&sums4, &tcp4), (&sums6, &tcp6), (&large4, &tcp4), (&large6, &tcp6)] {
+        assert_eq!(send(&mut rig, info, frame), 1);
+    }
+    rig.service.policy_mut().offloads.tcp_options = false;
+    for (info, frame) in [(&sums4, &tcp4), (&sums6, &tcp6), (&large6, &tcp6)] {
+        assert_eq!(send(&mut rig, info, frame), 2);
+    }
+    assert_eq!(send(&mut rig, &large4, &tcp4), 1, "there is no bit for it");
+    assert_eq!(send(&mut rig, &sums4, &plain), 1);
+    // The IPv4 header's own has nothing to do with TCP's options; but with its own.
+    let own = [16, 0, 12, 0x0022_0011];
+    assert_eq!(send(&mut rig, &own, &tcp4), 1);
+    let mut extended = plain.clone();
+    extended.splice(34..34, [1; 4]);
+    (extended[14], extended[17]) = (0x46, extended[17].wrapping_add(4));
+    let own = [16, 0, 12, 0x0026_0011];
+    assert_eq!(send(&mut rig, &own, &extended), 1);
+    rig.service.policy_mut().offloads.ip_options = false;
+    assert_eq!(send(&mut rig, &own, &extended), 2);
+    assert_eq!(rig.service.counters().transmit_refused, 4);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
@@ -340,6 +380,11 @@ proptest! {
         let mut rig = rig();
         rig.start();
         let id = rig.transmit(0, &Rig::packet(&info, &frame));
+        if len <= segment as usize {
+            prop_assert_eq!(rig.answer(id)[1], 2, "nothing to cut");
+            prop_assert_eq!(rig.peer_hears().len(), 0);
+            return Ok(());
+        }
         prop_assert_eq!(rig.answer(id)[1], 1);
         let mut found = Vec::new();
         let headers = tcp as usize + 20;
