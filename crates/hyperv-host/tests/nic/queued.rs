@@ -386,3 +386,32 @@ fn pages_lent_on_a_queue_that_is_taken_back_come_back_without_a_status() {
     tokens.sort_unstable();
     assert!(tokens.into_iter().eq(0..32), "each once");
 }
+
+#[test]
+fn pages_lent_on_any_queue_go_with_what_a_nic_leaves_behind() {
+    let mut wide = wide(4);
+    wide.open_all();
+    let memory = wide.ram.allocate(1).unwrap();
+    let weak = memory.downgrade();
+    let body = [PageSlice::new(memory, 0, 1400).unwrap()];
+    for flow in 0..32 {
+        let head = &udp(false, flow, 0)[..42];
+        let frame = PagedFrame { head, body: &body, work: TxWork::NONE, token: 0 };
+        assert_eq!(wide.nic.transmit_pages(&frame), Ok(Lending::Lent));
+    }
+    drop(body);
+    let on_primary = wide.nic.totals()[0].tx_frames;
+    assert!((1..32).contains(&on_primary), "{on_primary}");
+    wide.nic.abandon(wide.now);
+    wide.guest();
+    assert!(weak.is_alive(), "the channels are not closed yet");
+    wide.service.close(&mut wide.port);
+    let Wide { ram, service, port, nic, to_host, to_guest, now, .. } = &mut wide;
+    let signals = [&*to_host, &*to_guest];
+    let (channel, _, [receive, send]) = connect(ram, service, port, signals, &ROOMY);
+    let remains = nic.restart(channel, receive, Some(send), *now).unwrap();
+    assert_eq!(remains.lent.len(), 32);
+    assert!(weak.is_alive());
+    drop(remains);
+    assert!(!weak.is_alive());
+}
