@@ -12,6 +12,7 @@ use hyperv_host::memory::GuestRam;
 use hyperv_host::pci::PciPolicy;
 use hyperv_host::vf::{SimulatedPort, VfConfig, VfDevice, VfFeatures, VfWindow};
 use netvsc::MacAddress;
+use vmbus::bus::PostRetry;
 use vmbus::memory::SharedPages;
 use vmbus::platform::{AllocError, Platform};
 use vmbus::time::earliest;
@@ -104,6 +105,8 @@ pub struct World {
     rang: Vec<ConnectionId>,
     /// How far the guest's clock is ahead of the host's.
     ahead: Duration,
+    /// When a message that the hypervisor did not take is posted again, on the guest's clock.
+    retry: PostRetry,
 }
 
 impl World {
@@ -126,6 +129,7 @@ impl World {
             wiring,
             rang: Vec::new(),
             ahead: Duration::ZERO,
+            retry: PostRetry::default(),
         }
     }
 
@@ -159,6 +163,7 @@ impl World {
         wiring.interrupts.clear();
         wiring.famine = 0;
         drop(wiring);
+        self.retry = PostRetry::default();
         let machine = EmbeddedMachine { ram: self.ram.clone(), wiring: self.wiring.clone() };
         std::mem::replace(&mut self.guest, Guest::new(machine))
     }
@@ -197,9 +202,11 @@ impl World {
         loop {
             let guest_now = self.guest_time(now);
             let mut moved = self.guest.poll(guest_now, sink);
-            while let Some(post) = self.guest.poll_outgoing() {
-                self.host.handle_message(post.connection, &post.payload, now);
-                moved = true;
+            while self.retry.ready(guest_now)
+                && let Some(post) = self.guest.poll_outgoing()
+            {
+                let status = self.host.post(post.connection, &post.payload, now);
+                moved |= self.guest.posted(post, status, &mut self.retry, guest_now);
             }
             moved |= self.ring_host();
             self.host.poll(now);
@@ -251,7 +258,8 @@ impl World {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let ahead = self.guest_time(Instant::ZERO);
-        let guest = self.guest.deadline().map(|at| Instant::ZERO + at.since(ahead));
+        let guest = earliest(self.guest.deadline(), self.retry.poll_deadline());
+        let guest = guest.map(|at| Instant::ZERO + at.since(ahead));
         earliest(self.host.poll_deadline(), guest)
     }
 }

@@ -12,6 +12,8 @@ use hyperv_host::switch::VlanMode;
 use netvsc_cli::event::What;
 use system::{System, bus, vf};
 use vmbus::Serial;
+use vmbus::bus::PostStatus;
+use vmbus::message::Version;
 
 /// Long enough for every frame to arrive, and for every switch.
 const SOON: Duration = Duration::from_millis(50);
@@ -384,4 +386,18 @@ fn joined_nics_reach_each_other_without_a_peer() {
     assert_eq!((system.guest_got(0).len(), system.guest_got(2).len()), (0, 0));
     let counters = system.world.host.bridge_counters();
     assert_eq!((counters.flooded, counters.unaccounted()), (30, 0));
+}
+
+#[test]
+fn a_guest_finds_an_old_host_whose_hypervisor_is_short_of_room() {
+    let busy = [PostStatus::INSUFFICIENT_BUFFERS, PostStatus::INSUFFICIENT_MEMORY];
+    for version in [Version::V2_4, Version::V4_1] {
+        let (versions, post_failures) = (vec![version], busy.into());
+        let bus = BusPolicy { versions, post_failures, ..BusPolicy::default() };
+        let mut system = System::with_policies(1, bus, PciPolicy::default(), &NicPolicy::default());
+        system.add_vf(0, 7);
+        all_on_vf(&mut system);
+        traffic(&mut system);
+        assert_eq!(pairs(&system), [(0, 7, "SerialAndMac")], "{version}");
+    }
 }

@@ -2,8 +2,8 @@
 
 use vmbus::bus::PostStatus;
 use vmbus::message::{
-    Features, MessageType, ModifyConnection, ModifyConnectionResponse, PauseResponse,
-    VersionFeatures, VersionMonitorPages,
+    CONTACT_CONNECTION, Features, MessageType, ModifyConnection, ModifyConnectionResponse,
+    PauseResponse, Version, VersionFeatures, VersionMonitorPages,
 };
 use vmbus::{ConnectionId, Guid, Instant};
 use zerocopy::IntoBytes;
@@ -15,12 +15,16 @@ use super::{BusServer, DeviceId, GuestError};
 const MONITORS: u8 = 128;
 
 impl BusServer {
-    /// Takes a message as the hypervisor does, which may say no ([`BusPolicy::post_failures`]); nothing has happened
-    /// then. What the bus thinks of the message is counted and the guest does not learn it.
+    /// Takes a message as the hypervisor does, which may say no; nothing has happened then. It says what
+    /// [`BusPolicy::post_failures`] has for it, and it knows no connection that a host of these versions does not have: 4 came
+    /// with version 5.0. What the bus thinks of a message that it took is counted and the guest does not learn it.
     ///
     /// [`BusPolicy::post_failures`]: super::BusPolicy::post_failures
     pub fn post(&mut self, connection: ConnectionId, payload: &[u8], now: Instant) -> PostStatus {
         match self.policy.post_failures.pop_front() {
+            None | Some(PostStatus::SUCCESS) if !self.has_connection(connection) => {
+                PostStatus::INVALID_CONNECTION_ID
+            }
             None | Some(PostStatus::SUCCESS) => {
                 // The error is counted there.
                 let _ = self.handle_message(connection, payload, now);
@@ -28,6 +32,12 @@ impl BusServer {
             }
             Some(status) => status,
         }
+    }
+
+    /// Whether messages can be posted to a connection that guests make contact on. Of others nothing is said.
+    fn has_connection(&self, connection: ConnectionId) -> bool {
+        let modern = self.policy.versions.iter().any(|version| *version >= Version::V5_0);
+        modern || connection != CONTACT_CONNECTION
     }
 
     /// The features agreed on with a guest.

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use netvsc::{MacAddress, Path};
+use vmbus::bus::PostStatus;
 use vmbus::memory::SharedPages;
 use vmbus::message::{NIC_CLASS, Payload};
 use vmbus::time::earliest;
@@ -257,6 +258,12 @@ impl Host {
             // The bus counts it; a guest that errs gets no answer, as on real hosts.
             tracing::debug!(%error, "message of the guest refused");
         }
+    }
+
+    /// A control message that the guest posts, as [`Host::handle_message`] and with what the hypervisor says to it
+    /// ([`BusServer::post`](crate::bus::BusServer::post)).
+    pub fn post(&mut self, connection: ConnectionId, payload: &[u8], now: Instant) -> PostStatus {
+        self.bus.post(connection, payload, now)
     }
 
     /// The next message for the guest.

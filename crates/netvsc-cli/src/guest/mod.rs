@@ -4,6 +4,7 @@
 //! of a VF's port from the PCI bus to the NIC it belongs to, and back. It has no clock and no thread.
 
 mod blackout;
+mod messages;
 mod nic;
 mod pair;
 mod pci;
@@ -19,7 +20,7 @@ use netvsc::nic::{NicOffloads, TxFrame};
 use netvsc::pairing::{DeviceKind, Pairing, PairingConfig};
 use netvsc::rndis::scaling::KEY_SIZE;
 use netvsc::{MacAddress, NicConfig, PathOffloads, VfPort};
-use vmbus::bus::{Bus, BusConfig, Error as BusError, Event as BusEvent, Offer, Post, Wait};
+use vmbus::bus::{Bus, BusConfig, Error as BusError, Event as BusEvent, Offer, Wait};
 use vmbus::memory::SharedPages;
 use vmbus::message::{NIC_CLASS, VPCI_CLASS};
 use vmbus::platform::Platform;
@@ -167,18 +168,6 @@ impl<M: Machine> Guest<M> {
             self.pairing.nic_arrived(Guid::nil(), mac, Instant::ZERO);
         }
         self.pairing.ignored(DeviceKind::Emulated, mac);
-    }
-
-    /// A control message of the host.
-    pub fn handle_message(&mut self, payload: &[u8], now: Instant) {
-        if let Err(error) = self.bus.handle_message(payload, now) {
-            self.events.push_back(What::Failed { what: format!("message of the host: {error}") });
-        }
-    }
-
-    /// The next message for the host.
-    pub fn poll_outgoing(&mut self) -> Option<Post> {
-        self.bus.poll_outgoing()
     }
 
     /// The host rang for a channel. An unknown one is no error: it may have been released just now.

@@ -223,7 +223,8 @@ impl Bus {
         self.outgoing.pop_front()
     }
 
-    /// Takes back a message that could not be posted for now; it comes first at the next [`Bus::poll_outgoing`].
+    /// Takes back a message that could not be posted for now; it comes first at the next [`Bus::poll_outgoing`]. One that can
+    /// never be posted goes to [`Bus::post_failed`].
     pub fn put_back(&mut self, post: Post) {
         self.outgoing.push_front(post);
     }

@@ -2,7 +2,11 @@
 
 use core::time::Duration;
 
+use tracing::debug;
+
+use super::{Bus, ContactFailure, Phase, Post, Wait};
 use crate::Instant;
+use crate::message::MessageType;
 
 crate::open_enum! {
     /// What the hypervisor says to a posted message.
@@ -11,7 +15,7 @@ crate::open_enum! {
         SUCCESS = 0,
         /// The hypervisor has no memory for it now.
         INSUFFICIENT_MEMORY = 11,
-        /// There is no such connection; while one is being rebuilt, there will be.
+        /// There is no such connection: at contact the host is too old for it, later one is being rebuilt and will be there.
         INVALID_CONNECTION_ID = 18,
         /// The host has not read earlier messages yet.
         INSUFFICIENT_BUFFERS = 19,
@@ -25,7 +29,7 @@ pub enum PostVerdict {
     Sent,
     /// [Put it back](super::Bus::put_back) and post nothing before this moment.
     RetryAt(Instant),
-    /// It will never go: the connection is of no use.
+    /// It will never go. [Say so to the bus](super::Bus::post_failed), and post the next: that may be another try at contact.
     GiveUp(PostStatus),
 }
 
@@ -56,7 +60,8 @@ impl PostRetry {
         Self { first, longest, tries, failures: 0, delay: first, next: None }
     }
 
-    /// The result of a post. `connected`: whether contact was made, after which a missing connection is only passing.
+    /// The result of a post. `connected`: whether contact was made, after which a missing connection is only passing. Before,
+    /// it is the answer of a host that is too old, and waiting for another would be waiting for ever.
     pub fn result(&mut self, status: PostStatus, connected: bool, now: Instant) -> PostVerdict {
         self.next = None;
         let passing = match status {
@@ -94,5 +99,39 @@ impl PostRetry {
     fn forget(&mut self) {
         self.failures = 0;
         self.delay = self.first;
+    }
+}
+
+impl Bus {
+    /// Takes note of a message that will never be posted: what to call after [`PostVerdict::GiveUp`].
+    ///
+    /// A host older than 5.0 does not have the connection on which newer versions are asked for, so that
+    /// [`PostStatus::INVALID_CONNECTION_ID`] is its way to refuse them (Linux takes it for that in `vmbus_post_msg`): if the
+    /// message is the contact that the bus waits for, the bus asks for its next version. With any other status, or when
+    /// there is no other version, contact ends in [`ContactFailure::NotPosted`].
+    ///
+    /// Any other message is lost. The answer to it, if one is awaited, will not come and is reported as
+    /// [overdue](super::Event::Overdue) in its time; a message without an answer is missed by the host alone. A new contact
+    /// mends either.
+    pub fn post_failed(&mut self, post: Post, status: PostStatus, now: Instant) {
+        let (kind, version) = (post.payload.kind(), self.version);
+        self.stats.unposted += 1;
+        let Phase::Contacting(index) = self.phase else {
+            debug!(%kind, %status, "a message was never posted");
+            return;
+        };
+        // A contact of an earlier try may be among the messages, which nobody waits for any more.
+        let awaited = kind == MessageType::INITIATE_CONTACT
+            && post.connection == self.connection
+            && post.payload.get(8..12) == Some(&version.0.to_le_bytes());
+        if !awaited {
+            debug!(%kind, %status, "a message of an earlier connection was never posted");
+            return;
+        }
+        self.disarm(Wait::Contact { version });
+        let refused = status == PostStatus::INVALID_CONNECTION_ID;
+        if !(refused && self.contact(index.saturating_add(1), now)) {
+            self.fail_contact(ContactFailure::NotPosted { version, status });
+        }
     }
 }

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::PostStatus;
 use crate::gpadl::EncodeError;
 use crate::memory::SharedPages;
 use crate::message::{
@@ -250,6 +251,14 @@ pub enum ContactFailure {
         version: Version,
         /// The host's reason: 1 low resources, 2 unknown.
         state: u8,
+    },
+    /// The hypervisor does not take the message that asks for a version, and there is no older version to ask for.
+    #[error("the message that asks for version {version} cannot be posted ({status})")]
+    NotPosted {
+        /// The version.
+        version: Version,
+        /// What the hypervisor says.
+        status: PostStatus,
     },
 }
 
@@ -512,7 +521,7 @@ pub enum ChannelState {
     Closing,
 }
 
-/// What came from the host and was of no use, by cause.
+/// What came from the host and was of no use, by cause; and what did not come, or did not go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BusStats {
     /// Messages received.
@@ -531,4 +540,6 @@ pub struct BusStats {
     pub out_of_state: u64,
     /// Waits that lasted longer than their deadline.
     pub overdue: u64,
+    /// Messages that the hypervisor never took.
+    pub unposted: u64,
 }

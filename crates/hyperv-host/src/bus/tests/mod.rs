@@ -6,6 +6,7 @@ mod isolated;
 mod life;
 mod newest;
 mod policy;
+mod posts;
 mod ring_faults;
 mod strict;
 mod wire;
