@@ -7,7 +7,7 @@ use vmbus::channel::SignalFlag;
 use vmbus::gpadl::{GpadlAssembler, Range};
 use vmbus::memory::PageList;
 use vmbus::message::{Features, HEADER_SIZE, MessageError, MessageType, OpenChannel, OpenSignal};
-use vmbus::{ChannelId, ConnectionId, GpadlId};
+use vmbus::{ChannelId, ConnectionId, GpadlId, Instant};
 use zerocopy::FromBytes;
 
 use super::{DeviceId, DeviceState, OfferSpec};
@@ -83,6 +83,8 @@ pub(super) struct Device {
     pub(super) monitor: Option<u8>,
     /// Virtual processor that gets its signals, while open.
     pub(super) target_vp: u32,
+    /// When the wish for that one is answered.
+    pub(super) modify_due: Option<Instant>,
     /// How both sides signal each other, where the guest chose.
     pub(super) signal: Option<SignalParameters>,
     /// The guest wants the channel's interrupt redirected.
@@ -114,6 +116,7 @@ impl Device {
             sub: None,
             monitor: None,
             target_vp: 0,
+            modify_due: None,
             signal: None,
             redirected: false,
             state: DeviceState::Waiting,

@@ -353,6 +353,7 @@ impl BusServer {
             DeviceState::Open => {
                 device.state = DeviceState::Closing;
                 device.stopping = true;
+                device.modify_due = None;
                 self.events.push_back(BusEvent::Closing { device: id });
                 // Sub-channels exist at the request of the open primary channel's driver, and go with it.
                 for sub in self.sub_devices(id) {
@@ -373,18 +374,42 @@ impl BusServer {
             Some(DeviceState::Open | DeviceState::Revoked) | None => Ok(id),
             Some(state) => Err(GuestError::WrongState { kind, channel, state }),
         });
+        let answered = self.link.is_some_and(|link| link.version >= Version::V5_3);
+        let delay = self.policy.modify_delay;
         let mut revoked = false;
         if let Some(device) = result.as_ref().ok().and_then(|id| self.devices.get_mut(id)) {
+            if device.modify_due.is_some() {
+                return Err(GuestError::ModifyUnderWay { channel });
+            }
             device.target_vp = modify.target_vp.get();
             revoked = device.state == DeviceState::Revoked;
+            if answered && !revoked && !delay.is_zero() {
+                device.modify_due = Some(now + delay);
+                return Ok(());
+            }
         }
         self.counters.ignored += u64::from(revoked);
-        if self.link.is_some_and(|link| link.version >= Version::V5_3) {
+        if answered {
             let status = if result.is_ok() && !revoked { 0 } else { STATUS_REFUSED };
             let status = U32::new(status);
             self.send(&ModifyChannelResponse { channel: modify.channel, status }, now);
         }
         result.map(drop)
+    }
+
+    /// Says yes to the wishes for another processor whose devices have followed them.
+    pub(super) fn answer_modified(&mut self, now: Instant) {
+        let mut followed = Vec::new();
+        for device in self.devices.values_mut() {
+            if device.modify_due.is_some_and(|due| due <= now) {
+                device.modify_due = None;
+                followed.extend(device.channel);
+            }
+        }
+        for channel in followed {
+            let (channel, status) = (U32::new(channel.0), U32::new(0));
+            self.send(&ModifyChannelResponse { channel, status }, now);
+        }
     }
 
     fn release_requested(

@@ -37,6 +37,7 @@ use vmbus::message::{
     UnloadResponse, Version, VersionResponse,
 };
 use vmbus::monitor::MonitorPage;
+use vmbus::time::earliest;
 use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant};
 use zerocopy::little_endian::{U16, U32};
 
@@ -156,6 +157,7 @@ impl BusServer {
             DeviceState::Offered => self.revoke(id, now),
             DeviceState::Open => {
                 device.stopping = true;
+                device.modify_due = None;
                 self.events.push_back(BusEvent::Closing { device: id });
                 self.revoke(id, now);
             }
@@ -207,11 +209,13 @@ impl BusServer {
     /// When to call [`BusServer::handle_deadline`].
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Instant> {
-        self.delayed.front().map(|(due, _)| *due)
+        let modified = self.devices.values().filter_map(|device| device.modify_due).min();
+        earliest(self.delayed.front().map(|(due, _)| *due), modified)
     }
 
     /// Delivers the messages whose time has come.
     pub fn handle_deadline(&mut self, now: Instant) {
+        self.answer_modified(now);
         while self.delayed.front().is_some_and(|(due, _)| *due <= now) {
             self.ready.extend(self.delayed.pop_front().map(|(_, payload)| payload));
         }
@@ -460,6 +464,7 @@ impl BusServer {
         for (id, device) in &mut self.devices {
             if device.state == DeviceState::Open && !device.stopping {
                 device.stopping = true;
+                device.modify_due = None;
                 self.events.push_back(BusEvent::Closing { device: *id });
             }
         }

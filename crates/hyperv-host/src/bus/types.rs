@@ -112,6 +112,9 @@ pub struct BusPolicy {
     pub monitor_latency: u16,
     /// Takes a device away once, at this moment of its life.
     pub rescind: Option<RescindMoment>,
+    /// How long the answer to `MODIFY_CHANNEL` waits for the device, with versions that have one. It never comes if the
+    /// channel is closed or taken away meanwhile, as with OpenVMM.
+    pub modify_delay: Duration,
     /// Answer to other monitor pages: 0, or a refusal.
     pub modify_connection_state: u8,
     /// Takes a device's primary channel away before its sub-channels, which hosts should not do.
@@ -139,6 +142,7 @@ impl Default for BusPolicy {
             // 100 us, as hosts have it.
             monitor_latency: 1000,
             rescind: None,
+            modify_delay: Duration::ZERO,
             modify_connection_state: 0,
             primary_first: false,
             post_failures: VecDeque::new(),
@@ -302,6 +306,14 @@ pub enum GuestError {
         needed: Features,
         /// What was accepted.
         accepted: Features,
+    },
+    /// Another virtual processor was asked for before the last wish was answered, which guests do not since 5.3.
+    #[error(
+        "channel {channel} is to have another processor, and the last wish is not answered yet"
+    )]
+    ModifyUnderWay {
+        /// The channel.
+        channel: ChannelId,
     },
     /// A message that this host has no use for.
     #[error("{kind} is not served by this host")]

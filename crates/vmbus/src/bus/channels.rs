@@ -360,8 +360,12 @@ impl Bus {
         slot.state = ChannelState::Closing;
         slot.close_wanted = false;
         slot.failed = None;
+        // The answer to a wish of before may never come: OpenVMM sends none for a channel that is closed meanwhile. One
+        // that comes does so before the rings come back, and finds that nobody waits.
+        slot.target = Target::default();
         let ring = slot.ring;
         let close = CloseChannel { channel: U32::new(channel.0) };
+        self.disarm(Wait::Retarget { channel });
         // Before 4.0 other memory goes back first and the rings last; since then the close comes first of all.
         if tell_host && self.version >= Version::V4_0 {
             self.post(&close);

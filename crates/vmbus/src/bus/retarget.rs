@@ -20,7 +20,8 @@ impl Bus {
     /// Wishes a channel's signals to go to another virtual processor.
     ///
     /// From version 5.3 on it ends in [`Event::Retargeted`]; of several wishes while one is unanswered only the newest
-    /// is asked for, after the answer. Older hosts do not answer, and a wish that was not posted yet is replaced.
+    /// is asked for, after the answer. Older hosts do not answer, and a wish that was not posted yet is replaced. Closing the
+    /// channel ends all wishes, without an event.
     ///
     /// # Errors
     /// If the channel is not open, or the version is older than 4.1.
@@ -51,7 +52,9 @@ impl Bus {
 
     pub(super) fn retarget_answered(&mut self, answer: &ModifyChannelResponse, now: Instant) {
         let channel = ChannelId(answer.channel.get());
-        let slot = self.channels.get_mut(&channel).filter(|slot| !slot.is_dead());
+        // An answer does not say to what. One to a request that was not even posted is to one before.
+        let early = self.outgoing.iter().any(|post| is_about(&post.payload, channel));
+        let slot = self.channels.get_mut(&channel).filter(|slot| !slot.is_dead() && !early);
         let Some((slot, target_vp)) = slot.and_then(|slot| {
             let asked = slot.target.in_flight.take()?;
             Some((slot, asked))
@@ -81,11 +84,8 @@ impl Bus {
 
     fn post_or_replace(&mut self, channel: ChannelId, target_vp: u32) {
         let payload = Payload::new(&modify(channel, target_vp));
-        let same = |old: &Payload| {
-            old.kind() == MessageType::MODIFY_CHANNEL && old.get(8..12) == payload.get(8..12)
-        };
         // Only if nothing was asked of the bus since: order counts.
-        match self.outgoing.back_mut().filter(|post| same(&post.payload)) {
+        match self.outgoing.back_mut().filter(|post| is_about(&post.payload, channel)) {
             Some(post) => {
                 debug!(%channel, target_vp, "an unposted wish is replaced");
                 post.payload = payload;
@@ -93,6 +93,12 @@ impl Bus {
             None => self.post_payload(payload),
         }
     }
+}
+
+/// Whether a message asks for another processor for this channel.
+fn is_about(payload: &Payload, channel: ChannelId) -> bool {
+    payload.kind() == MessageType::MODIFY_CHANNEL
+        && payload.get(8..12) == Some(&channel.0.to_le_bytes())
 }
 
 fn modify(channel: ChannelId, target_vp: u32) -> ModifyChannel {

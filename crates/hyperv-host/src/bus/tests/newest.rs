@@ -14,7 +14,7 @@ use vmbus::{ChannelId, ConnectionId, Guid, Instant, Platform};
 use zerocopy::little_endian::U32;
 
 use super::world::{Habit, RING_PAGES, World, spec};
-use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, DeviceState, OfferSpec};
+use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, DeviceState, GuestError, OfferSpec};
 use crate::memory::GuestRam;
 
 fn newest(features: Features, accepted: Features) -> World {
@@ -320,6 +320,44 @@ fn another_processor_is_asked_for_once_at_a_time_from_5_3_on() {
     });
     let answered: Vec<_> = answered.collect();
     assert_eq!(answered, [1, 3], "of the wishes between, the newest");
+}
+
+#[test]
+fn a_wish_for_a_processor_that_is_never_answered_ends_with_the_channel() {
+    // How far the first wish comes before the close: posted and never answered, or answered and the answer on its way.
+    for (delay, answered) in [(Duration::from_secs(1), 0), (Duration::ZERO, 1)] {
+        let mut world = World::usual();
+        let device = world.host.offer(spec(1), world.now);
+        world.run();
+        let channel = *world.drivers.keys().next().unwrap();
+        world.host.policy_mut().modify_delay = delay;
+        world.bus.retarget(channel, 1, world.now).unwrap();
+        world.bus.retarget(channel, 2, world.now).unwrap();
+        world.post_one();
+        world.drivers.get_mut(&channel).unwrap().open = None;
+        world.bus.close(channel, world.now).unwrap();
+        world.run();
+        assert_eq!(world.guest_log.last(), Some(&Event::Closed { channel }));
+        assert_eq!(world.bus.poll_deadline(), None, "nobody waits");
+        assert_eq!(world.bus.stats().late, answered);
+        world.open(channel);
+        world.run();
+        let before = world.guest_log.len();
+        world.bus.retarget(channel, 3, world.now).unwrap();
+        world.run();
+        let done = Event::Retargeted { channel, target_vp: 3, status: 0 };
+        assert_eq!(world.guest_log[before..], [done]);
+        assert_eq!(world.host.target_vp(device), Some(3));
+        // A second one before the answer is not for guests of this version.
+        world.host.policy_mut().modify_delay = Duration::from_secs(1);
+        world.bus.retarget(channel, 4, world.now).unwrap();
+        let post = world.bus.poll_outgoing().unwrap();
+        let mut twice = || world.host.handle_message(post.connection, &post.payload, world.now);
+        assert_eq!((twice(), twice()), (Ok(()), Err(GuestError::ModifyUnderWay { channel })));
+        world.host.rescind(device, world.now);
+        world.run();
+        world.assert_clean();
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! The bus against answers written by hand. How it gets along with a whole host is tested where the host is.
 
 extern crate std;
+
+mod rare;
+
 use core::time::Duration;
 use std::vec;
 use std::vec::Vec;

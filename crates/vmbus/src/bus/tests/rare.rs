@@ -1,0 +1,32 @@
+//! What happens seldom: answers that cross, old hosts, guests of other trust levels.
+
+use super::*;
+
+#[test]
+fn an_answer_to_a_wish_of_before_a_close_is_late_as_long_as_that_can_be_told() {
+    let (mut bus, ring) = open(Version::V5_3);
+    let answer = ModifyChannelResponse { channel: U32::new(5), status: U32::new(0) };
+    bus.retarget(FIVE, 1, T0).unwrap();
+    posted(&mut bus);
+    bus.close(FIVE, T0).unwrap();
+    tell(&mut bus, &torn_down(ring));
+    assert_eq!(
+        (events(&mut bus), bus.poll_deadline()),
+        (vec![Event::Closed { channel: FIVE }], None)
+    );
+    posted(&mut bus);
+    let ring = GpadlId(ring.0 + 1);
+    bus.open(FIVE, &pages(8), 4, 0, T0).unwrap();
+    tell(&mut bus, &created(ring, 0));
+    tell(&mut bus, &opened(0));
+    assert_eq!(events(&mut bus), [Event::Opened { channel: FIVE }]);
+    posted(&mut bus);
+    bus.retarget(FIVE, 2, T0).unwrap();
+    // The new wish is not even posted.
+    tell(&mut bus, &answer);
+    assert_eq!((events(&mut bus), bus.stats().late), (vec![], 1));
+    assert_eq!(posted(&mut bus), [MessageType::MODIFY_CHANNEL]);
+    tell(&mut bus, &answer);
+    assert_eq!(events(&mut bus), [Event::Retargeted { channel: FIVE, target_vp: 2, status: 0 }]);
+    assert_eq!((bus.stats().late, bus.poll_deadline()), (1, None));
+}
