@@ -202,16 +202,18 @@ impl ConfigSpace {
         self.read(window, STATUS, Width::Half) != Ok(0xffff)
     }
 
-    /// Finds out the mask of each BAR as PCI does: writes all ones, reads, and writes back what was there. The host has
-    /// said the same in its resource requirements; the two can be compared.
+    /// Finds out the mask of each BAR as PCI does: writes all ones, reads, and writes back the address that it was given,
+    /// or what the window read where it was given none. The host has said the same in its resource requirements; the two
+    /// can be compared. A host that does not give BARs back keeps the addresses, and its masks are worthless.
     pub fn probe_bars(&mut self, window: &mut impl MmioWindow) -> [u32; BARS] {
         let command = self.command(window);
         self.set_command(window, command & !COMMAND_MEMORY);
         let mut masks = [0; BARS];
-        for (offset, mask) in (BAR0..BARS_END).step_by(4).zip(&mut masks) {
+        let bars = (BAR0..BARS_END).step_by(4).zip(self.bars);
+        for ((offset, written), mask) in bars.zip(&mut masks) {
             *mask = self.through(window, |window| {
                 let at = CONFIG_PAGE + offset;
-                let before = window.read(at, Width::Word);
+                let before = written.unwrap_or_else(|| window.read(at, Width::Word));
                 window.write(at, Width::Word, u32::MAX);
                 let mask = window.read(at, Width::Word);
                 window.write(at, Width::Word, before);

@@ -206,6 +206,21 @@ fn a_host_that_forgets_bars_and_memory_enable_is_not_noticed() {
 }
 
 #[test]
+fn probing_leaves_bars_where_they_were_placed_whatever_the_host_gives_back() {
+    for forgetful_config in [false, true] {
+        let mut world = world(vec![FunctionSpec::nvme(slot(0), Serial(1))]);
+        world.host.policy_mut().forgetful_config = forgetful_config;
+        let (mut config, bars) = bring_up(&mut world, &mut addresses());
+        let masks = config.probe_bars(&mut world.host.memory(WINDOW));
+        assert_eq!(masks == world.only().bar_masks, !forgetful_config);
+        let version = world.host.memory(bars[0]).read(8, Width::Word);
+        assert_eq!(version, 0x0001_0400, "the function answers where it did");
+        let low = config.read(&mut world.host.memory(WINDOW), 0x10, Width::Word);
+        assert_eq!(low, Ok(bars[0] as u32 | 4));
+    }
+}
+
+#[test]
 fn a_function_that_is_off_or_gone_reads_all_ones() {
     let mut world = world(vec![FunctionSpec::nvme(slot(0), Serial(1))]);
     let (config, bars) = bring_up(&mut world, &mut addresses());
