@@ -10,6 +10,8 @@ use crate::window::{MmioWindow, Width};
 
 /// Bytes of an entry of the table.
 const ENTRY: u32 = 16;
+/// How far into a BAR a window reaches.
+const REACH: u64 = 1 << 32;
 /// Control word of MSI-X: all entries masked.
 const MSIX_MASKED: u32 = 1 << 14;
 /// Control word of MSI-X: in use.
@@ -31,9 +33,9 @@ pub enum MsiError {
     /// The function's BARs make no sense.
     #[error(transparent)]
     Bar(#[from] BarError),
-    /// The table lies where there is no BAR, or not all of it.
+    /// The table lies where there is no BAR, or not all of it, or where offsets of 32 bits do not reach.
     #[error(
-        "MSI-X table of {entries} entries at {offset:#x} of BAR {bar}: expected it within a BAR"
+        "MSI-X table of {entries} entries at {offset:#x} of BAR {bar}: expected it within a BAR and its first 4 GiB"
     )]
     TableOutside {
         /// The BAR.
@@ -94,7 +96,8 @@ impl Msix {
         let (bar, offset) = ((place & 7) as usize, place & !7);
         let size = bar::decode(config.bar_masks())?.find(|it| it.index == bar).map(|it| it.size);
         let end = u64::from(offset) + u64::from(entries) * u64::from(ENTRY);
-        if bar >= BARS || size.is_none_or(|size| end > size) {
+        // An entry is reached by an offset of 32 bits, and a BAR may be larger.
+        if bar >= BARS || size.is_none_or(|size| end > size.min(REACH)) {
             return Err(MsiError::TableOutside { bar, offset, entries });
         }
         Ok(Some(Self { capability: found.offset, entries, bar, offset }))
@@ -243,5 +246,70 @@ impl Msi {
         let at = self.capability + 2;
         let control = config.read(window, at, Width::Half)?;
         config.write(window, at, Width::Half, control & !MSI_ENABLE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmbus::Serial;
+
+    use super::*;
+    use crate::bus::{Function, FunctionId};
+    use crate::config::{CAPABILITIES, COMMAND, STATUS_CAPABILITIES};
+    use crate::message::Description;
+    use crate::slot::Slot;
+    use crate::window::CONFIG_PAGE;
+
+    /// Configuration space with nothing but an MSI-X capability at 0x40, whose table is at this place.
+    struct Table {
+        entries: u16,
+        place: u32,
+    }
+
+    impl MmioWindow for Table {
+        fn read(&mut self, offset: u32, width: Width) -> u32 {
+            let value = match offset - CONFIG_PAGE {
+                COMMAND => u32::from(STATUS_CAPABILITIES) << 16,
+                CAPABILITIES => 0x40,
+                0x40 => u32::from(self.entries - 1) << 16 | u32::from(Capability::MSIX),
+                0x44 => self.place,
+                _ => 0,
+            };
+            value & width.ones()
+        }
+
+        fn write(&mut self, _: u32, _: Width, _: u32) {}
+    }
+
+    #[test]
+    fn a_table_beyond_4_gib_of_its_bar_is_refused() {
+        let slot = Slot::from_wire(0).unwrap();
+        // One BAR of 8 GiB.
+        let config = ConfigSpace::new(&Function {
+            id: FunctionId { slot, generation: 1 },
+            description: Description {
+                slot,
+                vendor: 1,
+                device: 2,
+                revision: 0,
+                class: 2,
+                subclass: 0,
+                prog_if: 0,
+                subsystem_vendor: 0,
+                subsystem: 0,
+                serial: Serial(1),
+                numa_node: None,
+            },
+            bar_masks: [0xc, 0xffff_fffe, 0, 0, 0, 0],
+        });
+        let find = |entries, place| Msix::find(&config, &mut Table { entries, place });
+        // The last entry ends where an offset of 32 bits does.
+        let msix = find(2, 0xffff_ffe0).unwrap().unwrap();
+        assert_eq!(msix.entry(1), Ok(0xffff_fff0));
+        msix.mask_all(&mut Table { entries: 2, place: 0 });
+        let (bar, entries) = (0, 2);
+        for offset in [0xffff_ffe8, 0xffff_fff0, 0xffff_fff8] {
+            assert_eq!(find(2, offset), Err(MsiError::TableOutside { bar, offset, entries }));
+        }
     }
 }
