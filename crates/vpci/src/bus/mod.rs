@@ -9,6 +9,7 @@
 
 mod children;
 mod event;
+mod outbox;
 mod request;
 mod resources;
 mod steps;
@@ -36,6 +37,7 @@ pub use event::{
     BadPacket, BusStats, ChannelError, Event, Failure, Function, FunctionId, NotEjecting, Step,
     StopNotice,
 };
+use outbox::Outbox;
 use request::Interrupts;
 pub use request::{BlockData, RequestError, RequestId};
 use resources::Extras;
@@ -45,8 +47,10 @@ pub use suspend::{NotOn, NotSuspended};
 const RECEIVE_BUFFER: usize = 8192;
 /// Packets read in one call of [`PciBus::poll`], so that a host that never stops talking cannot hold a guest for ever.
 const PACKETS_PER_POLL: usize = 1024;
-/// Messages that wait for room in the ring; beyond this nothing more is read that might need an answer.
-const MOST_WAITING: usize = 1024;
+/// Answers to what the host says of its own accord that wait for room in the ring; beyond this nothing more is read that might
+/// need another. What the owner asks for does not count, nor what follows from the host's completions of that: a host that has
+/// to be rid of those before it takes more requests would wait for a guest that waits for it.
+const MOST_ANSWERS: usize = 1024;
 
 /// How a bus is driven.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +113,7 @@ enum Drained {
     All,
     /// It was enough for one call.
     Enough,
-    /// No more answers fit into the queue.
+    /// Too many answers wait already.
     NoRoom,
 }
 
@@ -118,13 +122,6 @@ struct Pending {
     step: Step,
     /// When its absence is to be reported; `None` once it was, or if nobody waits for it any more.
     due: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    transaction_id: u64,
-    completion: bool,
-    message: Vec<u8>,
 }
 
 /// One virtual PCI bus.
@@ -146,7 +143,7 @@ pub struct PciBus<D = SignalFlag> {
     last_id: u64,
     /// Vectors of the interrupts that were asked for with resources, and answers to security commands, by request.
     extras: Extras,
-    outgoing: VecDeque<Waiting>,
+    outgoing: Outbox,
     events: VecDeque<Event>,
     buffer: Box<[u8]>,
     /// There is something to do before the next doorbell or deadline.
@@ -171,7 +168,7 @@ impl<D: Doorbell> PciBus<D> {
             pending: BTreeMap::new(),
             last_id: 0,
             extras: Extras::default(),
-            outgoing: VecDeque::new(),
+            outgoing: Outbox::default(),
             events: VecDeque::new(),
             buffer: vec![0; RECEIVE_BUFFER].into(),
             urgent: true,
@@ -208,7 +205,7 @@ impl<D: Doorbell> PciBus<D> {
             Drained::All => self.channel.arm()?,
             Drained::Enough => true,
             // If there still is none, the host rings when it has made some.
-            Drained::NoRoom => self.outgoing.len() < MOST_WAITING,
+            Drained::NoRoom => self.outgoing.answers() < MOST_ANSWERS,
         };
         Ok(())
     }
@@ -350,7 +347,7 @@ impl<D: Doorbell> PciBus<D> {
             if matches!(self.stage, Stage::Over | Stage::Suspended) {
                 return Ok(Drained::All);
             }
-            if self.outgoing.len() >= MOST_WAITING {
+            if self.outgoing.answers() >= MOST_ANSWERS {
                 return Ok(Drained::NoRoom);
             }
             let packet = match self.channel.receive(buffer) {
@@ -364,7 +361,11 @@ impl<D: Doorbell> PciBus<D> {
             };
             match packet.kind {
                 PacketKind::InBand => match HostMessage::parse(packet.payload) {
-                    Ok(message) => self.message(message, now),
+                    Ok(message) => {
+                        self.outgoing.set_answering(true);
+                        self.message(message, now);
+                        self.outgoing.set_answering(false);
+                    }
                     Err(error) => self.bad_packet(error.into()),
                 },
                 PacketKind::Completion => {

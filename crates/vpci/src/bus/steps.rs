@@ -11,7 +11,6 @@ use zerocopy::IntoBytes;
 use super::children::{Child, State};
 use super::{
     BadPacket, ChannelError, Event, Extras, Failure, FunctionId, PciBus, Pending, Stage, Step,
-    Waiting,
 };
 use crate::interrupt;
 use crate::message::{
@@ -356,20 +355,20 @@ impl<D: Doorbell> PciBus<D> {
     }
 
     pub(super) fn queue(&mut self, transaction_id: u64, completion: bool, message: &[u8]) {
-        self.outgoing.push_back(Waiting { transaction_id, completion, message: message.to_vec() });
+        self.outgoing.push(transaction_id, completion, message);
         self.urgent = true;
     }
 
     /// Writes what fits. What does not is written when the host has made room and rung.
     pub(super) fn flush(&mut self) -> Result<(), ChannelError> {
-        while let Some(Waiting { transaction_id, completion, message }) = self.outgoing.front() {
+        while let Some(waiting) = self.outgoing.front() {
             let packet = Outgoing::InBand {
-                transaction_id: *transaction_id,
-                completion: *completion,
-                payload: message,
+                transaction_id: waiting.transaction_id,
+                completion: waiting.completion,
+                payload: &waiting.message,
             };
             match self.channel.stage(&packet) {
-                Ok(()) => drop(self.outgoing.pop_front()),
+                Ok(()) => self.outgoing.pop(),
                 Err(SendError::Full { need }) => {
                     if !self.channel.request_space(need)? {
                         return Ok(());

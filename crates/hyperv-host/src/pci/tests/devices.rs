@@ -221,6 +221,24 @@ fn probing_leaves_bars_where_they_were_placed_whatever_the_host_gives_back() {
 }
 
 #[test]
+fn thousands_of_requests_before_the_first_look_are_all_answered() {
+    const REQUESTS: u16 = 2048;
+    let mut world = world(vec![FunctionSpec::nvme(slot(0), Serial(1))]);
+    let function = world.only().id;
+    let processors = &[0];
+    let wish = InterruptWish { vector: 0x40, vectors: 1, delivery: Delivery::Fixed, processors };
+    for _ in 0..REQUESTS {
+        world.guest.create_interrupt(function, &wish, world.now).unwrap();
+    }
+    world.guest_events.clear();
+    world.settle();
+    let created = |event: &&Event| matches!(event, Event::InterruptCreated { .. });
+    assert_eq!(world.guest_events.iter().filter(created).count(), usize::from(REQUESTS));
+    assert_eq!(world.guest.interrupts(function).count(), usize::from(REQUESTS));
+    assert_eq!(world.guest.poll_deadline(), None, "nothing is left to wait for");
+}
+
+#[test]
 fn a_function_that_is_off_or_gone_reads_all_ones() {
     let mut world = world(vec![FunctionSpec::nvme(slot(0), Serial(1))]);
     let (config, bars) = bring_up(&mut world, &mut addresses());
