@@ -85,7 +85,7 @@ impl Owner {
                 self.requests.clear();
                 self.over = true;
             }
-            Event::Suspended => self.requests.clear(),
+            Event::Suspended => assert!(self.requests.is_empty(), "{:?}", self.requests),
         }
     }
 
@@ -148,7 +148,6 @@ impl Owner {
             if bus.suspend(now).is_ok() {
                 // A host that still wants a function asks for it again after the resume.
                 self.held.values_mut().for_each(|asked_back| *asked_back = false);
-                self.requests.clear();
                 self.interrupts.clear();
             }
             return;

@@ -150,6 +150,28 @@ impl Step {
     }
 }
 
+impl Step {
+    /// Whether the owner asked for it and waits for an event.
+    pub(super) const fn is_request(self) -> bool {
+        match self {
+            Self::CreateInterrupt { .. }
+            | Self::ReadBlock { .. }
+            | Self::WriteBlock { .. }
+            | Self::Power { .. }
+            | Self::AssignInterrupts { .. }
+            | Self::Resources(_)
+            | Self::Reset(_)
+            | Self::Tdisp(_) => true,
+            Self::Version(_)
+            | Self::Relations
+            | Self::D0Entry
+            | Self::D0Exit
+            | Self::Requirements(_)
+            | Self::Assign(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -219,6 +241,9 @@ pub enum Failure {
         /// Interrupts that the host lists.
         got: usize,
     },
+    /// The bus is suspended, and the host had not answered yet.
+    #[error("the bus was suspended before the host answered")]
+    Suspended,
     /// The channel broke.
     #[error(transparent)]
     Channel(#[from] ChannelError),
@@ -422,7 +447,7 @@ pub struct BusStats {
     pub ejects_ignored: u64,
     /// Messages that guests have no use for.
     pub ignored: u64,
-    /// Answers to requests for functions that had left.
+    /// Answers to requests for functions that had left, or that had ended with a suspend.
     pub late_answers: u64,
     /// Packets that were of no use.
     pub bad_packets: u64,

@@ -1,6 +1,7 @@
 //! What the owner of a bus can ask for a function: interrupts, configuration blocks, power.
 //!
-//! Every request is answered by an event, or ends with the function: one that leaves takes what was asked for it along.
+//! Every request is answered by an event, or ends with the function: one that leaves takes what was asked for it along. A
+//! suspend ends those that are not answered, with an event for each.
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -224,7 +225,8 @@ impl<D: Doorbell> PciBus<D> {
         let Some(function) = step.function() else { return };
         if self.usable(function).is_err() {
             self.extras.forget(id);
-            // The function has left meanwhile, and the host has taken back what it gave it.
+            // The function has left meanwhile or the bus is being suspended, and its owner knows. The host has taken back
+            // what it gave: with the function, or with the resources that were given back after the request.
             self.stats.late_answers += 1;
             return;
         }
@@ -249,12 +251,21 @@ impl<D: Doorbell> PciBus<D> {
         self.events.push_back(result.unwrap_or_else(failed));
     }
 
-    /// The answer to one of these requests could not be understood.
+    /// The answer to one of these requests could not be understood, or will not come.
     pub(super) fn request_failed(&mut self, id: u64, step: Step, why: Failure) {
         self.extras.forget(id);
         if let Some(function) = step.function().filter(|it| self.usable(*it).is_ok()) {
             let request = RequestId(id);
             self.events.push_back(Event::RequestFailed { function, request, why });
+        }
+    }
+
+    /// No request will be answered any more: the bus is turned off for a while.
+    pub(super) fn fail_requests(&mut self, why: Failure) {
+        let requests = self.pending.iter().filter(|(_, wait)| wait.step.is_request());
+        let requests: Vec<_> = requests.map(|(id, wait)| (*id, wait.step)).collect();
+        for (id, step) in requests {
+            self.request_failed(id, step, why);
         }
     }
 

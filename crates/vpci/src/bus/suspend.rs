@@ -6,7 +6,7 @@ use vmbus::Instant;
 use vmbus::channel::{Channel, Doorbell};
 use vmbus::memory::SharedPages;
 
-use super::{Event, Extras, MessageType, PciBus, Stage, Step};
+use super::{Event, Extras, Failure, MessageType, PciBus, Stage, Step};
 
 /// A bus that is not on cannot be suspended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +20,9 @@ pub struct NotSuspended<C>(pub C);
 
 impl<D: Doorbell> PciBus<D> {
     /// Turns the bus off for a while. [`Event::Suspended`] comes when the host has agreed; then the channel may be
-    /// closed. The functions stay known, and none can be used until it has resumed.
+    /// closed. The functions stay known, and none can be used until it has resumed. Requests that the host has not
+    /// answered end at once, each with an [`Event::RequestFailed`] that says [`Failure::Suspended`]; an answer on its way is
+    /// of no use.
     ///
     /// # Errors
     /// [`NotOn`].
@@ -30,6 +32,7 @@ impl<D: Doorbell> PciBus<D> {
         }
         // A snapshot that was read belongs to the channel that ends; the new one brings its own.
         self.apply_snapshot();
+        self.fail_requests(Failure::Suspended);
         self.delete_interrupts(None);
         self.release_resources();
         self.children.suspend();

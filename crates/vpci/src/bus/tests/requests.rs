@@ -349,6 +349,55 @@ fn the_same_functions_are_resumed_and_changed_ones_leave_and_arrive() {
 }
 
 #[test]
+fn requests_that_are_not_answered_before_a_suspend_fail_with_it() {
+    let (mut bus, mut host, function) = one();
+    let asked = [
+        bus.create_interrupt(function, &WISH, START).unwrap(),
+        bus.read_block(function, 1, 8, START).unwrap(),
+        bus.set_power(function, PowerState::D3, START).unwrap(),
+        bus.query_resources(function, START).unwrap(),
+        bus.tdisp(function, b"hello", START).unwrap(),
+    ];
+    bus.poll(START).unwrap();
+    let id = host.expect(MessageType::CREATE_INTERRUPT3);
+    let answered = [asked[1], asked[2]];
+    let blocks = host.expect(MessageType::READ_BLOCK);
+    host.complete(blocks, &[0, 7, 8]);
+    let power = host.expect(MessageType::DEVICE_POWER_STATE_CHANGE);
+    host.complete(power, &[0]);
+    bus.poll(START).unwrap();
+    let seen: Vec<_> = events(&mut bus)
+        .into_iter()
+        .map(|event| match event {
+            Event::BlockRead { request, .. } | Event::PowerChanged { request, .. } => request,
+            event => panic!("{event:?}"),
+        })
+        .collect();
+    assert_eq!(seen, answered);
+
+    bus.suspend(START).unwrap();
+    let why = Failure::Suspended;
+    let failed = [asked[0], asked[3], asked[4]].map(|request| Event::RequestFailed {
+        function,
+        request,
+        why,
+    });
+    assert_eq!(events(&mut bus), failed);
+    // An answer that crossed the suspend is of no use; what it grants goes with the resources.
+    host.complete(id, &GRANT);
+    bus.poll(START).unwrap();
+    assert_eq!((events(&mut bus), bus.stats().late_answers), (vec![], 1));
+    assert_eq!(bus.interrupts(function).count(), 0);
+    host.expect(MessageType::GET_RESOURCES);
+    host.expect(MessageType::TDISP);
+    host.expect(MessageType::RELEASE_RESOURCES);
+    let exit = host.expect(MessageType::FDO_D0_EXIT);
+    host.complete(exit, &[0]);
+    bus.poll(START).unwrap();
+    assert_eq!(events(&mut bus), [Event::Suspended], "nothing is said twice");
+}
+
+#[test]
 fn a_function_asked_back_before_a_suspend_has_to_be_asked_again() {
     let (mut bus, mut host, id) = one();
     host.say(MessageType::EJECT, &[0xa2]);
