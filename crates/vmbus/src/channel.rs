@@ -125,6 +125,13 @@ impl<M: SharedMemory, D: Doorbell> Channel<M, D> {
         self.rx.set_tap(received.map(|tap| tapped(tap, Direction::In)));
     }
 
+    /// Signals the peer by another doorbell from now on, and returns the one before. Ring the new one once afterwards or
+    /// before: what the old one rang for may be unheard.
+    #[must_use = "the old doorbell may keep memory alive"]
+    pub fn set_doorbell(&mut self, doorbell: D) -> D {
+        core::mem::replace(&mut self.doorbell, doorbell)
+    }
+
     /// Tells the taps what time it is; a channel has no clock.
     #[inline]
     pub fn set_time(&mut self, now: Instant) {

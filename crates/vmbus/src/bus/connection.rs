@@ -88,6 +88,11 @@ impl Bus {
 
     /// Gives the host other monitor pages, or takes them away. Ends in [`Event::ConnectionModified`].
     ///
+    /// Once that says that the host uses them, it looks at the former pages no more. Every open channel with a doorbell in
+    /// there needs another, [`Bus::monitor_doorbell`] or that of its connection
+    /// ([`Channel::set_doorbell`](crate::Channel::set_doorbell)), and a ring of that for what the old one may have rung for
+    /// meanwhile. A channel that is being opened takes its doorbell after the event, too.
+    ///
     /// # Errors
     /// If the host has not accepted [`Features::MODIFY_CONNECTION`], or the last wish is not answered yet.
     pub fn modify_connection(

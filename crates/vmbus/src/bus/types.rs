@@ -216,7 +216,8 @@ pub enum Event {
         /// The host's status.
         status: u32,
     },
-    /// The host answered the wish for other monitor pages; `state` 0: it uses them now.
+    /// The host answered the wish for other monitor pages; `state` 0: it uses them now, and doorbells in the former ones are
+    /// to be replaced.
     ConnectionModified {
         /// The host's answer: 0, 1 low resources, 2 unknown failure.
         state: u8,

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use vmbus::bus::{Bus, BusConfig, BusState, Event, OpenStep};
-use vmbus::channel::Channel;
-use vmbus::message::{MessageType, Version};
-use vmbus::monitor::{GROUP_BITS, MonitorPage, Parameter};
+use vmbus::channel::{Channel, Doorbell};
+use vmbus::message::{Features, MessageType, Version};
+use vmbus::monitor::{GROUP_BITS, MonitorDoorbell, MonitorPage, Parameter};
 use vmbus::packet::Outgoing;
-use vmbus::{ChannelId, ConnectionId, Guid, Instant, Platform};
+use vmbus::{ChannelId, ConnectionId, Guid, Instant, Platform, SignalFlag};
 
 use super::world::{Habit, RING_PAGES, World, spec};
 use crate::bus::{BusEvent, BusPolicy, DeviceState, IdPolicy, RescindMoment};
@@ -167,6 +167,78 @@ fn after_a_farewell_the_same_devices_come_under_the_same_ids() {
         world.run();
         assert_eq!(ids(&world), first);
         assert!(devices.into_iter().all(|device| world.works(device)));
+    }
+}
+
+/// A doorbell wherever the bus says.
+enum Bell {
+    Page(MonitorDoorbell),
+    Call(SignalFlag),
+}
+
+impl Doorbell for Bell {
+    fn ring(&self) {
+        match self {
+            Self::Page(bell) => bell.ring(),
+            Self::Call(bell) => bell.ring(),
+        }
+    }
+}
+
+#[test]
+fn doorbells_follow_the_monitor_pages() {
+    let versions = vec![Version::V6_0];
+    let policy =
+        BusPolicy { versions: versions.clone(), monitor_ids: true, ..BusPolicy::default() };
+    let mut world = World::new(&[], policy, Habit::Watch);
+    let features = Features::MODIFY_CONNECTION;
+    let monitor_pages = Some(world.ram.allocate(2).unwrap());
+    world.bus = Bus::new(BusConfig { versions, features, monitor_pages, ..BusConfig::default() });
+    let device = world.host.offer(spec(1), world.now);
+    world.bus.start(world.now).unwrap();
+    world.run();
+    let channel = world.channel(1).unwrap();
+    let rings = world.ram.allocate(RING_PAGES).unwrap();
+    let half = RING_PAGES / 2;
+    let (tx, rx) = (rings.slice(0, half).unwrap(), rings.slice(half, half).unwrap());
+    let bell = |world: &World| world.bus.monitor_doorbell(channel).map(Bell::Page);
+    let mut guest = Channel::from_parts(tx, rx, bell(&world).unwrap()).unwrap();
+    world.bus.open(channel, &rings, half as u32, 0, world.now).unwrap();
+    world.run();
+
+    let pages = world.ram.allocate(2).unwrap();
+    world.bus.modify_connection(Some(&pages), world.now).unwrap();
+    world.run();
+    assert_eq!(world.guest_log.last(), Some(&Event::ConnectionModified { state: 0 }));
+    let packet = Outgoing::InBand { transaction_id: 1, completion: false, payload: b"ding" };
+    let mut buffer = [0; 64];
+    guest.try_send(&packet).unwrap();
+    assert_eq!(world.host.look(world.now), [], "nobody looks at the former page");
+    let new = bell(&world).unwrap();
+    new.ring();
+    drop(guest.set_doorbell(new));
+    assert_eq!(world.ram.allocated(), 2 + RING_PAGES, "the former pages are free");
+    for _ in 0..3 {
+        assert_eq!(world.host.look(world.now), [device]);
+        let host = world.services.get_mut(&device).unwrap();
+        assert!(host.receive(&mut buffer).unwrap().is_some());
+        assert!(!host.arm().unwrap());
+        guest.try_send(&packet).unwrap();
+    }
+
+    // Without pages a channel is signalled by its connection.
+    world.bus.modify_connection(None, world.now).unwrap();
+    world.run();
+    assert!(bell(&world).is_none());
+    let call = SignalFlag::new();
+    call.ring();
+    drop(guest.set_doorbell(Bell::Call(call.clone())));
+    for _ in 0..3 {
+        assert!(call.take());
+        let host = world.services.get_mut(&device).unwrap();
+        assert!(host.receive(&mut buffer).unwrap().is_some());
+        assert!(!host.arm().unwrap());
+        guest.try_send(&packet).unwrap();
     }
 }
 
