@@ -143,8 +143,14 @@ impl Bus {
         if self.contact(0, now) { Ok(()) } else { Err(Error::NoVersions) }
     }
 
-    /// Ends the connection: open channels are closed and all memory comes back. Ends in [`Event::Unloaded`]; no other
-    /// event comes before, and nothing can be asked of the bus meanwhile.
+    /// Ends the connection: open channels are closed and all memory comes back. Ends in [`Event::Unloaded`]. Events that were
+    /// not taken are void and are dropped; none but [`Event::Overdue`] with [`Wait::Unload`] comes before the end, and nothing
+    /// can be asked of the bus meanwhile.
+    ///
+    /// Hosts before 3.0 are not told, as Linux does not tell them either, so that [`Event::Unloaded`] is there at once and
+    /// nothing is closed or comes back by it: what [`Bus::shared_pages`] counts then is the host's until it answers the
+    /// next contact, and devices that were open may go on writing to it. On such a host close all channels before, take
+    /// back what was shared without one, and wait for both.
     ///
     /// # Errors
     /// If there is no connection.
@@ -152,6 +158,7 @@ impl Bus {
         self.connected()?;
         self.waits.clear();
         self.channels.clear();
+        self.events.clear();
         if self.version < Version::V3_0 {
             // Such a host may not answer. It forgets at the next contact, and until then it keeps the memory.
             self.phase = Phase::Idle;

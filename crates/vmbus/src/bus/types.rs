@@ -224,7 +224,8 @@ pub enum Event {
     },
     /// The host sends no messages until [`Bus::unpause`](super::Bus::unpause).
     Paused,
-    /// The connection is gone, and all memory is the guest's again.
+    /// The connection is gone, and all memory is the guest's again. With versions before 3.0 the latter goes only for what had
+    /// come back before: such a host is not told, and forgets at the next contact ([`Bus::unload`](super::Bus::unload)).
     Unloaded,
     /// An answer is late. The wait goes on; this is said once per wait.
     Overdue(Wait),

@@ -30,3 +30,40 @@ fn an_answer_to_a_wish_of_before_a_close_is_late_as_long_as_that_can_be_told() {
     assert_eq!(events(&mut bus), [Event::Retargeted { channel: FIVE, target_vp: 2, status: 0 }]);
     assert_eq!((bus.stats().late, bus.poll_deadline()), (1, None));
 }
+
+#[test]
+fn events_that_nobody_took_before_the_farewell_are_void() {
+    for version in [Version::V2_4, Version::V5_3] {
+        let (mut bus, _) = open(version);
+        let gpadl = bus.share(FIVE, &pages(2), T0).unwrap();
+        tell(&mut bus, &created(gpadl, 0));
+        tell(&mut bus, &offer(6));
+        tell(&mut bus, &RESCIND);
+        bus.unload(T0).unwrap();
+        if version >= Version::V3_0 {
+            assert_eq!(events(&mut bus), [], "nothing that could be asked for");
+            bus.handle_deadline(late());
+            assert_eq!(events(&mut bus), [Event::Overdue(Wait::Unload)]);
+            tell(&mut bus, &UnloadResponse {});
+        }
+        assert_eq!(events(&mut bus), [Event::Unloaded], "{version}");
+    }
+}
+
+#[test]
+fn an_old_host_has_nothing_left_if_all_was_closed_before_the_farewell() {
+    let (mut bus, ring) = open(Version::V2_4);
+    bus.close(FIVE, T0).unwrap();
+    tell(&mut bus, &torn_down(ring));
+    assert_eq!(events(&mut bus), [Event::Closed { channel: FIVE }]);
+    bus.unload(T0).unwrap();
+    assert_eq!((events(&mut bus), bus.shared_pages()), (vec![Event::Unloaded], 0));
+    // What was not closed is the host's until it answers the next contact.
+    let (mut bus, _) = open(Version::V2_4);
+    bus.unload(T0).unwrap();
+    assert_eq!((events(&mut bus), bus.shared_pages()), (vec![Event::Unloaded], 8));
+    bus.start(T0).unwrap();
+    assert_eq!(bus.shared_pages(), 8);
+    tell(&mut bus, &answer(1, 0, Version::V2_4.0));
+    assert_eq!(bus.shared_pages(), 0);
+}
