@@ -356,7 +356,7 @@ impl BusServer {
             reserved: [0; 16],
             flags: U16::new((spec.flags & OfferFlags::meaningful(self.features())).bits()),
             mmio_megabytes: U16::new(spec.mmio_megabytes),
-            user_defined: [0; 120],
+            user_defined: spec.user_defined,
             sub_channel: U16::new(sub.map_or(0, |(number, _)| number)),
             mmio_megabytes_optional: U16::new(0),
             channel: U32::new(channel.0),

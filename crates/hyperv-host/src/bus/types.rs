@@ -38,13 +38,16 @@ pub struct OfferSpec {
     pub mmio_megabytes: u16,
     /// Further properties; those that need a feature are told only where it is agreed on.
     pub flags: OfferFlags,
+    /// What the device's driver in the guest is told, in a form that depends on the class.
+    pub user_defined: [u8; 120],
 }
 
 impl OfferSpec {
     /// A device with the properties that most have.
     #[must_use]
     pub fn new(class: Guid, instance: Guid, mmio_megabytes: u16) -> Self {
-        Self { class, instance, mmio_megabytes, flags: OfferFlags::ENUMERATE_INTERFACE }
+        let (flags, user_defined) = (OfferFlags::ENUMERATE_INTERFACE, [0; 120]);
+        Self { class, instance, mmio_megabytes, flags, user_defined }
     }
 }
 

@@ -118,6 +118,10 @@ pub struct Offer {
     pub dedicated_interrupt: bool,
     /// Further properties; those that need a feature only where it is agreed on.
     pub flags: OfferFlags,
+    /// What the host says to the device's driver, in a form that depends on the class. Of a pipe
+    /// ([`OfferFlags::NAMED_PIPE`]) the first 32 bits are its mode, 0 for bytes and 4 for messages; a socket
+    /// ([`OfferFlags::SOCKET`]) has its own after that. NIC and PCI have zeroes.
+    pub user_defined: [u8; 120],
 }
 
 impl Offer {
@@ -136,6 +140,7 @@ impl Offer {
             monitor: (wire.monitor_allocated & 1 != 0).then_some(wire.monitor),
             dedicated_interrupt: wire.dedicated_interrupt.get() & 1 != 0,
             flags: flags & OfferFlags::meaningful(features),
+            user_defined: wire.user_defined,
         }
     }
 }

@@ -179,6 +179,30 @@ fn offers_say_what_memory_they_need_only_where_that_is_agreed_on() {
 }
 
 #[test]
+fn what_a_device_says_to_its_driver_arrives_with_every_offer() {
+    // A pipe of messages, with bytes of its own behind the mode.
+    let mut user_defined = [0; 120];
+    (user_defined[0], user_defined[4], user_defined[119]) = (4, 0xaa, 0xbb);
+    let flags = OfferFlags::ENUMERATE_INTERFACE | OfferFlags::NAMED_PIPE;
+    let mut world = World::usual();
+    let primary = world.host.offer(OfferSpec { flags, user_defined, ..spec(1) }, world.now);
+    world.host.offer(spec(2), world.now);
+    world.run();
+    world.host.offer_sub_channels(primary, 1, world.now);
+    world.run();
+    let told = |world: &World, instance, sub_channel| {
+        let mut drivers = world.drivers.values().map(|driver| &driver.offer);
+        let of = |offer: &&vmbus::bus::Offer| {
+            offer.instance == Guid::from_u128(instance) && offer.sub_channel == sub_channel
+        };
+        drivers.find(of).map(|offer| offer.user_defined)
+    };
+    assert_eq!(told(&world, 1, 0), Some(user_defined));
+    assert_eq!(told(&world, 1, 1), Some(user_defined), "and with that of a sub-channel");
+    assert_eq!(told(&world, 2, 0), Some([0; 120]));
+}
+
+#[test]
 fn monitor_pages_that_the_host_refuses_are_not_told_again() {
     let mut world = newest(Features::MODIFY_CONNECTION, Features::all());
     world.run();

@@ -164,8 +164,10 @@ fn only_the_answer_counts_while_contacting() {
 #[test]
 fn an_offer_says_what_the_wire_said() {
     let mut bus = connected(Version::V5_3);
-    tell(&mut bus, &OfferChannel { monitor_allocated: 1, ..offer(6) });
+    let user_defined = core::array::from_fn(|at| at as u8 + 1);
+    tell(&mut bus, &OfferChannel { monitor_allocated: 1, user_defined, ..offer(6) });
     let Some(Event::Offered(offer)) = bus.poll_event() else { panic!("no offer") };
+    assert_eq!(offer.user_defined, user_defined);
     assert_eq!((offer.channel, offer.class, offer.monitor), (ChannelId(6), NIC_CLASS, Some(3)));
     assert_eq!((offer.connection, offer.mmio_megabytes), (ConnectionId(0x2006), 8));
     assert_eq!(offer.flags, OfferFlags::PARENT_OFFER, "unknown bits are ignored");
