@@ -3,7 +3,7 @@
 use vmbus::bus::PostStatus;
 use vmbus::message::{
     CONTACT_CONNECTION, Features, MessageType, ModifyConnection, ModifyConnectionResponse,
-    PauseResponse, Version, VersionFeatures, VersionMonitorPages,
+    PauseResponse, REDIRECTED_CONNECTION, Version, VersionFeatures, VersionMonitorPages,
 };
 use vmbus::{ConnectionId, Guid, Instant};
 use zerocopy::IntoBytes;
@@ -17,9 +17,10 @@ const MONITORS: u8 = 128;
 impl BusServer {
     /// Takes a message as the hypervisor does, which may say no; nothing has happened then. It says what
     /// [`BusPolicy::post_failures`] has for it, and it knows no connection that a host of these versions does not have: 4 came
-    /// with version 5.0. What the bus thinks of a message that it took is counted and the guest does not learn it.
+    /// with version 5.0, and that for redirected messages is [`BusPolicy::redirected`]'s. What the bus thinks of a message that it took is counted and the guest does not learn it.
     ///
     /// [`BusPolicy::post_failures`]: super::BusPolicy::post_failures
+    /// [`BusPolicy::redirected`]: super::BusPolicy::redirected
     pub fn post(&mut self, connection: ConnectionId, payload: &[u8], now: Instant) -> PostStatus {
         match self.policy.post_failures.pop_front() {
             None | Some(PostStatus::SUCCESS) if !self.has_connection(connection) => {
@@ -36,8 +37,26 @@ impl BusServer {
 
     /// Whether messages can be posted to a connection that guests make contact on. Of others nothing is said.
     fn has_connection(&self, connection: ConnectionId) -> bool {
-        let modern = self.policy.versions.iter().any(|version| *version >= Version::V5_0);
-        modern || connection != CONTACT_CONNECTION
+        let modern = || self.policy.versions.iter().any(|version| *version >= Version::V5_0);
+        match connection {
+            CONTACT_CONNECTION => modern(),
+            REDIRECTED_CONNECTION => self.policy.redirected && modern(),
+            _ => true,
+        }
+    }
+
+    /// Where contact with this version is made, of the connections that there are for it the one that was used.
+    pub(super) fn contact_connection(&self, version: Version, used: ConnectionId) -> ConnectionId {
+        match super::guest::connection_of(version) {
+            CONTACT_CONNECTION if self.policy.redirected && used == REDIRECTED_CONNECTION => used,
+            expected => expected,
+        }
+    }
+
+    /// The virtual trust level that a guest says it runs in.
+    #[must_use]
+    pub fn vtl(&self) -> u8 {
+        self.link.map_or(0, |link| link.vtl)
     }
 
     /// The features agreed on with a guest.

@@ -28,6 +28,12 @@ pub(super) fn features_of(contact: &InitiateContact) -> Features {
     Features::from_bits_truncate(bits)
 }
 
+/// The virtual trust level of a guest that asks for a version.
+pub(super) fn vtl_of(contact: &InitiateContact) -> u8 {
+    let [_, vtl, ..] = contact.target.get().to_le_bytes();
+    if contact.version.get() >= Version::V5_1.0 { vtl } else { 0 }
+}
+
 /// Whether a request for a version is in itself right: both monitor pages or none, and an interrupt source that exists.
 pub(super) fn contact_is_sound(contact: &InitiateContact) -> bool {
     let pages = (contact.monitor_to_guest.get() == 0) == (contact.monitor_to_host.get() == 0);
@@ -66,7 +72,9 @@ impl BusServer {
         let (message, data) = Message::parse(payload, Side::Guest, version)?;
         let kind = message.kind();
         let expected = match (&message, link) {
-            (Message::InitiateContact(contact), _) => connection_of(Version(contact.version.get())),
+            (Message::InitiateContact(contact), _) => {
+                self.contact_connection(Version(contact.version.get()), connection)
+            }
             (_, Some(link)) => link.connection,
             (_, None) => return Err(GuestError::NotConnected { kind }),
         };

@@ -59,6 +59,8 @@ struct Link {
     monitor_pages: Option<(u64, u64)>,
     /// The guest wants no messages for now.
     paused: bool,
+    /// The guest's virtual trust level.
+    vtl: u8,
 }
 
 /// What follows when all devices have stopped.
@@ -533,6 +535,7 @@ impl BusServer {
                     features,
                     monitor_pages: Some(pages).filter(|pages| pages.0 != 0),
                     paused: false,
+                    vtl: guest::vtl_of(contact),
                 });
                 self.looked = now;
                 self.map_monitor_page();

@@ -91,6 +91,8 @@ pub struct BusPolicy {
     pub versions: Vec<Version>,
     /// Where guests of version 5.0 and later post their messages after contact.
     pub connection: ConnectionId,
+    /// Contact may be made on the connection for redirected messages, too, as guests in VTL 2 do.
+    pub redirected: bool,
     /// Answers to an accepted version: 0, or the reason why it does not connect all the same.
     pub connection_state: u8,
     /// How long every message to the guest takes. Their order is kept.
@@ -132,6 +134,7 @@ impl Default for BusPolicy {
             versions: Version::RECOMMENDED.to_vec(),
             // Neither 1 nor 4, so that a guest that does not listen is found out.
             connection: ConnectionId(0x40),
+            redirected: false,
             connection_state: 0,
             reply_delay: Duration::ZERO,
             order: OfferOrder::default(),

@@ -39,7 +39,8 @@ use self::memory::Gpadl;
 use self::visible::Visible;
 use crate::message::{
     Body, CONTACT_CONNECTION, Features, InitiateContact, LEGACY_CONNECTION, Message, MessageError,
-    Payload, RequestOffers, Side, Unload, VMBUS_SINT, Version, VersionResponse, WireGuid,
+    PARAVISOR_VTL, Payload, REDIRECTED_CONNECTION, RequestOffers, Side, Unload, VMBUS_SINT,
+    Version, VersionResponse, WireGuid,
 };
 use crate::{ChannelId, ConnectionId, GpadlId, Instant};
 
@@ -84,6 +85,8 @@ pub struct Bus {
     last_version: Option<Version>,
     /// The one version to ask for, after a suspend.
     only: Option<Version>,
+    /// Contact is made on the connection for redirected messages.
+    redirected: bool,
 }
 
 impl Bus {
@@ -108,6 +111,7 @@ impl Bus {
             visible: Visible::default(),
             last_version: None,
             only: None,
+            redirected: false,
             config,
         }
     }
@@ -140,6 +144,7 @@ impl Bus {
         self.waits.clear();
         self.channels.clear();
         self.only = only;
+        self.redirected = self.config.vtl == PARAVISOR_VTL;
         if self.contact(0, now) { Ok(()) } else { Err(Error::NoVersions) }
     }
 
@@ -310,16 +315,21 @@ impl Bus {
         let version = *version;
         self.version = version;
         let modern = version >= Version::V5_0;
-        self.connection = if modern { CONTACT_CONNECTION } else { LEGACY_CONNECTION };
+        self.connection = match (modern, self.redirected) {
+            (false, _) => LEGACY_CONNECTION,
+            (true, false) => CONTACT_CONNECTION,
+            (true, true) => REDIRECTED_CONNECTION,
+        };
         self.phase = Phase::Contacting(index);
         // Before 5.0 the target is the address of the interrupt page, which versions from 2.4 on can do without.
         let sint = if modern { u64::from(VMBUS_SINT) } else { 0 };
+        let vtl = if version >= Version::V5_1 { u64::from(self.config.vtl) } else { 0 };
         let asked = self.asked_features();
         let (to_guest, to_host) = self.offer_monitor_pages();
         let contact = Payload::new(&InitiateContact {
             version: U32::new(version.0),
             target_vp: U32::new(self.config.target_vp),
-            target: U64::new(sint | u64::from(asked.bits()) << 32),
+            target: U64::new(sint | vtl << 8 | u64::from(asked.bits()) << 32),
             monitor_to_guest: U64::new(to_guest),
             monitor_to_host: U64::new(to_host),
         });

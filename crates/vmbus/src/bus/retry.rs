@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::{Bus, ContactFailure, Phase, Post, Wait};
 use crate::Instant;
-use crate::message::MessageType;
+use crate::message::{MessageType, REDIRECTED_CONNECTION};
 
 crate::open_enum! {
     /// What the hypervisor says to a posted message.
@@ -107,8 +107,9 @@ impl Bus {
     ///
     /// A host older than 5.0 does not have the connection on which newer versions are asked for, so that
     /// [`PostStatus::INVALID_CONNECTION_ID`] is its way to refuse them (Linux takes it for that in `vmbus_post_msg`): if the
-    /// message is the contact that the bus waits for, the bus asks for its next version. With any other status, or when
-    /// there is no other version, contact ends in [`ContactFailure::NotPosted`].
+    /// message is the contact that the bus waits for, the bus asks for its next version; or for the same on the usual
+    /// connection, where a guest in VTL 2 tried that for redirected messages. With any other status, or when there is no
+    /// other version, contact ends in [`ContactFailure::NotPosted`].
     ///
     /// Any other message is lost. The answer to it, if one is awaited, will not come and is reported as
     /// [overdue](super::Event::Overdue) in its time; a message without an answer is missed by the host alone. A new contact
@@ -129,8 +130,16 @@ impl Bus {
             return;
         }
         self.disarm(Wait::Contact { version });
-        let refused = status == PostStatus::INVALID_CONNECTION_ID;
-        if !(refused && self.contact(index.saturating_add(1), now)) {
+        let next = match (status, post.connection) {
+            // Not every host redirects; the same version is asked for where all others are.
+            (PostStatus::INVALID_CONNECTION_ID, REDIRECTED_CONNECTION) => {
+                self.redirected = false;
+                Some(index)
+            }
+            (PostStatus::INVALID_CONNECTION_ID, _) => Some(index.saturating_add(1)),
+            _ => None,
+        };
+        if !next.is_some_and(|index| self.contact(index, now)) {
             self.fail_contact(ContactFailure::NotPosted { version, status });
         }
     }

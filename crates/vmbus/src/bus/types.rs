@@ -31,6 +31,10 @@ pub struct BusConfig {
     /// The guest is isolated from its host: versions before 5.2 are not asked for, and the host is told of no memory
     /// that was not [revealed](super::Bus::reveal), the monitor pages included.
     pub isolated: bool,
+    /// The virtual trust level that the guest runs in, which versions from 5.1 on are told of. A guest in
+    /// [VTL 2](crate::message::PARAVISOR_VTL) makes contact on the connection for redirected messages
+    /// ([`REDIRECTED_CONNECTION`](crate::message::REDIRECTED_CONNECTION)) where there is one.
+    pub vtl: u8,
 }
 
 /// How a channel is opened.
@@ -82,6 +86,7 @@ impl Default for BusConfig {
             client_id: Guid::nil(),
             monitor_pages: None,
             isolated: false,
+            vtl: 0,
         }
     }
 }
@@ -119,8 +124,9 @@ pub struct Offer {
     /// Further properties; those that need a feature only where it is agreed on.
     pub flags: OfferFlags,
     /// What the host says to the device's driver, in a form that depends on the class. Of a pipe
-    /// ([`OfferFlags::NAMED_PIPE`]) the first 32 bits are its mode, 0 for bytes and 4 for messages; a socket
-    /// ([`OfferFlags::SOCKET`]) has its own after that. NIC and PCI have zeroes.
+    /// ([`OfferFlags::NAMED_PIPE`]) the first 32 bits are its mode, 0 for bytes and 4 for messages; of a socket
+    /// ([`OfferFlags::SOCKET`]) the byte after that is not 0 if it is the host that connects (Linux, `hvs_open_connection`).
+    /// NIC and PCI have zeroes.
     pub user_defined: [u8; 120],
 }
 

@@ -169,8 +169,8 @@ wire! {
         pub version: U32,
         /// 12: virtual processor that gets the host's messages.
         pub target_vp: U32,
-        /// 16: from 5.0: interrupt source (2), trust level, 16 bits of padding, 32 bits of features. Before: address
-        /// of the interrupt page, 0 for none.
+        /// 16: from 5.0: interrupt source (2), virtual trust level (from 5.1), 16 bits of padding, 32 bits of features.
+        /// Before: address of the interrupt page, 0 for none.
         pub target: U64,
         /// 24: address of the monitor page from host to guest, or 0.
         pub monitor_to_guest: U64,

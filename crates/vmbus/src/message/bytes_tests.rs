@@ -257,6 +257,7 @@ fn the_bits_are_those_of_the_protocol() {
     assert_eq!(Version::ALL.map(|version| version.0), versions);
     assert_eq!(Version::RECOMMENDED[..], Version::ALL[1..]);
     assert_eq!((LEGACY_CONNECTION.0, CONTACT_CONNECTION.0, VMBUS_SINT), (1, 4, 2));
+    assert_eq!((REDIRECTED_CONNECTION.0, PARAVISOR_VTL), (0x80_0074, 2));
     assert_eq!((MAX_MESSAGE, MAX_CHANNEL_ID, STATUS_REFUSED), (240, 2047, 0x8000_ffff));
     let table = |kind: MessageType| kind.spec().unwrap().since;
     assert_eq!(table(MessageType::UNLOAD), Version::V1_1);

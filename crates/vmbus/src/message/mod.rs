@@ -34,6 +34,11 @@ pub const VMBUS_SINT: u8 = 2;
 pub const LEGACY_CONNECTION: ConnectionId = ConnectionId(1);
 /// Where `INITIATE_CONTACT` goes from version 5.0 on.
 pub const CONTACT_CONNECTION: ConnectionId = ConnectionId(4);
+/// Where a guest in [VTL 2](PARAVISOR_VTL) asks for a version from 5.0 on, before it tries [`CONTACT_CONNECTION`]; messages are
+/// redirected between the trust levels of one machine there. Linux tries it in that level alone.
+pub const REDIRECTED_CONNECTION: ConnectionId = ConnectionId(0x0080_0074);
+/// The trust level in which a paravisor runs.
+pub const PARAVISOR_VTL: u8 = 2;
 /// The status by which hosts refuse a request (`E_UNEXPECTED`).
 pub const STATUS_REFUSED: u32 = 0x8000_ffff;
 

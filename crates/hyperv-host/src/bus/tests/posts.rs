@@ -91,6 +91,35 @@ fn a_guest_of_all_versions_finds_the_one_of_every_host_through_posts_that_fail()
 }
 
 #[test]
+fn contact_from_vtl_2_is_redirected_where_the_host_does_that_and_usual_elsewhere() {
+    for (versions, redirected, connections) in [
+        (vec![Version::V5_3], true, vec![0x80_0074]),
+        (vec![Version::V5_2], true, vec![0x80_0074, 0x80_0074]),
+        // The first post says that nothing is redirected, and the same version is asked for again.
+        (vec![Version::V5_3], false, vec![0x80_0074, 4]),
+        (vec![Version::V5_2], false, vec![0x80_0074, 4, 4]),
+        (vec![Version::V4_1], true, vec![0x80_0074, 4, 4, 4, 4, 1]),
+    ] {
+        let version = versions[0];
+        let policy = BusPolicy { versions, redirected, ..BusPolicy::default() };
+        let config = BusConfig { vtl: 2, ..BusConfig::default() };
+        let mut pair = Pair::new(config, policy);
+        pair.settle();
+        let contact = |post: &Post| post.payload.kind() == MessageType::INITIATE_CONTACT;
+        let tried: Vec<_> = pair
+            .tried
+            .iter()
+            .filter(|(post, _)| contact(post))
+            .map(|(post, _)| post.connection.0)
+            .collect();
+        assert_eq!(tried, connections, "{version}");
+        assert_eq!(pair.bus.version(), Some(version));
+        assert_eq!(pair.host.vtl(), if version >= Version::V5_1 { 2 } else { 0 });
+        assert_eq!(pair.host.counters().guest_errors, 0);
+    }
+}
+
+#[test]
 fn contact_that_can_never_be_posted_ends_and_may_be_tried_again() {
     let missing = PostStatus::INVALID_CONNECTION_ID;
     let old = || BusPolicy { versions: vec![Version::V4_1], ..BusPolicy::default() };

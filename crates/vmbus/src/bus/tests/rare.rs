@@ -67,3 +67,26 @@ fn an_old_host_has_nothing_left_if_all_was_closed_before_the_farewell() {
     tell(&mut bus, &answer(1, 0, Version::V2_4.0));
     assert_eq!(bus.shared_pages(), 0);
 }
+
+#[test]
+fn a_guest_says_in_which_trust_level_it_runs_from_5_1_on() {
+    for (vtl, redirected) in [(0, false), (1, false), (2, true)] {
+        for version in Version::ALL {
+            let versions = vec![version];
+            let features = Features::MODIFY_CONNECTION;
+            let mut bus = Bus::new(BusConfig { versions, features, vtl, ..BusConfig::default() });
+            bus.start(T0).unwrap();
+            let post = bus.poll_outgoing().unwrap();
+            let told = if version >= Version::V5_1 { vtl } else { 0 };
+            let sint = if version >= Version::V5_0 { 2 } else { 0 };
+            let asked = if version >= Version::V6_0 { 4 } else { 0 };
+            assert_eq!(post.payload[16..24], [sint, told, 0, 0, asked, 0, 0, 0], "{version}");
+            let connection = match version {
+                Version::V2_4 | Version::V3_0 | Version::V4_0 | Version::V4_1 => 1,
+                _ if redirected => 0x80_0074,
+                _ => 4,
+            };
+            assert_eq!(post.connection, ConnectionId(connection), "{version} from {vtl}");
+        }
+    }
+}
