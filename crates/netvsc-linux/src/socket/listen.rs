@@ -3,20 +3,23 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 
+/// How often it is tried to get a lock whose file goes away meanwhile.
+const LOOKS: usize = 10;
 /// Longest path of a Unix socket: 108 bytes with a zero at the end, of which our temporary name takes some.
 const LONGEST_PATH: usize = 90;
 
 /// Why nobody can listen there, or be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// A host is there.
+    /// A host is there, or begins to be at this moment.
     #[error("another host listens at `{}`: stop it, or choose another path", .0.display())]
     InUse(PathBuf),
     /// Something else is there.
@@ -51,6 +54,48 @@ pub enum ListenError {
     },
 }
 
+/// Who looks at a path and listens there is alone with it for that moment.
+///
+/// The lock is on a file of its own, which only this user can open: one on the folder could be held by anybody who may look into it, for
+/// as long as he likes.
+struct Lock {
+    path: PathBuf,
+    _file: fs::File,
+}
+
+impl Lock {
+    fn take(socket: &Path, folder: &Path, name: &std::ffi::OsStr) -> Result<Self, ListenError> {
+        let mut file_name = name.to_owned();
+        file_name.push(".lock");
+        let path = folder.join(file_name);
+        let kernel = |source| ListenError::Kernel { path: path.clone(), source };
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits().cast_signed());
+        for _ in 0..LOOKS {
+            let file = options.open(&path).map_err(kernel)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(ListenError::InUse(socket.to_owned())),
+                Err(error) => return Err(kernel(error.into())),
+            }
+            // Whoever had it before may have taken the file away since it was opened.
+            let same = |there: fs::Metadata, open: fs::Metadata| there.ino() == open.ino();
+            let there = fs::symlink_metadata(&path).ok().zip(file.metadata().ok());
+            if there.is_some_and(|(there, open)| same(there, open)) {
+                return Ok(Self { path, _file: file });
+            }
+        }
+        Err(ListenError::InUse(socket.to_owned()))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
 /// A socket file at which a host listens. It goes with this value.
 #[derive(Debug)]
 pub struct Listener {
@@ -72,9 +117,8 @@ impl Listener {
         let name = name.ok_or_else(|| ListenError::Path(path.to_owned()))?;
         let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
-        // Two hosts that start at the same time look one after the other.
-        let lock = fs::File::open(folder).map_err(kernel)?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(|error| kernel(error.into()))?;
+        // Two hosts that start at the same time: one of them has to look again.
+        let lock = Lock::take(path, folder, name)?;
         Self::refuse_what_lives(path)?;
         // Under another name first, so that nobody can connect before the mode is right.
         let mut temporary = name.to_owned();
@@ -90,6 +134,7 @@ impl Listener {
             let _ = fs::remove_file(&temporary);
             kernel(source)
         })?;
+        drop(lock);
         Ok(Self { socket, path: path.to_owned(), file: (data.dev(), data.ino()) })
     }
 
@@ -207,6 +252,26 @@ mod tests {
         drop(listener);
         assert!(matches!(connect(&path), Err(ListenError::Nobody { .. })));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn nobody_who_may_look_into_the_folder_can_keep_a_host_from_listening() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("host.sock");
+        let looker = fs::File::open(folder.path()).unwrap();
+        flock(&looker, FlockOperation::LockExclusive).unwrap();
+        drop(Listener::bind(&path).unwrap());
+        // Another host that begins at this moment is waited for by nobody.
+        let lock = Lock::take(&path, folder.path(), "host.sock".as_ref()).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(p)) if p == path));
+        drop(lock);
+        // One that was killed meanwhile left its file, and no lock.
+        fs::write(folder.path().join("host.sock.lock"), "").unwrap();
+        drop(Listener::bind(&path).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+        // A link in its place leads nowhere.
+        std::os::unix::fs::symlink("/etc/passwd", folder.path().join("host.sock.lock")).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::Kernel { .. })));
     }
 
     #[test]

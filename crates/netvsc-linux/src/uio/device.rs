@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -24,17 +25,48 @@ const MOST_CHANNELS: usize = 1024;
 
 /// Rings the host of a uio device: by the bit of its monitor page, or by the descriptor.
 ///
+/// Before the bit of the monitor page it sets that of the channel among the event flags, as Linux (`vmbus_setevent`), FreeBSD and DPDK do: a host that
+/// looks at them finds out there whom it is about, and one that does not loses nothing.
+///
 /// The descriptor rings for the primary channel and every sub-channel at once, and the kernel unmasks their interrupts with it.
 #[derive(Clone, Debug)]
 pub struct UioDoorbell {
     file: Arc<File>,
     monitor: Option<MonitorDoorbell>,
+    flag: Option<EventFlag>,
+}
+
+/// The event flag of a channel, in the direction of the host.
+#[derive(Clone, Debug)]
+struct EventFlag {
+    page: SharedPages,
+    channel: u32,
+}
+
+impl EventFlag {
+    /// `None` for a channel without a flag: there are 2,048 in each half of the page (PROTOCOL §1.3).
+    fn new(page: SharedPages, channel: u32) -> Option<Self> {
+        (page.pages() == 1 && channel < 2048).then_some(Self { page, channel })
+    }
+
+    fn set(&self) {
+        // The second half of the page is the guest's to write.
+        let word = PAGE_SIZE / 2 + self.channel as usize / 32 * 4;
+        if let Ok(flags) = self.page.atomic_u32(word) {
+            flags.fetch_or((1_u32 << (self.channel % 32)).to_le(), Ordering::SeqCst);
+        }
+    }
 }
 
 impl Doorbell for UioDoorbell {
     fn ring(&self) {
         match &self.monitor {
-            Some(bit) => bit.ring(),
+            Some(bit) => {
+                if let Some(flag) = &self.flag {
+                    flag.set();
+                }
+                bit.ring();
+            }
             None => {
                 // It fails only once the device is gone, and then there is nobody to hear; reading the descriptor says so.
                 if let Err(error) = rustix::io::write(&*self.file, &1_u32.to_ne_bytes()) {
@@ -69,7 +101,7 @@ pub struct SubChannel {
     /// Where its rings can be mapped.
     ring: PathBuf,
     /// Its bit in the monitor page.
-    monitor: Option<u8>,
+    pub(super) monitor: Option<u8>,
 }
 
 /// A VMBus device opened through `uio_hv_generic`.
@@ -146,8 +178,8 @@ impl Device {
         let rings = self.pages(self.map(MapKind::Rings, "txrx_rings")?)?;
         // The primary channel has a folder among the others, by its number.
         let number = read_line(&self.folder.join("id"))?;
-        let monitor = self.monitor_number(&self.folder.join("channels").join(number))?;
-        self.over(&rings, monitor)
+        let monitor = self.monitor_number(&self.folder.join("channels").join(&number))?;
+        self.over(&rings, monitor, number.parse().ok())
     }
 
     /// The memory that the host fills and the number under which it knows it.
@@ -226,7 +258,7 @@ impl Device {
         };
         let size = file.metadata().map_err(UioError::file(&sub.ring))?.len();
         match self.map_pages(&file, 0, size, &sub.ring.display().to_string()) {
-            Ok(rings) => self.over(&rings, sub.monitor).map(Some),
+            Ok(rings) => self.over(&rings, sub.monitor, Some(sub.channel.0)).map(Some),
             Err(UioError::Mapping { source, .. }) if is_away(&source) => Ok(None),
             Err(error) => Err(error),
         }
@@ -347,6 +379,7 @@ impl Device {
         &self,
         rings: &SharedPages,
         monitor: Option<u8>,
+        channel: Option<u32>,
     ) -> Result<Channel<SharedPages, UioDoorbell>, UioError> {
         let pages = rings.pages();
         let size = (pages * PAGE_SIZE) as u64;
@@ -355,18 +388,31 @@ impl Device {
         else {
             return Err(UioError::RingSize { size });
         };
-        let device = || self.name.clone();
+        let doorbell = self.doorbell(monitor, channel)?;
+        Channel::from_parts(tx, rx, doorbell)
+            .map_err(|source| UioError::Ring { device: self.name.clone(), source })
+    }
+
+    /// What rings for a channel, by its bit in the monitor page if it has one.
+    pub(super) fn doorbell(
+        &self,
+        monitor: Option<u8>,
+        channel: Option<u32>,
+    ) -> Result<UioDoorbell, UioError> {
         let monitor = match monitor {
             Some(number) => {
                 let page = self.pages(self.map(MapKind::Monitor, "monitor_page")?)?;
                 let bit = MonitorPage::new(page).and_then(|page| page.doorbell(number));
-                Some(bit.map_err(|source| UioError::Monitor { device: device(), source })?)
+                let device = self.name.clone();
+                Some(bit.map_err(|source| UioError::Monitor { device, source })?)
             }
             None => None,
         };
-        let doorbell = UioDoorbell { file: Arc::clone(&self.file), monitor };
-        Channel::from_parts(tx, rx, doorbell)
-            .map_err(|source| UioError::Ring { device: device(), source })
+        let flag = match (monitor.is_some(), self.map(MapKind::Interrupts, "int_page"), channel) {
+            (true, Ok(map), Some(channel)) => EventFlag::new(self.pages(map)?, channel),
+            _ => None,
+        };
+        Ok(UioDoorbell { file: Arc::clone(&self.file), monitor, flag })
     }
 }
 

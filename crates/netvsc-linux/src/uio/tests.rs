@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
+use vmbus::Doorbell as _;
 use vmbus::GpadlId;
 
 use super::bind::{Sysfs, restore_all_by};
@@ -319,6 +320,37 @@ fn sub_channels_are_those_that_can_be_rung() {
     channel(&bus, 17, "no number", None);
     let error = device.sub_channels().unwrap_err();
     assert!(matches!(error, UioError::Attribute { expected: "a number", .. }), "{error}");
+}
+
+#[test]
+fn a_host_with_monitor_pages_is_rung_by_the_channels_flag_and_then_its_bit() {
+    let bus = Bus::new();
+    // Maps lie over each other in a plain file; these two lie apart, behind the rings.
+    let maps = [("txrx_rings", "0x8000"), ("int_page", "0x1000"), ("monitor_page", "0x1000")];
+    uio_tree(&bus, &maps);
+    channel(&bus, 15, "0", Some("40"));
+    channel(&bus, 70, "1", Some("41"));
+    let device = Device::open(&bus.root(), NIC).unwrap();
+    let bytes = |page: usize, at: usize| {
+        let file = fs::read(bus.root().join("dev/uio0")).unwrap();
+        u32::from_le_bytes(*file[page * 4096 + at..].first_chunk().unwrap())
+    };
+    let doorbell = device.doorbell(Some(40), Some(15)).unwrap();
+    doorbell.ring();
+    assert_eq!(bytes(1, 2048), 1 << 15, "in the half that is the guest's");
+    assert_eq!(bytes(2, 8 + 8), 1 << 8, "number 40 is the ninth of the second group");
+    let sub = device.sub_channels().unwrap().remove(0);
+    device.doorbell(sub.monitor, Some(sub.channel.0)).unwrap().ring();
+    assert_eq!(
+        (bytes(1, 2048), bytes(1, 2048 + 8)),
+        (1 << 15, 1 << 6),
+        "70 is 6 of the third word"
+    );
+    assert_eq!(bytes(2, 8 + 8), 3 << 8);
+    // Without a number that there is a flag for, the bit is all.
+    device.doorbell(Some(2), Some(2048)).unwrap().ring();
+    device.doorbell(Some(3), None).unwrap().ring();
+    assert_eq!(bytes(2, 8), 3 << 2);
 }
 
 #[test]
