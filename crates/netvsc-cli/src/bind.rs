@@ -28,8 +28,9 @@ pub const LONG: &str = "\
 Give a NIC to user space (--uio) or back to the kernel (--kernel).
 
 A NIC that user space has is no network interface any more, until it goes back. Which driver and which override it had is \
-written to /run/netvsc/bind first, so that --restore can undo what a run that was killed left behind. The override keeps other \
-drivers away also when the host takes the NIC away and offers it again.
+written to /run/netvsc/bind first, so that --restore can undo what a run that was killed left behind; its names and its MAC as \
+well, by which it is still known here. The override keeps other drivers away until the host takes the NIC away: one that it \
+offers again is a new device to the kernel, and has the kernel's driver.
 
 A NIC that carries a default route or the session that you are in is refused; --force takes it all the same.";
 
@@ -157,7 +158,7 @@ fn take_away(root: &Path, device: String, journal: Journal, dry: bool) -> Result
     if dry {
         return Ok(shown(device, record.driver, &changes));
     }
-    Binding::to(root, &device, UIO_DRIVER, journal)?.keep();
+    Binding::to(root, &device, UIO_DRIVER, journal)?.keep()?;
     let text = format!("{device} is user space's: {UIO_DRIVER}\n");
     let driver = Record::of(root, &device)?.driver;
     Ok(Outcome { device, driver, done: true, changes: written(&changes), error: None, text })
@@ -208,17 +209,33 @@ fn device(args: &BindArgs) -> Result<String, Error> {
     let name = args.name.as_deref().unwrap_or_default();
     let snapshot = take(args.source.sysfs_root.as_deref(), Depth::Checks)?;
     let relations = Relations::of(&snapshot);
-    let nic = match find(&relations, name) {
-        Some(Found::Nic(at)) => relations.nics.get(at),
-        _ => None,
-    };
-    let nic = nic.ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() })?;
+    let root = args.source.sysfs_root.as_deref().unwrap_or(Path::new("/"));
+    let nic = find_nic(&relations, name, root)?;
     if args.uio && !args.force && !args.dry_run {
         let mut guest = Guest::new(&snapshot, &relations);
         guest.session = snapshot.live.then(session).flatten();
         spare(nic, &guest)?;
     }
     Ok(nic.device.guid.to_string())
+}
+
+/// The NIC that `name` means: as everywhere, or, for one that has been taken from the kernel and has no interface, as it was called before.
+pub(crate) fn find_nic<'r, 's>(
+    relations: &'r Relations<'s>,
+    name: &str,
+    root: &Path,
+) -> Result<&'r NicView<'s>, Error> {
+    if let Some(Found::Nic(at)) = find(relations, name)
+        && let Some(nic) = relations.nics.get(at)
+    {
+        return Ok(nic);
+    }
+    let taken = Journal::new(root.join(JOURNAL)).records()?;
+    let taken = taken.iter().find(|record| record.is_called(name));
+    let nic = taken.and_then(|record| {
+        relations.nics.iter().find(|nic| nic.device.guid == record.device && nic.link.is_none())
+    });
+    nic.ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() })
 }
 
 /// Refuses a NIC whose interfaces carry what the operator needs.

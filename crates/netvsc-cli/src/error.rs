@@ -223,6 +223,15 @@ pub enum Error {
     /// Results of simulations cannot be read, written or added up.
     #[error(transparent)]
     Results(#[from] crate::sim::results::ResultsError),
+    /// The host has taken back every NIC that a run drove.
+    #[error(
+        "the host took back every NIC of this run ({}); one that is offered again has the kernel's driver: start the run anew then, as netvsc-run@NIC.service does",
+        nics.join(", ")
+    )]
+    TakenBack {
+        /// Their GUIDs.
+        nics: Vec<String>,
+    },
     /// There is no such scenario.
     #[error("no scenario is called `{0}`; `netvsc sim --list` names them")]
     NoScenario(String),

@@ -100,3 +100,31 @@ fn a_nic_that_carries_the_default_route_is_spared_without_force() {
         assert!(error(&bind(&guest, arguments)).contains("modprobe"), "{arguments:?}");
     }
 }
+
+// Without the kernel's driver a NIC has no interface: what it was called stands in the journal.
+#[test]
+fn a_nic_that_was_taken_is_still_known_by_its_name_and_mac() {
+    const CLASS: &str = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
+    let mut guest = guest::Guest::new();
+    guest.device(ETH1, CLASS, Some("uio_hv_generic"), 1);
+    guest.folder("sys/bus/vmbus/drivers/hv_netvsc");
+    let journal = guest.path("run/netvsc/bind");
+    std::fs::create_dir_all(&journal).expect("a folder");
+    let record = format!(
+        "device {ETH1}\ndriver hv_netvsc\noverride \ninterface eth7\nmac 00:15:5d:00:00:07\nkept no\n"
+    );
+    std::fs::write(journal.join(ETH1), record).expect("a record");
+    for name in ["eth7", "00:15:5D:00:00:07", ETH1] {
+        let back = bind(&guest, &["--kernel", name, "--dry-run"]);
+        let text = String::from_utf8_lossy(&back.stdout);
+        assert!(text.starts_with("echo '' > ") && text.lines().count() == 3, "{name}: {back:?}");
+        let root = guest.root().to_str().expect("a plain path");
+        let run = Command::new(env!("CARGO_BIN_EXE_netvsc"))
+            .args(["run", "--host", "uio", "--dry-run", "--nic", name, "--sysfs-root", root])
+            .output()
+            .expect("the program runs");
+        let text = String::from_utf8_lossy(&run.stdout);
+        assert!(text.contains("is user space's already"), "{name}: {run:?}");
+    }
+    assert!(error(&bind(&guest, &["--kernel", "eth8"])).contains("no such device: `eth8`"));
+}

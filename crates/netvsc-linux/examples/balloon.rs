@@ -149,7 +149,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("the device is gone");
         // If it was the host, there is nothing to give back; if somebody took the driver from under the open file, the
         // kernel cannot open the channel again before the host offers it anew.
-        binding.keep();
+        binding.keep()?;
         return Ok(());
     }
     drop(balloon);

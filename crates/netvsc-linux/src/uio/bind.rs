@@ -1,13 +1,17 @@
 //! Taking a device from its driver and giving it back, the way `driverctl` does, with a journal.
 //!
-//! `driver_override` keeps every other driver away, also after a re-offer; `unbind` takes the device from the one it has;
-//! `drivers_probe` lets the kernel look for the one that is wanted. Each step is a [`Change`], so that all of them can be shown first.
+//! `driver_override` keeps every other driver away; `unbind` takes the device from the one it has; `drivers_probe` lets the kernel look for
+//! the one that is wanted. Each step is a [`Change`], so that all of them can be shown first. A device that the host takes away and offers
+//! again is a new one to the kernel, without an override (`vmbus_device_create`).
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use netvsc::MacAddress;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use vmbus::Guid;
 
 use super::UioError;
@@ -17,6 +21,8 @@ pub const UIO_DRIVER: &str = "uio_hv_generic";
 /// The kernel's own driver of synthetic NICs.
 pub const KERNEL_NIC_DRIVER: &str = "hv_netvsc";
 
+/// Interfaces of a device that are looked at. A NIC has one.
+const MOST_INTERFACES: usize = 16;
 /// Longest attribute that is believed, in bytes.
 const LINE: u64 = 4096;
 
@@ -47,6 +53,12 @@ pub enum BindError {
         device: String,
         /// The record of the earlier run.
         journal: PathBuf,
+    },
+    /// Another process drives it.
+    #[error("{device} is driven by another run: stop that one first")]
+    Driven {
+        /// The device.
+        device: String,
     },
     /// A record that cannot be understood.
     #[error("{}, line {line}: expected `{expected}`", path.display())]
@@ -131,6 +143,12 @@ pub struct Record {
     pub driver: Option<String>,
     /// The driver that an operator had chosen for it.
     pub driver_override: Option<String>,
+    /// What its interface was called. Without the kernel's driver it has none, and this is how people know it.
+    pub interfaces: Vec<String>,
+    /// The permanent MAC of its interface, if that had not been given another one.
+    pub mac: Option<MacAddress>,
+    /// Whether it was left with its new driver on purpose ([`Binding::keep`]). Otherwise a run has taken it, and gives it back at its end.
+    pub kept: bool,
 }
 
 impl Record {
@@ -147,7 +165,9 @@ impl Record {
         let chosen = read_line(&folder.join("driver_override")).ok();
         // An override that is not there reads as `(null)`.
         let chosen = chosen.filter(|name| !name.is_empty() && name != "(null)");
-        Ok(Self { device: guid, driver: driver_of(&folder), driver_override: chosen })
+        let (interfaces, mac) = interfaces(&folder.join("net"));
+        let driver = driver_of(&folder);
+        Ok(Self { device: guid, driver, driver_override: chosen, interfaces, mac, kept: false })
     }
 
     /// The writes that give the device to `driver` and keep every other away from it.
@@ -178,7 +198,15 @@ impl Record {
     fn to_text(&self) -> String {
         let name = |name: &Option<String>| name.clone().unwrap_or_default();
         let (driver, chosen) = (name(&self.driver), name(&self.driver_override));
-        format!("device {}\ndriver {driver}\noverride {chosen}\n", self.device)
+        let mut text = format!("device {}\ndriver {driver}\noverride {chosen}\n", self.device);
+        for name in &self.interfaces {
+            text.push_str(&format!("interface {name}\n"));
+        }
+        if let Some(mac) = self.mac {
+            text.push_str(&format!("mac {mac}\n"));
+        }
+        text.push_str(if self.kept { "kept yes\n" } else { "kept no\n" });
+        text
     }
 
     fn from_text(path: &Path, text: &str) -> Result<Self, BindError> {
@@ -187,17 +215,67 @@ impl Record {
             let wrong = |line| BindError::Record { path: path.to_owned(), line, expected };
             let (at, line) = lines.next().ok_or_else(|| wrong(1))?;
             let value = line.strip_prefix(expected).and_then(|rest| rest.strip_prefix(' '));
-            // Names of drivers become parts of what is written: only what can be one.
-            let fits = |value: &&str| value.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
-            value.filter(fits).ok_or_else(|| wrong(at + 1))
+            value.filter(|value| fits(value)).ok_or_else(|| wrong(at + 1))
         };
         let device = next("device")?;
         let wrong =
             |_| BindError::Record { path: path.to_owned(), line: 1, expected: "device GUID" };
         let device = Guid::try_parse(device).map_err(wrong)?;
         let name = |name: &str| (!name.is_empty()).then(|| name.to_owned());
-        Ok(Self { device, driver: name(next("driver")?), driver_override: name(next("override")?) })
+        let (driver, driver_override) = (name(next("driver")?), name(next("override")?));
+        // What follows came later: a record without it is one of a NIC that was left where it is.
+        let mut record =
+            Self { device, driver, driver_override, interfaces: Vec::new(), mac: None, kept: true };
+        for (at, line) in lines {
+            let understood = match line.split_once(' ') {
+                Some(("interface", name)) if fits(&name) => {
+                    record.interfaces.push(name.to_owned());
+                    true
+                }
+                Some(("mac", mac)) => {
+                    record.mac = mac.parse().ok();
+                    record.mac.is_some()
+                }
+                Some(("kept", word @ ("yes" | "no"))) => {
+                    record.kept = word == "yes";
+                    true
+                }
+                _ => false,
+            };
+            if !understood {
+                let expected = "interface NAME, mac MAC or kept yes|no";
+                return Err(BindError::Record { path: path.to_owned(), line: at + 1, expected });
+            }
+        }
+        Ok(record)
     }
+
+    /// Whether `name` is what its interface was called, or its permanent MAC.
+    #[must_use]
+    pub fn is_called(&self, name: &str) -> bool {
+        let mac = name.to_ascii_lowercase().parse::<MacAddress>().ok();
+        self.interfaces.iter().any(|own| own == name) || mac.is_some() && self.mac == mac
+    }
+}
+
+/// Whether it can be a name: those of drivers become parts of what is written.
+fn fits(value: &str) -> bool {
+    value.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+}
+
+/// What the interfaces in a device's `net` folder are called, and the permanent MAC of the first.
+fn interfaces(folder: &Path) -> (Vec<String>, Option<MacAddress>) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().take(MOST_INTERFACES);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| fits(name)).collect();
+    names.sort();
+    let mac = names.first().and_then(|name| {
+        let interface = folder.join(name);
+        // `NET_ADDR_PERM`: nobody has given it another one.
+        let own = read_line(&interface.join("addr_assign_type")).is_ok_and(|kind| kind == "0");
+        read_line(&interface.join("address")).ok().filter(|_| own)?.parse().ok()
+    });
+    (names, mac)
 }
 
 /// The folder in which records are kept until their devices are given back, so that a run that was killed can be undone.
@@ -219,12 +297,17 @@ impl Journal {
 
     /// Writes a record down, on the disk if there is one, before anything is changed.
     fn enter(&self, record: &Record) -> Result<(), BindError> {
-        fs::create_dir_all(&self.folder).map_err(file(&self.folder))?;
         let path = self.path(record.device);
         if path.exists() {
             let device = record.device.to_string();
             return Err(BindError::Journalled { device, journal: path });
         }
+        self.write(record)
+    }
+
+    fn write(&self, record: &Record) -> Result<(), BindError> {
+        fs::create_dir_all(&self.folder).map_err(file(&self.folder))?;
+        let path = self.path(record.device);
         let draft = path.with_extension("new");
         let written = File::create(&draft).and_then(|mut file| {
             file.write_all(record.to_text().as_bytes())?;
@@ -232,6 +315,21 @@ impl Journal {
         });
         written.map_err(file(&draft))?;
         fs::rename(&draft, &path).map_err(file(&path))
+    }
+
+    /// Whoever has this drives the device, and nobody else. It goes with the process. `None` if there is no record.
+    fn hold(&self, device: Guid) -> Result<Option<File>, BindError> {
+        let path = self.path(device);
+        let held = match File::open(&path) {
+            Ok(held) => held,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(file(path)(error)),
+        };
+        match flock(&held, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(held)),
+            Err(Errno::WOULDBLOCK) => Err(BindError::Driven { device: device.to_string() }),
+            Err(error) => Err(file(path)(error.into())),
+        }
     }
 
     fn strike(&self, device: Guid) -> Result<(), BindError> {
@@ -283,6 +381,8 @@ pub struct Binding {
     journal: Journal,
     /// None once the device was given back, or kept.
     record: Option<Record>,
+    /// Nobody else drives it.
+    _hold: Option<File>,
 }
 
 impl Binding {
@@ -314,12 +414,29 @@ impl Binding {
         }
         journal.enter(&record)?;
         let outcome = apply(sysfs, &record.changes_to(root, driver))
-            .and_then(|()| check(root, record.device, Some(driver)));
-        if let Err(error) = outcome {
-            give_back(sysfs, root, &record, &journal)?;
-            return Err(error);
+            .and_then(|()| check(root, record.device, Some(driver)))
+            .and_then(|()| journal.hold(record.device));
+        match outcome {
+            Ok(hold) => {
+                let (root, record) = (root.to_owned(), Some(record));
+                Ok(Self { root, journal, record, _hold: hold })
+            }
+            Err(error) => {
+                give_back(sysfs, root, &record, &journal)?;
+                Err(error)
+            }
         }
-        Ok(Self { root: root.to_owned(), journal, record: Some(record) })
+    }
+
+    /// Takes over a device that is bound already. If a run that was killed had taken it, it is given back when this goes, as it would have
+    /// been then; one that was left there on purpose stays.
+    ///
+    /// # Errors
+    /// [`BindError::Driven`] if another process drives it; as for [`Journal::records`].
+    pub fn adopt(root: &Path, device: Guid, journal: Journal) -> Result<Self, BindError> {
+        let hold = journal.hold(device)?;
+        let record = journal.record(&device.to_string())?.filter(|record| !record.kept);
+        Ok(Self { root: root.to_owned(), journal, record, _hold: hold })
     }
 
     /// How the device was.
@@ -329,8 +446,15 @@ impl Binding {
     }
 
     /// Leaves the device where it is. The journal keeps the record, for [`restore_all`].
-    pub fn keep(mut self) {
+    ///
+    /// # Errors
+    /// If the journal cannot be written: the device is given back then.
+    pub fn keep(mut self) -> Result<(), BindError> {
+        if let Some(record) = &self.record {
+            self.journal.write(&Record { kept: true, ..record.clone() })?;
+        }
         self.record = None;
+        Ok(())
     }
 
     /// Gives the device back. Whoever has its file open closes it first: a channel whose driver goes while it is open stays

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use vmbus::Doorbell as _;
-use vmbus::GpadlId;
+use vmbus::{GpadlId, Guid};
 
 use super::bind::{Sysfs, restore_all_by};
 use super::*;
@@ -139,7 +139,7 @@ fn an_override_that_an_operator_made_comes_back() {
 fn what_is_shown_is_what_is_written() {
     let mut bus = Bus::new();
     let shown = Record::of(&bus.root(), NIC).unwrap().changes_to(&bus.root(), UIO_DRIVER);
-    bus.bind().unwrap().keep();
+    bus.bind().unwrap().keep().unwrap();
     assert_eq!(bus.written, shown);
     let line = shown[1].to_string();
     assert!(
@@ -173,7 +173,7 @@ fn a_driver_that_refuses_the_device_does_not_get_it() {
 #[test]
 fn a_run_that_was_killed_is_undone_by_its_journal() {
     let mut bus = Bus::new();
-    bus.bind().unwrap().keep();
+    bus.bind().unwrap().keep().unwrap();
     // The next run does not take it for the device's own driver.
     let error = bus.bind().unwrap_err();
     assert!(matches!(error, BindError::Journalled { .. }), "{error}");
@@ -183,6 +183,72 @@ fn a_run_that_was_killed_is_undone_by_its_journal() {
     assert!(done[0].outcome.is_ok() && done[0].record.device.to_string() == NIC);
     assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
     assert!(restore_all_by(&mut bus, &root, &journal).unwrap().is_empty());
+}
+
+/// The interface that the kernel's driver makes.
+fn interface(bus: &Bus, name: &str, kind: &str) {
+    let folder = bus.folder().join("net").join(name);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("addr_assign_type"), format!("{kind}\n")).unwrap();
+    fs::write(folder.join("address"), "00:15:5d:00:00:01\n").unwrap();
+}
+
+#[test]
+fn the_next_run_takes_over_what_a_killed_one_had_and_gives_it_back() {
+    let mut bus = Bus::new();
+    interface(&bus, "eth1", "0");
+    let root = bus.root();
+    let guid = Guid::try_parse(NIC).unwrap();
+    let binding = bus.bind().unwrap();
+    // As long as it lives, it is alone.
+    let error = Binding::adopt(&root, guid, bus.journal()).unwrap_err();
+    assert!(matches!(&error, BindError::Driven { device } if device == NIC), "{error}");
+    // Killed: what is left is the record, and how people know the NIC.
+    std::mem::forget(binding);
+    release_locks(&bus);
+    let record = bus.journal().record(NIC).unwrap().unwrap();
+    assert!(record.is_called("eth1") && record.is_called("00:15:5D:00:00:01") && !record.kept);
+    assert!(
+        !record.is_called("eth2")
+            && !record.is_called("")
+            && !record.is_called("00:15:5d:00:00:02")
+    );
+    let mut next = Binding::adopt(&root, guid, bus.journal()).unwrap();
+    next.restore_by(&mut bus).unwrap();
+    assert_eq!(
+        (bus.driver().as_deref(), bus.journal().records().unwrap()),
+        (Some(KERNEL_NIC_DRIVER), vec![])
+    );
+}
+
+/// The descriptors of a process that was killed are closed; here the record gets a file of its own instead.
+fn release_locks(bus: &Bus) {
+    let path = bus.root().join("run/netvsc/bind").join(NIC);
+    let text = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, text).unwrap();
+}
+
+#[test]
+fn what_was_left_in_user_space_on_purpose_stays_there() {
+    let mut bus = Bus::new();
+    interface(&bus, "eth1", "3");
+    let (root, guid) = (bus.root(), Guid::try_parse(NIC).unwrap());
+    bus.bind().unwrap().keep().unwrap();
+    let record = bus.journal().record(NIC).unwrap().unwrap();
+    assert!(record.kept && record.is_called("eth1"));
+    assert_eq!(record.mac, None, "somebody had given it another one");
+    bus.written.clear();
+    let mut run = Binding::adopt(&root, guid, bus.journal()).unwrap();
+    run.restore_by(&mut bus).unwrap();
+    assert!(bus.written.is_empty() && bus.driver().as_deref() == Some(UIO_DRIVER));
+    drop(run);
+    // A record of before there were such things is one of those, too; without any, there is nothing to give back.
+    let old = format!("device {NIC}\ndriver {KERNEL_NIC_DRIVER}\noverride \n");
+    fs::write(root.join("run/netvsc/bind").join(NIC), old).unwrap();
+    assert!(bus.journal().record(NIC).unwrap().unwrap().kept);
+    restore_all_by(&mut bus, &root, &Journal::new(root.join("run/netvsc/bind"))).unwrap();
+    assert!(Binding::adopt(&root, guid, bus.journal()).unwrap().record().is_none());
 }
 
 #[test]
@@ -219,6 +285,9 @@ fn a_spoilt_record_is_told_by_line_and_nothing_is_written() {
         (&format!("device {NIC}\ndriver ../../x\noverride \n"), 2),
         (&format!("device {NIC}\ndriver x\n"), 1),
         (&format!("device {NIC}\ndriver x\nchosen y\n"), 3),
+        (&format!("device {NIC}\ndriver x\noverride \nmac 1\n"), 4),
+        (&format!("device {NIC}\ndriver x\noverride \ninterface a/b\n"), 4),
+        (&format!("device {NIC}\ndriver x\noverride \nkept yes\nkept maybe\n"), 5),
     ] {
         fs::write(folder.join(NIC), text).unwrap();
         let error = restore_all_by(&mut bus, &root, &journal).unwrap_err();
@@ -378,9 +447,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn any_record_survives_the_journal(driver in "[a-z_]{0,12}", chosen in "[a-z_]{0,12}") {
+    fn any_record_survives_the_journal(
+        driver in "[a-z_]{0,12}",
+        chosen in "[a-z_]{0,12}",
+        names in prop::collection::btree_set("[a-z0-9@:.]{1,12}[a-z]", 0..3),
+    ) {
         let name = |name: String| (!name.is_empty()).then_some(name);
         let mut bus = Bus::new();
+        names.iter().for_each(|name| interface(&bus, name, "0"));
         if let Some(chosen) = name(chosen.clone()) {
             fs::write(bus.folder().join("driver_override"), chosen).unwrap();
         }
@@ -390,7 +464,8 @@ proptest! {
             bus.attach(&driver);
         }
         let before = Record::of(&bus.root(), NIC).unwrap();
-        bus.bind().unwrap().keep();
-        prop_assert_eq!(bus.journal().records().unwrap(), vec![before]);
+        bus.bind().unwrap().keep().unwrap();
+        let kept = Record { kept: true, ..before };
+        prop_assert_eq!(bus.journal().records().unwrap(), vec![kept]);
     }
 }

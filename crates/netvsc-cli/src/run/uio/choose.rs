@@ -9,9 +9,8 @@ use netvsc_linux::uio::{Binding, Journal, Record, UIO_DRIVER};
 use vmbus::Guid;
 
 use super::args::UioArgs;
-use crate::bind::{JOURNAL, spare};
+use crate::bind::{JOURNAL, find_nic, spare};
 use crate::error::Error;
-use crate::inspect::page::{Found, find};
 use crate::session::session;
 
 /// A NIC that is to be driven.
@@ -34,14 +33,8 @@ pub(super) fn choose(args: &UioArgs) -> Result<Vec<Chosen>, Error> {
     let nics: Vec<&NicView<'_>> = if args.nic.is_empty() {
         relations.nics.iter().filter(|nic| is_ours(nic)).collect()
     } else {
-        let by_name = |name: &String| match find(&relations, name) {
-            Some(Found::Nic(at)) => relations.nics.get(at),
-            _ => None,
-        };
-        let named = args
-            .nic
-            .iter()
-            .map(|name| by_name(name).ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() }));
+        let root = args.sysfs_root.as_deref().unwrap_or(Path::new("/"));
+        let named = args.nic.iter().map(|name| find_nic(&relations, name, root));
         named.collect::<Result<_, _>>()?
     };
     if nics.is_empty() {
@@ -66,13 +59,14 @@ fn is_ours(nic: &NicView<'_>) -> bool {
     nic.device.driver.as_deref() == Some(UIO_DRIVER)
 }
 
-/// Takes a NIC from its driver, unless user space has it.
-pub(super) fn bind(chosen: &Chosen, root: &Path) -> Result<Option<Binding>, Error> {
-    if !chosen.to_bind {
-        return Ok(None);
-    }
+/// Takes a NIC from its driver. One that user space has already goes back at the end only if a run that was killed had taken it.
+pub(super) fn bind(chosen: &Chosen, root: &Path) -> Result<Binding, Error> {
     let journal = Journal::new(root.join(JOURNAL));
-    Ok(Some(Binding::to(root, &chosen.guid.to_string(), UIO_DRIVER, journal)?))
+    Ok(if chosen.to_bind {
+        Binding::to(root, &chosen.guid.to_string(), UIO_DRIVER, journal)?
+    } else {
+        Binding::adopt(root, chosen.guid, journal)?
+    })
 }
 
 /// What a run would write, at its beginning and at its end.

@@ -22,8 +22,8 @@ use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use vmbus::Instant;
 use vmbus::time::earliest;
+use vmbus::{Guid, Instant};
 
 use self::nic::{Setup, UioNic, Voice};
 use self::vf::Vf;
@@ -40,7 +40,7 @@ use crate::service::Service;
 /// Runs until a signal, the end of `--duration`, or the end of the last NIC.
 ///
 /// # Errors
-/// If there is no NIC, one is needed, or the kernel or the host refuses something.
+/// If there is no NIC, one is needed, the kernel or the host refuses something, or the host takes back the last NIC.
 pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode, Error> {
     let root = args.uio.sysfs_root.as_deref().unwrap_or(Path::new("/"));
     let chosen = choose::choose(&args.uio)?;
@@ -82,7 +82,7 @@ pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode,
             key,
             capture: capture.cloned(),
         };
-        run.nics.push(UioNic::new(setup, binding, line, Instant::ZERO)?);
+        run.nics.push(UioNic::new(setup, Some(binding), line, Instant::ZERO)?);
     }
     service.ready();
     let served = run.serve(&mut service, &mut report);
@@ -91,8 +91,11 @@ pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode,
     let rested = run.come_to_rest();
     run.statistics();
     run.report(&mut report)?;
-    served.and(rested)?;
-    Ok(ExitCode::SUCCESS)
+    match served.and_then(|end| rested.map(|()| end))? {
+        End::Wanted => Ok(ExitCode::SUCCESS),
+        // Whoever started it is to know, and may start it again once there is a NIC.
+        End::NoNic => Err(Error::TakenBack { nics: guids.iter().map(Guid::to_string).collect() }),
+    }
 }
 
 /// The names of the interfaces: that of `--tap` for one NIC, `nv0` and so on for several.
@@ -108,6 +111,15 @@ fn tap_names(args: &RunArgs, nics: usize) -> Result<Vec<TapName>, Error> {
             names.map_err(|error| Error::Run(error.to_string()))
         }
     }
+}
+
+/// Why a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// By a signal or after its time.
+    Wanted,
+    /// The host has taken back all NICs.
+    NoNic,
 }
 
 struct Run<'a> {
@@ -137,7 +149,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn serve(&mut self, service: &mut Service, report: &mut Report) -> Result<(), Error> {
+    fn serve(&mut self, service: &mut Service, report: &mut Report) -> Result<End, Error> {
         let end = self.args.duration.map(|span| Instant::ZERO + span.0);
         let every = self.args.stats_interval.0;
         self.next_statistics = (!every.is_zero()).then(|| self.now() + every);
@@ -154,10 +166,12 @@ impl Run<'_> {
                 self.statistics();
             }
             self.report(report)?;
-            let over = self.nics.iter().all(UioNic::is_ended);
             let asked = service.asked_to_stop(now);
-            if over || asked || end.is_some_and(|end| now >= end) {
-                return Ok(());
+            if asked || end.is_some_and(|end| now >= end) {
+                return Ok(End::Wanted);
+            }
+            if self.nics.iter().all(UioNic::is_ended) {
+                return Ok(End::NoNic);
             }
             let opening = door.as_ref().and_then(|door| door.deadline(now));
             let at = [self.next_statistics, service.deadline(), moved.then_some(now), opening];
