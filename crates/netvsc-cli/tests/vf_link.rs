@@ -7,7 +7,7 @@ mod namespace;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +53,8 @@ fn helper() {
         // Until somebody creates the file.
         Some(("send", until)) => send(Path::new(until)),
         Some(("flood", count)) => flood(count.parse().expect("a number")),
+        Some(("datagrams", to)) => datagrams(to.parse().expect("an address")),
+        _ if role == "count" => count(),
         _ => receive(),
     }
 }
@@ -142,6 +144,40 @@ fn flood(count: u16) {
         }
     }
     println!("result: {answered}");
+}
+
+/// How many datagrams are counted.
+const DATAGRAMS: u32 = 200;
+
+/// Sends datagrams with numbers, each when the one before was answered.
+fn datagrams(to: SocketAddr) {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
+    socket.set_broadcast(true).expect("root may");
+    socket.set_read_timeout(Some(SILENCE)).expect("a limit");
+    let mut answer = [0; 4];
+    for number in 0..=DATAGRAMS {
+        socket.send_to(&number.to_be_bytes(), to).expect("sent");
+        loop {
+            assert_eq!(socket.recv(&mut answer).expect("it is answered"), 4);
+            if answer == number.to_be_bytes() {
+                break;
+            }
+        }
+    }
+}
+
+/// Answers datagrams, and counts them up to the last one.
+fn count() {
+    let socket = UdpSocket::bind("0.0.0.0:5002").expect("the port is free");
+    socket.set_read_timeout(Some(SILENCE)).expect("a limit");
+    println!("listening");
+    let (mut number, mut count) = ([0; 4], 0);
+    while number != DATAGRAMS.to_be_bytes() {
+        let (_, from) = socket.recv_from(&mut number).expect("it comes");
+        socket.send_to(&number, from).expect("answered");
+        count += 1;
+    }
+    println!("result: {count}");
 }
 
 /// A process that is killed if the test dies before it.
@@ -242,6 +278,29 @@ fn helper_in(namespace: &Neighbour, role: &str) -> Process {
     )
 }
 
+/// Starts a host by this command, and its guest; `run`, `host`, and the file that ends a transfer.
+fn start(
+    mut host: Command,
+    mtu: u32,
+    name: &str,
+    of_host: &[&str],
+    of_run: &[&str],
+) -> (Process, Process, PathBuf) {
+    let base = std::env::temp_dir().join(format!("netvsc-{name}-{}", std::process::id()));
+    let (socket, stop) = (base.with_extension("sock"), base.with_extension("stop"));
+    let _ = std::fs::remove_file(&stop);
+    let socket = socket.to_str().expect("a plain path");
+    let options = ["host", "--json", "--listen", socket, "--peer-tap", "nvt1", "--vf-peer", "vfh"];
+    let mut host = Process::start(host.args(options).args(of_host));
+    host.wait_for("listening", 1);
+    let at = format!("unix:{socket}");
+    let options = ["run", "--json", "--host", &at, "--tap", "nvt0", "--vf-link", "vfg"];
+    let more = ["--mtu", &mtu.to_string()];
+    let mut run = Process::start(Command::new(PROGRAM).args(options).args(more).args(of_run));
+    run.wait_for(ON_VF, 1);
+    (run, host, stop)
+}
+
 impl Setup {
     fn new(name: &str, of_host: &[&str], of_run: &[&str]) -> Self {
         Self::with_mtu(1500, name, of_host, of_run)
@@ -250,19 +309,7 @@ impl Setup {
     fn with_mtu(mtu: u32, name: &str, of_host: &[&str], of_run: &[&str]) -> Self {
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
         make_pair(mtu);
-        let base = std::env::temp_dir().join(format!("netvsc-{name}-{}", std::process::id()));
-        let (socket, stop) = (base.with_extension("sock"), base.with_extension("stop"));
-        let _ = std::fs::remove_file(&stop);
-        let socket = socket.to_str().expect("a plain path");
-        let options =
-            ["host", "--json", "--listen", socket, "--peer-tap", "nvt1", "--vf-peer", "vfh"];
-        let mut host = Process::start(Command::new(PROGRAM).args(options).args(of_host));
-        host.wait_for("listening", 1);
-        let at = format!("unix:{socket}");
-        let options = ["run", "--json", "--host", &at, "--tap", "nvt0", "--vf-link", "vfg"];
-        let more = ["--mtu", &mtu.to_string()];
-        let mut run = Process::start(Command::new(PROGRAM).args(options).args(more).args(of_run));
-        run.wait_for(ON_VF, 1);
+        let (run, host, stop) = start(Command::new(PROGRAM), mtu, name, of_host, of_run);
         let (guest, peer) = (Neighbour::new(), Neighbour::new());
         ip(&format!("link set nvt1 mtu {mtu}"));
         settle(&guest, "nvt0", "192.0.2.1");
@@ -485,6 +532,88 @@ fn af_xdp_is_used_where_it_needs_no_copies_or_where_it_is_asked_for() {
         assert!(bytes > 1 << 20 && summary["frames_vf"].as_u64() > Some(1000), "{summary}");
         assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
         assert!(!ip("link show vfg").contains("xdp"), "left behind");
+    });
+}
+
+#[test]
+fn each_datagram_arrives_once_where_tap_and_vf_are_in_one_namespace() {
+    in_namespace("each_datagram_arrives_once_where_tap_and_vf_are_in_one_namespace", || {
+        in_one_namespace("packet");
+        in_one_namespace("xdp");
+    });
+}
+
+fn in_one_namespace(driver: &str) {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
+    let filter = |name: &str| of_ip("ipv4", name, "rp_filter");
+    let (peer, name) = (Neighbour::new(), format!("vf-one-{driver}"));
+    make_pair(1500);
+    let before = filter("vfg");
+    assert_ne!(before, "1", "nothing to see");
+    settle(&peer, "vfh", "198.51.100.1");
+    let flush = inside(&peer, "ip").args(["addr", "flush", "dev", "vfh"]).status();
+    assert!(flush.expect("ip runs").success());
+    let host = inside(&peer, PROGRAM);
+    let (run, host, _) = start(host, 1500, &name, &[], &["--vf-driver", driver]);
+    ip("link set lo up");
+    ip("addr add 192.0.2.1/24 dev nvt0");
+    let script = "ip addr add 192.0.2.2/24 broadcast 192.0.2.255 dev nvt1 && ip link set nvt1 up";
+    assert!(inside(&peer, "sh").args(["-c", script]).status().expect("sh runs").success());
+    let this = std::env::current_exe().expect("a test knows its own program");
+    let own = |role: &str| {
+        Process::start(
+            Command::new(&this).args(["--exact", "helper", "--nocapture"]).env(ROLE, role),
+        )
+    };
+    let once = |said: Vec<String>| {
+        let result = format!("result: {}", DATAGRAMS + 1);
+        assert!(said.iter().any(|line| line.ends_with(&result)), "{driver}: {said:?}");
+    };
+    let mut counter = own("count");
+    counter.wait_for("listening", 1);
+    helper_in(&peer, "datagrams 192.0.2.1:5002").end();
+    once(counter.end());
+    // At the host's end other interfaces than the VF's have its address: what is for all is for each of them.
+    let mut counter = helper_in(&peer, "count");
+    counter.wait_for("listening", 1);
+    own("datagrams 192.0.2.255:5002").end();
+    once(counter.end());
+    assert_eq!(filter("vfg"), "1");
+    for step in ["set vfg down", "set vfg name enP9s1", "set enP9s1 up"] {
+        ip(&format!("link {step}"));
+    }
+    let summary = run.stop();
+    let summary: Value = serde_json::from_str(summary.last().expect("a line")).expect("JSON");
+    assert!(summary["frames_vf"].as_u64() >= Some(DATAGRAMS.into()), "{summary}");
+    assert_eq!(filter("enP9s1"), before, "given back under its new name");
+    host.stop();
+    ip("link del enP9s1");
+}
+
+/// A setting of the kernel's IP on an interface.
+fn of_ip(family: &str, name: &str, setting: &str) -> String {
+    let path = format!("/proc/sys/net/{family}/conf/{name}/{setting}");
+    std::fs::read_to_string(path).expect("it is there").trim_end().to_owned()
+}
+
+#[test]
+fn the_kernels_ipv6_keeps_silent_on_the_vf_while_the_run_has_it() {
+    in_namespace("the_kernels_ipv6_keeps_silent_on_the_vf_while_the_run_has_it", || {
+        make_pair(1500);
+        assert_eq!(of_ip("ipv6", "vfg", "disable_ipv6"), "0", "nothing to see");
+        let of_host = ["--churn", "300ms"];
+        let (mut run, host, _) = start(Command::new(PROGRAM), 1500, "vf-ipv6", &of_host, &[]);
+        // The host has had it back twice.
+        run.wait_for(ON_VF, 3);
+        let said = std::fs::read_to_string("/proc/net/dev_snmp6/vfg").expect("it is there");
+        let said = said.lines().find_map(|line| line.strip_prefix("Icmp6OutMsgs"));
+        assert_eq!(said.map(str::trim), Some("0"), "no greetings");
+        assert_eq!(of_ip("ipv6", "vfg", "disable_ipv6"), "1");
+        run.stop();
+        host.stop();
+        for name in ["vfg", "vfh"] {
+            assert_eq!(of_ip("ipv6", name, "disable_ipv6"), "0", "given back");
+        }
     });
 }
 

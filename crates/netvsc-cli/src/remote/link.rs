@@ -28,7 +28,7 @@ const NIC: usize = 0;
 pub(crate) struct VfLink {
     name: String,
     monitor: Monitor,
-    port: Option<(PacketPort, Hush)>,
+    port: Option<PacketPort>,
     /// Frames of the guest's for which the switch had no room.
     arrived: VecDeque<(Vec<u8>, Option<Uncut>)>,
     /// A frame for the guest for which the kernel had no room.
@@ -37,6 +37,7 @@ pub(crate) struct VfLink {
     pieces: (u64, u64),
     /// When the VF was there last.
     seen: Option<Instant>,
+    hush: Hush,
 }
 
 impl VfLink {
@@ -46,23 +47,24 @@ impl VfLink {
         let monitor = Monitor::open(Topics::LINKS).map_err(|error| wrong(&error))?;
         let (arrived, held, seen) = (VecDeque::new(), None, None);
         let (name, port, pieces) = (name.into(), None, (0, 0));
-        let mut link = Self { name, monitor, port, arrived, held, pieces, seen };
+        let hush = Hush::default();
+        let mut link = Self { name, monitor, port, arrived, held, pieces, seen, hush };
         let taken = link.take();
         link.port = Some(taken.map_err(|error| Error::Run(format!("{}: {error}", link.name)))?);
         Ok(link)
     }
 
-    fn take(&self) -> Result<(PacketPort, Hush), Box<dyn std::error::Error>> {
+    fn take(&mut self) -> Result<PacketPort, Box<dyn std::error::Error>> {
         let config = PacketConfig {
             reception: Reception::Queue,
             // Whoever has the other end may have the kernel cut the segments for it.
             bypass: false,
             ..PacketConfig::default()
         };
-        let hush = Hush::new(&self.name);
+        self.hush.over(&self.name);
         let mut port = PacketPort::open(&self.name, config)?;
         settle(&mut port);
-        Ok((port, hush))
+        Ok(port)
     }
 
     /// Moves frames between the guest's VF and the switch. True if any moved.
@@ -75,7 +77,7 @@ impl VfLink {
         let whole = host.peer_cuts(NIC);
         let on_the_way = self.seen.is_some_and(|seen| now.since(seen) < ON_THE_WAY);
         let mut moved = false;
-        if let Some((port, _)) = &mut self.port
+        if let Some(port) = &mut self.port
             && self.arrived.is_empty()
         {
             let (arrived, pieces) = (&mut self.arrived, &mut self.pieces.0);
@@ -111,7 +113,7 @@ impl VfLink {
     }
 
     fn send(&mut self, host: &mut Host, now: Instant) -> bool {
-        let Some((port, _)) = self.port.as_mut() else { return false };
+        let Some(port) = self.port.as_mut() else { return false };
         let mut moved = false;
         if port.link() == PortLink::Up {
             while let Some((frame, uncut)) = self.held.take().or_else(|| host.vf_receive(NIC, now))
@@ -133,12 +135,12 @@ impl VfLink {
 
     /// Notices that the interface goes, and that it is back.
     fn follow(&mut self) {
-        if let Some((port, _)) = &mut self.port
+        if let Some(port) = &mut self.port
             && port.link() == PortLink::Gone
         {
             self.port = None;
         }
-        if let Some((port, _)) = &mut self.port
+        if let Some(port) = &mut self.port
             && port.mtu() != port.settled_mtu()
         {
             settle(port);
@@ -169,13 +171,13 @@ impl VfLink {
 
     /// What to wait for.
     pub(crate) fn ears(&self) -> Vec<Arc<OwnedFd>> {
-        let ears = self.port.as_ref().map(|(port, _)| port.ears().descriptors());
+        let ears = self.port.as_ref().map(|port| port.ears().descriptors());
         ears.unwrap_or_default().into_iter().chain([self.monitor.handle()]).collect()
     }
 
     /// When to try again what somebody did not take.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        let stuck = self.port.as_ref().is_some_and(|(port, _)| port.ears().is_stuck());
+        let stuck = self.port.as_ref().is_some_and(|port| port.ears().is_stuck());
         (stuck || self.held.is_some()).then(|| now + AGAIN)
     }
 }

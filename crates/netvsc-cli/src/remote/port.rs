@@ -139,7 +139,7 @@ pub struct KernelLink {
     /// The port over it: number of the interface, and what to wait for.
     open: Option<(u32, PortEars)>,
     /// The kernel's IP is kept off it.
-    hush: Option<Hush>,
+    hush: Hush,
     /// When frames are tried again.
     again: Option<Instant>,
     /// How often it went, or lost its carrier, by itself.
@@ -151,7 +151,7 @@ impl KernelLink {
     pub(crate) fn new(interface: &VfInterface) -> Result<Self, NetlinkError> {
         let monitor = Monitor::open(Topics::LINKS)?;
         let (interface, notes) = (interface.clone(), Vec::new());
-        let (bus, open, hush, again) = (None, None, None, None);
+        let (bus, open, hush, again) = (None, None, Hush::default(), None);
         Ok(Self { interface, notes, monitor, bus, open, hush, again, losses: 0, up: true })
     }
 
@@ -173,11 +173,9 @@ impl KernelLink {
     /// Takes the interface as the port of a function whose host gave it this MAC.
     pub(crate) fn open(&mut self, bus: Guid, mac: MacAddress) -> Result<RemotePort, String> {
         self.bus = Some(bus);
-        // The last one gives back what it found before this one looks.
-        self.hush = None;
-        let hush = Hush::new(&self.interface.name);
+        self.hush.over(&self.interface.name);
         let (port, index, ears) = self.drive(mac)?;
-        (self.open, self.hush) = (Some((index, ears)), Some(hush));
+        self.open = Some((index, ears));
         Ok(port)
     }
 
@@ -220,13 +218,13 @@ impl KernelLink {
     /// Its function is gone.
     pub(super) fn forget(&mut self, bus: Guid) {
         if self.bus == Some(bus) {
-            (self.bus, self.open, self.hush) = (None, None, None);
+            (self.bus, self.open) = (None, None);
         }
     }
 
     /// The port over it has gone with its interface.
     pub(crate) fn closed(&mut self) {
-        (self.open, self.hush) = (None, None);
+        self.open = None;
     }
 
     /// What to wait for.
