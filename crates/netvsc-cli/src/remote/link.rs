@@ -135,6 +135,8 @@ impl VfLink {
 
     /// Notices that the interface goes, and that it is back.
     fn follow(&mut self) {
+        // First, so that what comes back after the port was looked at is heard the next time.
+        let events = self.monitor.poll().unwrap_or_else(|_| vec![Event::Lost]);
         if let Some(port) = &mut self.port
             && port.link() == PortLink::Gone
         {
@@ -145,7 +147,6 @@ impl VfLink {
         {
             settle(port);
         }
-        let events = self.monitor.poll().unwrap_or_default();
         let named = |event: &Event| match event {
             Event::Link(link) => link.name == self.name,
             Event::Lost => true,

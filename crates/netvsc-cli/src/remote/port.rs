@@ -6,7 +6,7 @@ use hyperv_host::vf::SimulatedPort;
 use netvsc::nic::TxWork;
 use netvsc::rndis::packet::LargeSend;
 use netvsc::{MacAddress, PathOffloads, PortError, PortLink, PortSettings, VfPort};
-use netvsc_linux::netlink::{Connection, Event, Monitor, NetlinkError, Topics};
+use netvsc_linux::netlink::{Connection, Event, Link, Monitor, NetlinkError, Topics};
 use netvsc_linux::vf::{PacketConfig, PacketPort, PortEars, Reception};
 use netvsc_linux::xdp::{XdpConfig, XdpPort};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -258,58 +258,64 @@ impl KernelLink {
     }
 
     fn hear(&mut self, changes: &mut Vec<Change>) {
-        let events = match self.monitor.poll() {
-            Ok(events) => events,
-            Err(error) => {
-                tracing::debug!(%error, "what the kernel says of interfaces is not heard");
-                vec![Event::Lost]
-            }
-        };
+        let events = self.monitor.poll().unwrap_or_else(|error| {
+            tracing::debug!(%error, "what the kernel says of interfaces is not heard");
+            vec![Event::Lost]
+        });
+        let mut lost = false;
         for event in events {
             let own = self.open.as_ref().map(|(index, _)| *index);
             match event {
-                Event::LinkGone(link) if own == Some(link.index) => {
-                    self.losses += 1;
-                    changes.push(Change::Gone);
-                    self.closed();
-                }
-                Event::Link(link) if own == Some(link.index) => {
-                    let up = link.flags & 0x1_0041 == 0x1_0041;
-                    self.losses += u64::from(self.up && !up);
-                    self.up = up;
-                }
+                Event::LinkGone(link) if own == Some(link.index) => self.lose(changes),
+                Event::Link(link) if own == Some(link.index) => self.stand(&link),
                 Event::Link(link) if own.is_none() && link.name == self.interface.name => {
                     changes.push(Change::There);
                 }
                 Event::LinkGone(link) if own.is_none() && link.name == self.interface.name => {
                     changes.push(Change::Left);
                 }
-                Event::Lost => self.look_again(own, changes),
+                Event::Lost => lost = true,
                 _ => {}
             }
         }
+        // The kernel says first that it lost some, and then what came before those.
+        if lost {
+            self.look_again(changes);
+        }
+    }
+
+    /// The interface of the port is gone.
+    fn lose(&mut self, changes: &mut Vec<Change>) {
+        self.losses += 1;
+        changes.push(Change::Gone);
+        self.closed();
+    }
+
+    /// How the interface of the port stands now.
+    fn stand(&mut self, link: &Link) {
+        let up = link.flags & 0x1_0041 == 0x1_0041;
+        self.losses += u64::from(self.up && !up);
+        self.up = up;
     }
 
     /// Whatever the kernel could not tell: how the interface stands now is what counts.
-    fn look_again(&mut self, own: Option<u32>, changes: &mut Vec<Change>) {
+    fn look_again(&mut self, changes: &mut Vec<Change>) {
         let links = Connection::open().and_then(|mut kernel| kernel.links());
         let Ok(links) = links.inspect_err(|error| {
             tracing::debug!(%error, "interfaces cannot be looked at");
         }) else {
             return;
         };
-        let named = links.iter().any(|link| link.name == self.interface.name);
-        match own {
-            Some(index) if !links.iter().any(|link| link.index == index) => {
-                self.losses += 1;
-                changes.push(Change::Gone);
-                self.closed();
-                if named {
-                    changes.push(Change::There);
-                }
+        if let Some((index, _)) = self.open {
+            match links.iter().find(|link| link.index == index) {
+                Some(link) => return self.stand(link),
+                None => self.lose(changes),
             }
-            Some(_) => {}
-            None => changes.push(if named { Change::There } else { Change::Left }),
         }
+        let named = links.iter().any(|link| link.name == self.interface.name);
+        changes.push(if named { Change::There } else { Change::Left });
     }
 }
+
+#[cfg(test)]
+mod tests;
