@@ -314,6 +314,24 @@ fn what_a_unit_leaves_in_run_can_be_read_by_others_and_its_user_comes_along() {
 }
 
 #[test]
+fn the_unit_of_a_run_takes_names_as_they_stand_and_waits_for_its_nic() {
+    let root = root();
+    done("install", root.path(), &[]);
+    let unit = root.path().join("usr/lib/systemd/system/netvsc-run@.service");
+    let unit = fs::read_to_string(unit).expect("a file");
+    // An instance that is a GUID has dashes, of which %I would make slashes.
+    assert!(unit.contains("--nic %i ") && !unit.contains("%I"), "{unit}");
+    for line in [
+        "StartLimitIntervalSec=0",
+        "Restart=on-failure",
+        "RestartSec=5",
+        "RestartPreventExitStatus=2",
+    ] {
+        assert!(unit.lines().any(|own| own == line), "{line}: {unit}");
+    }
+}
+
+#[test]
 fn systemd_makes_the_user_of_the_metrics() {
     let root = root();
     install(root.path());

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use netvsc::MacAddress;
@@ -296,9 +297,15 @@ impl Journal {
     }
 
     /// Writes a record down, on the disk if there is one, before anything is changed.
-    fn enter(&self, record: &Record) -> Result<(), BindError> {
+    ///
+    /// A record of a device that the host has taken away and offered again meanwhile is one of a device that is gone: the new one has no
+    /// override. The same is true after somebody has given it back by hand.
+    fn enter(&self, record: &Record, driver: &str) -> Result<(), BindError> {
         let path = self.path(record.device);
-        if path.exists() {
+        let taken = [&record.driver, &record.driver_override]
+            .iter()
+            .any(|it| it.as_deref() == Some(driver));
+        if path.exists() && taken {
             let device = record.device.to_string();
             return Err(BindError::Journalled { device, journal: path });
         }
@@ -309,7 +316,11 @@ impl Journal {
         fs::create_dir_all(&self.folder).map_err(file(&self.folder))?;
         let path = self.path(record.device);
         let draft = path.with_extension("new");
-        let written = File::create(&draft).and_then(|mut file| {
+        // Whoever may open it can lock it, and so keep every run from the device: only this user. A draft of a run that was killed goes.
+        let _ = fs::remove_file(&draft);
+        let mut options = OpenOptions::new();
+        let created = options.write(true).create_new(true).mode(0o600).open(&draft);
+        let written = created.and_then(|mut file| {
             file.write_all(record.to_text().as_bytes())?;
             file.sync_all()
         });
@@ -412,7 +423,7 @@ impl Binding {
         if !root.join("sys/bus/vmbus/drivers").join(driver).is_dir() {
             return Err(BindError::NoDriver { driver: driver.to_owned() });
         }
-        journal.enter(&record)?;
+        journal.enter(&record, driver)?;
         let outcome = apply(sysfs, &record.changes_to(root, driver))
             .and_then(|()| check(root, record.device, Some(driver)))
             .and_then(|()| journal.hold(record.device));

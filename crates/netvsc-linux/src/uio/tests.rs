@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -227,6 +227,36 @@ fn release_locks(bus: &Bus) {
     let text = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
     fs::write(&path, text).unwrap();
+}
+
+#[test]
+fn a_record_of_a_device_that_is_offered_again_is_in_nobodys_way() {
+    let mut bus = Bus::new();
+    std::mem::forget(bus.bind().unwrap());
+    release_locks(&bus);
+    // The run was killed, and the host took the device away and offers it again: to the kernel it is a new one.
+    fs::write(bus.folder().join("driver_override"), "(null)\n").unwrap();
+    fs::remove_file(bus.folder().join("driver")).unwrap();
+    bus.attach(KERNEL_NIC_DRIVER);
+    let mut next = bus.bind().unwrap();
+    assert_eq!(bus.driver().as_deref(), Some(UIO_DRIVER));
+    next.restore_by(&mut bus).unwrap();
+    assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
+    assert_eq!(bus.journal().records().unwrap(), []);
+}
+
+#[test]
+fn a_record_can_be_opened_and_so_locked_by_nobody_else() {
+    let mut bus = Bus::new();
+    let folder = bus.root().join("run/netvsc/bind");
+    fs::create_dir_all(&folder).unwrap();
+    // What a run left that was killed as it wrote.
+    fs::write(folder.join(NIC).with_extension("new"), "dev").unwrap();
+    let binding = bus.bind().unwrap();
+    let mode = || fs::metadata(folder.join(NIC)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(), 0o600);
+    binding.keep().unwrap();
+    assert_eq!(mode(), 0o600);
 }
 
 #[test]
