@@ -229,7 +229,7 @@ impl Record {
             Self { device, driver, driver_override, interfaces: Vec::new(), mac: None, kept: true };
         for (at, line) in lines {
             let understood = match line.split_once(' ') {
-                Some(("interface", name)) if fits(&name) => {
+                Some(("interface", name)) if fits(name) => {
                     record.interfaces.push(name.to_owned());
                     true
                 }
