@@ -308,6 +308,48 @@ fn a_deleted_tap_is_reported_as_gone() {
 }
 
 #[test]
+fn a_tunnels_sum_that_the_kernel_left_is_written_as_the_frame_is_read() {
+    in_namespace("a_tunnels_sum_that_the_kernel_left_is_written_as_the_frame_is_read", || {
+        ip("link add br0 type bridge");
+        ip("link set br0 up");
+        let [from, to] = ["nvt0", "nvt1"].map(|interface| {
+            let tap = Tap::open_with_offloads(&name(interface)).expect("open");
+            ip(&format!("link set {interface} master br0 up"));
+            tap
+        });
+        // GRE with a checksum, which stands in the fifth and sixth byte of its header, and nothing in it.
+        let mut frame = vec![2, 0, 0, 0, 0, 8, 2, 0, 0, 0, 0, 9, 8, 0, 0x45, 0, 0, 28];
+        frame.extend([0, 7, 0x40, 0, 64, 47, 0xb6, 0xa8, 192, 0, 2, 2, 192, 0, 2, 1]);
+        frame.extend([0x80, 0, 8, 0, 0, 0, 0, 0]);
+        let [a, b] = 34_u16.to_ne_bytes();
+        let [c, d] = 4_u16.to_ne_bytes();
+        // There is a sum to compute, from the GRE header on, as an interface that computes any may be left with.
+        let left = [1, 0, 0, 0, 0, 0, a, b, c, d];
+        let whole = [&left[..], &frame].concat();
+        let mut buffer = [0; 2048];
+        let end = Instant::now() + Duration::from_secs(10);
+        let taken = loop {
+            assert!(Instant::now() < end, "the bridge did not forward it within 10 s");
+            match to.read_offloaded(&mut buffer).expect("no frame ends anything") {
+                Some((_, left)) if buffer[12..14] == [8, 0] && buffer[23] == 47 => break left,
+                Some(_) => {}
+                None => {
+                    // A bridge forwards nothing before it has noticed that its ports are up.
+                    assert_eq!(rustix::io::write(from.queue(0), &whole), Ok(whole.len()));
+                    let mut fds = [rustix::event::PollFd::new(&to, rustix::event::PollFlags::IN)];
+                    let limit = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+                    rustix::event::poll(&mut fds, Some(&limit)).expect("polling works");
+                }
+            }
+        };
+        assert_eq!(
+            (taken, &buffer[34..42]),
+            (Offloaded::Done, &[0x80, 0, 8, 0, 0x77, 0xff, 0, 0][..])
+        );
+    });
+}
+
+#[test]
 fn without_privilege_the_message_names_the_capability() {
     const TEST: &str = "without_privilege_the_message_names_the_capability";
     in_namespace(TEST, || {
