@@ -77,7 +77,7 @@ Examples:
 
 Exit status:
   0  every digest matched and no frame was lost by an orderly switch
-  1  the run failed, or something it needs is missing (a file, a privilege, a free TAP)
+  1  the run failed, something it needs is missing (a file, a privilege, a free TAP), or the host took back every NIC of it
   2  the command line makes no sense";
 
 const LOOK_STATUS: &str = "\
