@@ -114,6 +114,7 @@ impl System {
             answers: planned.nic.policy.switch_script.iter().copied().collect(),
             told_lies: false,
             resent_before: 0,
+            resent: 0,
             away: false,
             turns: 0,
         });

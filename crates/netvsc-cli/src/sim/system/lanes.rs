@@ -28,6 +28,8 @@ pub(super) struct Lane {
     pub(super) told_lies: bool,
     /// Frames that guests before this one had sent again.
     pub(super) resent_before: u64,
+    /// Frames that this one had sent again when that was looked at last.
+    pub(super) resent: u64,
     /// The NIC was not there for a while.
     pub(super) away: bool,
     /// How often the way of frames for the guest had changed when that was looked at last.
@@ -75,6 +77,14 @@ impl System {
         let Self { lanes, stage, random, now, .. } = self;
         let Some(lane) = lanes.get_mut(nic) else { return Ok(false) };
         let (mut moved, mut sent) = (false, false);
+        let resent = stage.world.guest.counters(nic).frames_resent;
+        if resent != lane.resent {
+            lane.resent = resent;
+            // A host that said it was on the VF and was not may have dropped some of them, and taken newer ones later.
+            if lane.lied(stage.world.host.switch_script(nic)) {
+                lane.out.way_changed();
+            }
+        }
         while lane.ready
             && let Some(frame) = lane.out.front(random)
         {
