@@ -282,7 +282,7 @@ impl World {
                 // Segments have slots of their own, which may be free where no others are.
                 let could = can || wish.is_large();
                 assert!(self.reach.ready && (which > 0 || could && !self.events_over()));
-                let cuts = if wish.is_large() { self.nic.info().large_send as usize } else { 0 };
+                let cuts = self.longest_cut(wish);
                 assert!((14..=self.most.max(cuts)).contains(&len), "{len} bytes, {wish:?}");
                 self.sent[which] += 1;
                 let Self { nic, reach, .. } = self;
@@ -295,6 +295,18 @@ impl World {
                 // What is wrong with a frame is the same whatever the host says.
                 let own = matches!(error, TransmitError::Headers { .. });
                 assert!(!own || wish.0 & 0x2e != 0, "{error}");
+            }
+        }
+    }
+
+    /// Longest segment that the host may be asked to cut: what is lent need not fit in the send buffer.
+    fn longest_cut(&self, wish: Wish) -> usize {
+        let info = self.nic.info();
+        match (wish.is_large(), wish.is_paged()) {
+            (false, _) => 0,
+            (true, false) => info.large_send as usize,
+            (true, true) => {
+                info.offloads.ipv4.large_send.max(info.offloads.ipv6.large_send) as usize
             }
         }
     }

@@ -20,8 +20,6 @@ use super::setup::Circumstances;
 use super::{Link, NicService, NicServiceError, NicServiceEvent};
 use crate::switch::SwitchPort;
 
-/// Most bytes in one transfer, as the guest is told: a large send with headers, several times over.
-const MAX_TRANSFER: u32 = 0x40_0000;
 /// Most PACKET messages in one data message, as the guest is told.
 pub(super) const PACKETS_PER_MESSAGE: u32 = 8;
 /// PACKET messages start at multiples of 2 to this power, as the guest is told.
@@ -153,6 +151,7 @@ impl Control {
         &mut self,
         request_id: u32,
         major: u32,
+        max_transfer: u32,
         due: Instant,
     ) -> Result<(), NicServiceError> {
         if self.state != State::Down {
@@ -167,7 +166,7 @@ impl Control {
             device_flags: 1,
             medium: 0,
             max_packets: PACKETS_PER_MESSAGE,
-            max_transfer: MAX_TRANSFER,
+            max_transfer,
             alignment_factor: ALIGNMENT,
         };
         self.push(HostMessage::InitializeComplete(answer), due);
@@ -199,8 +198,8 @@ impl NicService {
         port: &mut SwitchPort,
     ) -> Result<(), NicServiceError> {
         self.counters.control_requests += 1;
-        let most = self.config.policy.mdl_chain;
-        let bytes = queue.transmit.gather_apart(&link.setup, section, &with, most)?;
+        let policy = &self.config.policy;
+        let bytes = queue.transmit.gather_apart(&link.setup, section, &with, policy)?;
         let request = GuestMessage::decode(&bytes)?;
         let initialize = matches!(request, GuestMessage::Initialize { .. });
         if link.control.state == State::Down && !initialize {
@@ -210,7 +209,8 @@ impl NicService {
         let due = with.now + self.config.policy.rndis_delay;
         match request {
             GuestMessage::Initialize { request_id, major, .. } => {
-                link.control.initialize(request_id, major, due)?;
+                let max_transfer = self.config.policy.max_transfer;
+                link.control.initialize(request_id, major, max_transfer, due)?;
             }
             GuestMessage::Halt { .. } => {
                 link.control.state = State::Halted;

@@ -12,6 +12,9 @@ use super::offers::OffloadPolicy;
 /// Longest chain of memory descriptors, as real hosts give it in INIT_COMPLETE.
 const MDL_CHAIN: u32 = 34;
 
+/// Most bytes in one message by default: eight large sends.
+const MAX_TRANSFER: u32 = 8 * 65_536;
+
 /// Something that a host tells its guest by itself, and that can get lost on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
@@ -93,6 +96,8 @@ pub struct NicPolicy {
     /// Most pieces of memory that one message may lie in, its section included, as the guest is told in INIT_COMPLETE: 34 on real
     /// hosts. A message in more is refused.
     pub mdl_chain: u32,
+    /// Most bytes of one message, as the guest is told in INITIALIZE_CMPLT (MaxTransferSize). A longer one is refused.
+    pub max_transfer: u32,
     /// Answer to a receive buffer that is in order: success, or a refusal.
     pub receive_buffer_answer: Status,
     /// Answer to a send buffer that is in order: success, or a refusal.
@@ -163,6 +168,7 @@ impl Default for NicPolicy {
             version_refusal: Status::NONE,
             shortest_message: 0,
             mdl_chain: MDL_CHAIN,
+            max_transfer: MAX_TRANSFER,
             receive_buffer_answer: Status::SUCCESS,
             send_buffer_answer: Status::SUCCESS,
             tolerate_repeats: false,

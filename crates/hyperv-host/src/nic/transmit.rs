@@ -11,14 +11,11 @@ use super::control::{ALIGNMENT, PACKETS_PER_MESSAGE};
 use super::offers::{LEAST_SEGMENTS, OffloadPolicy};
 use super::offload::{OffloadError, Segments, fill_checksums};
 use super::packet::{PacketError, TransmitPacket};
-use super::policy::SendOrder;
+use super::policy::{NicPolicy, SendOrder};
 use super::queue::Queue;
 use super::setup::{Circumstances, Setup};
 use super::{Link, NicCounters, NicService, NicServiceError, SourceError};
 use crate::switch::{Offered, Path, SwitchPort};
-
-/// Most bytes in one data message: eight large sends.
-const LONGEST_MESSAGE: usize = 8 * 65_536;
 
 /// Bytes of two addresses: where a VLAN tag goes.
 const ADDRESSES: usize = 12;
@@ -51,31 +48,36 @@ pub(super) struct Transmit {
 }
 
 impl Transmit {
-    /// Copies the bytes of an RNDIS message out of the guest's memory, where they lie in `most` pieces at most.
+    /// Copies the bytes of an RNDIS message out of the guest's memory.
     fn gather(
         &mut self,
         setup: &Setup,
         section: Option<SectionUse>,
         with: &Circumstances<'_, '_>,
-        most: u32,
+        policy: &NicPolicy,
     ) -> Result<(), SourceError> {
         self.stream.clear();
         self.first = 0;
         let ranges = with.ranges.as_ref().map_or(0, GpaRanges::count);
-        let (pieces, most) = (ranges + usize::from(section.is_some()), most as usize);
+        let (pieces, most) = (ranges + usize::from(section.is_some()), policy.mdl_chain as usize);
         if pieces > most {
             return Err(SourceError::Scattered { pieces, most });
         }
+        let longest = policy.max_transfer as usize;
         if let Some(used) = section {
             let buffer = setup.send.as_ref().ok_or(SourceError::NoSendBuffer(used.index))?;
+            let bytes = used.bytes as usize;
+            if bytes > longest {
+                return Err(SourceError::TooLong { bytes, most: longest });
+            }
             buffer.read(used.index, used.bytes, &mut self.stream)?;
             self.first = self.stream.len();
         }
         for range in with.ranges.iter().flat_map(GpaRanges::iter) {
             let start = self.stream.len();
             let end = start.saturating_add(range.byte_count as usize);
-            if end > LONGEST_MESSAGE {
-                return Err(SourceError::TooLong { bytes: end, most: LONGEST_MESSAGE });
+            if end > longest {
+                return Err(SourceError::TooLong { bytes: end, most: longest });
             }
             self.frames.clear();
             self.frames.extend(range.frames());
@@ -97,9 +99,9 @@ impl Transmit {
         setup: &Setup,
         section: Option<SectionUse>,
         with: &Circumstances<'_, '_>,
-        most: u32,
+        policy: &NicPolicy,
     ) -> Result<Vec<u8>, SourceError> {
-        self.gather(setup, section, with, most)?;
+        self.gather(setup, section, with, policy)?;
         Ok(std::mem::take(&mut self.stream))
     }
 
@@ -244,8 +246,7 @@ impl NicService {
         self.counters.transmit_messages += 1;
         let transmit = &mut queue.transmit;
         let outcome = if link.control.is_operational() {
-            let most = self.config.policy.mdl_chain;
-            let gathered = transmit.gather(&link.setup, section, &with, most);
+            let gathered = transmit.gather(&link.setup, section, &with, &self.config.policy);
             gathered
                 .map_err(RefusedSend::from)
                 .and_then(|()| transmit.plan(&self.config.policy.offloads))

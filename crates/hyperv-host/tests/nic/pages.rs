@@ -99,6 +99,36 @@ fn a_segment_longer_than_the_send_buffer_is_cut_by_the_host_out_of_pages() {
     }
 }
 
+// RNDIS: MaxTransferSize is for one message, whatever it lies in.
+#[test]
+fn a_segment_longer_than_the_host_takes_in_a_message_is_refused_here() {
+    let mut world = lender(&ROOMY, |service| service.policy.max_transfer = 20_000);
+    let info = world.nic.info();
+    let (offered, most) = (info.offloads.ipv4.large_send as usize, info.large_send as usize);
+    assert!(offered > 60_000 && (19_000..20_000).contains(&most), "{info:?}");
+    for (over, expected) in [(0, true), (1, false)] {
+        let mut payload = vec![7; most];
+        let headers = good_frame(Kind::Tcp, false, &payload).len() - payload.len();
+        payload.truncate(most + over - headers);
+        let long = good_frame(Kind::Tcp, false, &payload);
+        let memory = memory_of(&world, &payload);
+        let large_send = Some(LargeSend { segment: 1400, layer4: layer4(false), ipv6: false });
+        let work = TxWork { large_send, ..TxWork::NONE };
+        let body = [slice(&memory, 50, payload.len())];
+        let frame = PagedFrame { head: &long[..headers], body: &body, work, token: 5 };
+        let error = TransmitError::LargeSend { len: long.len(), segment: 1400, most };
+        let outcome = world.nic.transmit_pages(&frame);
+        assert_eq!(outcome, if expected { Ok(Lending::Lent) } else { Err(error) });
+        let outcome = world.nic.transmit_with(&work.of(&[&long[..]]));
+        assert_eq!(outcome, if expected { Ok(()) } else { Err(error) });
+    }
+    world.nic.flush();
+    world.settle();
+    assert_eq!(world.nic.poll_returned(), done(5));
+    assert_eq!(world.service.counters().transmit_refused, 0);
+    assert!(world.at_peer.len() > 26);
+}
+
 #[test]
 fn nothing_is_written_to_pages_that_are_lent() {
     let nothing =

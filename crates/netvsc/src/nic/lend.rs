@@ -194,7 +194,7 @@ impl Transmit {
             self.check_length(frame.len(), len, split.tag)?;
             return Ok(true);
         };
-        self.check_large(len, send, MOST_LENT)?;
+        self.check_large(len, send, MOST_LENT.min(self.most_message()))?;
         Ok(len <= self.most_large())
     }
 

@@ -39,7 +39,7 @@ impl<D: Doorbell> Nic<D> {
 
     /// Takes a frame most of which lies in the caller's own pages, where the host reads it: only its head is copied. Otherwise
     /// like [`Nic::transmit_with`]. A TCP segment to be cut may have as many bytes as the host says that it cuts
-    /// ([`NicInfo::offloads`](super::NicInfo::offloads)), whatever the send buffer has room for.
+    /// ([`NicInfo::offloads`](super::NicInfo::offloads)) and takes in one message, whatever the send buffer has room for.
     ///
     /// Pages that were lent are to be left alone until [`Nic::poll_returned`] names the frame. What is too short for that to
     /// pay ([`NicConfig::lend_from`](super::NicConfig::lend_from)), or lies in more ranges than the host takes

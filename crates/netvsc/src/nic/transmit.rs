@@ -172,9 +172,14 @@ impl Transmit {
         let wanted = offloads.ipv4.large_send.max(offloads.ipv6.large_send) as usize;
         if wanted > 0 && !self.buffer.pages.frames().is_empty() {
             self.slots.make_long(wanted + HEADERS, queues.into());
-            let room = self.slots.long_size().min(self.bytes_per_message);
-            self.most_large = wanted.min(room.saturating_sub(HEADERS));
+            let room = self.slots.long_size().saturating_sub(HEADERS);
+            self.most_large = wanted.min(room).min(self.most_message());
         }
+    }
+
+    /// Longest frame that the host takes in a message of its own (MaxTransferSize of REMOTE_NDIS_INITIALIZE_CMPLT).
+    pub(super) fn most_message(&self) -> usize {
+        self.bytes_per_message.saturating_sub(HEADERS)
     }
 
     /// Longest segment that the host cuts, in bytes with all headers; 0 for none.

@@ -437,7 +437,8 @@ pub struct NicInfo {
     pub send_table: Option<[u32; TABLE_ENTRIES]>,
     /// Work that is left to the host.
     pub offloads: OffloadCapabilities,
-    /// Longest segment that the host cuts, in bytes with all headers but a tag; 0 for none.
+    /// Longest segment that is copied for the host to cut, in bytes with all headers but a tag; 0 for none. One out of the caller's
+    /// pages ([`Nic::transmit_pages`](super::Nic::transmit_pages)) may be as long as `offloads` and the host's MaxTransferSize allow.
     pub large_send: u32,
     /// Most ranges of a caller's pages that the host takes with one frame ([`Nic::transmit_pages`](super::Nic::transmit_pages));
     /// 0 if there can be none.
