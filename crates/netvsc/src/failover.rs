@@ -84,7 +84,7 @@ impl Failover {
     #[must_use]
     pub fn new(config: FailoverConfig) -> Self {
         Self {
-            recent: VecDeque::with_capacity(config.flap_limit + 2),
+            recent: VecDeque::new(),
             config,
             open: false,
             associated: false,

@@ -303,6 +303,28 @@ fn a_path_that_flaps_is_damped_if_asked_for() {
     assert_eq!(actions(&mut failover), [Action::Switch(Path::Vf)]);
 }
 
+// How often a path may switch is the owner's to say: any number.
+#[test]
+fn a_path_may_be_allowed_to_flap_as_often_as_it_likes() {
+    let config = FailoverConfig { flap_limit: usize::MAX, ..FailoverConfig::default() };
+    let mut failover = Failover::new(config);
+    failover.channel_opened(at(0));
+    failover.associated(at(0));
+    failover.port_bound(true, at(0));
+    let mut switches = 0;
+    for round in 0..1500 {
+        failover.switch_completed(Path::Vf, at(round));
+        failover.port_link(false, at(round));
+        failover.drained();
+        failover.switch_completed(Path::Synthetic, at(round));
+        failover.port_link(true, at(round));
+        let told = actions(&mut failover);
+        assert!(!told.iter().any(|told| matches!(told, Action::ReportFlapping { .. })));
+        switches += told.iter().filter(|told| matches!(told, Action::Transmit { .. })).count();
+    }
+    assert_eq!(switches, 3000);
+}
+
 // HISTORY section 6 item 5: the notice comes before the completion.
 #[test]
 fn a_notice_before_the_completion_is_obeyed_and_the_truth_asked_for() {

@@ -12,7 +12,7 @@ use hyperv_host::memory::GuestRam;
 use netvsc::Path;
 use netvsc::nic::{
     Lending, Nic, NicConfig, NicEvent, NicOffloads, NicQueue, NicStats, PageSlice, PagedFrame,
-    RxFrame, SharedBuffer, TransmitError,
+    Remains, RxFrame, SharedBuffer, TransmitError,
 };
 use netvsc::nvsp::Version;
 use netvsc::rndis::offload::ChecksumSet;
@@ -448,8 +448,8 @@ impl World {
         reach.large = self.stats().map(|stats| stats.tx_large).sum();
         reach.gpa_direct = self.between.gpa_direct();
         let Self { nic, between, queues, .. } = self;
-        queues.into_iter().for_each(|queue| drop(queue.into_channel()));
-        let (_, receive, send) = nic.into_parts();
+        queues.into_iter().for_each(|queue| drop(queue.into_parts()));
+        let Remains { receive, send, .. } = nic.into_parts();
         assert!(send.is_some_and(|send| send.gpadl == SEND));
         assert_eq!(receive.gpadl, RECEIVE);
         drop(between);

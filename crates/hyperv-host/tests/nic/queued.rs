@@ -4,10 +4,12 @@ use hyperv_host::memory::{GuestMemory, GuestRam};
 use hyperv_host::nic::{GuestView, NicFault, NicService, NicServiceConfig, NicServiceEvent};
 use hyperv_host::switch::{Offered, PortConfig, SwitchPort, WireConfig};
 use netvsc::adapter::{Refused, Synthetic, append};
-use netvsc::nic::{Lending, PageSlice, PagedFrame, QueueError, QueuedNic, Step, TxWork};
+use netvsc::nic::{
+    ConfigError, Lending, PageSlice, PagedFrame, QueueError, QueuedNic, SharedBuffer, Step, TxWork,
+};
 use netvsc::{Nic, NicConfig, NicEvent, Path};
 use vmbus::channel::{Channel, SignalFlag};
-use vmbus::memory::{PageList, SharedPages};
+use vmbus::memory::{PageList, SharedMemory, SharedPages, WeakPages};
 use vmbus::time::earliest;
 use vmbus::{GpadlId, Instant, Pfn, Platform};
 
@@ -387,8 +389,8 @@ fn pages_lent_on_a_queue_that_is_taken_back_come_back_without_a_status() {
     assert!(tokens.into_iter().eq(0..32), "each once");
 }
 
-#[test]
-fn pages_lent_on_any_queue_go_with_what_a_nic_leaves_behind() {
+/// A NIC of four channels that has lent the same page on each.
+fn lent_on_all() -> (Wide, WeakPages) {
     let mut wide = wide(4);
     wide.open_all();
     let memory = wide.ram.allocate(1).unwrap();
@@ -399,9 +401,44 @@ fn pages_lent_on_any_queue_go_with_what_a_nic_leaves_behind() {
         let frame = PagedFrame { head, body: &body, work: TxWork::NONE, token: 0 };
         assert_eq!(wide.nic.transmit_pages(&frame), Ok(Lending::Lent));
     }
-    drop(body);
     let on_primary = wide.nic.totals()[0].tx_frames;
     assert!((1..32).contains(&on_primary), "{on_primary}");
+    (wide, weak)
+}
+
+#[test]
+fn pages_lent_on_any_queue_go_with_what_a_nic_that_is_taken_apart_leaves_behind() {
+    let (wide, weak) = lent_on_all();
+    let remains = wide.nic.into_parts();
+    assert_eq!((remains.lent.len(), weak.is_alive()), (32, true));
+    drop(remains);
+    assert!(!weak.is_alive());
+}
+
+#[test]
+fn pages_lent_on_any_queue_go_with_what_a_nic_leaves_behind_on_a_channel_that_does_not_work() {
+    let (mut wide, weak) = lent_on_all();
+    // Nobody has asked for its events.
+    wide.nic.abandon(wide.now);
+    let [up, down] = [(); 2].map(|()| wide.ram.allocate(5).unwrap());
+    // Full from the beginning, and when the guest looks at how far the host is, that cannot be.
+    up.store_u32(4, 8).unwrap();
+    let channel = Channel::from_parts(up.clone(), down, wide.to_host.clone()).unwrap();
+    up.store_u32(4, 5).unwrap();
+    let buffer = |id| SharedBuffer { gpadl: GpadlId(id), pages: wide.ram.allocate(64).unwrap() };
+    let (receive, send) = (buffer(1), buffer(2));
+    let failed = wide.nic.restart(channel, receive, Some(send), wide.now).unwrap_err();
+    assert!(matches!(failed.error, ConfigError::Channel(_)), "{failed}");
+    assert_eq!((failed.remains.lent.len(), weak.is_alive()), (32, true));
+    let returned = std::iter::from_fn(|| wide.nic.poll_returned()).count();
+    assert_eq!(returned, 32, "each is told of");
+    drop(failed);
+    assert!(!weak.is_alive());
+}
+
+#[test]
+fn pages_lent_on_any_queue_go_with_what_a_nic_leaves_behind() {
+    let (mut wide, weak) = lent_on_all();
     wide.nic.abandon(wide.now);
     wide.guest();
     assert!(weak.is_alive(), "the channels are not closed yet");

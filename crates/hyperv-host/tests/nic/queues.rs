@@ -187,7 +187,7 @@ fn a_queue_that_leaves_gives_its_slots_to_the_others() {
         world.settle();
         let queue = world.queues.pop().unwrap();
         assert!(queue.is_idle());
-        drop(queue.into_channel());
+        drop(queue.into_parts());
         world.service.close_queue(number, &mut world.port);
         world.service.queue_released();
         world.nic.queues_removed(number);

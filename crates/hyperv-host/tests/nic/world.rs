@@ -170,7 +170,7 @@ impl World {
 
     /// Closes the channel and opens it again for the same NIC, which was stopped.
     pub fn restart(&mut self, sizes: &Sizes) {
-        self.queues.drain(..).for_each(|queue| drop(queue.into_channel()));
+        self.queues.drain(..).for_each(|queue| drop(queue.into_parts()));
         self.service.close(&mut self.port);
         let signals = [&self.to_host, &self.to_guest];
         let Self { ram, service, port, now, .. } = self;

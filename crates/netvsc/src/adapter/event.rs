@@ -56,7 +56,7 @@ pub enum AdapterEvent<E, P> {
     },
     /// The path switches too often.
     Flapping {
-        /// Switches within the window of the configuration, up to 1,000.
+        /// Switches within the window of the configuration, up to 1,000 or one more than the limit.
         switches: usize,
     },
 }

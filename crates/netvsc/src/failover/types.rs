@@ -128,7 +128,7 @@ pub enum Action {
     },
     /// Say that the path switches too often.
     ReportFlapping {
-        /// Switches within the window, up to 1,000.
+        /// Switches within the window, up to 1,000 or one more than the limit.
         switches: usize,
     },
 }

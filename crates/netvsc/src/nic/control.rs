@@ -40,13 +40,22 @@ const SPEED_UNIT: u64 = 100;
 struct Request {
     id: u32,
     step: Step,
+    /// The address that the NIC has if the host agrees.
+    address: Option<MacAddress>,
+}
+
+/// A message that waits for the control slot.
+#[derive(Debug)]
+struct Queued {
+    /// What it asks for, if it is a request.
+    request: Option<u32>,
+    bytes: Vec<u8>,
 }
 
 /// Requests under way.
 #[derive(Debug)]
 pub(super) struct Control {
-    /// Messages that wait for the control slot.
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Queued>,
     requests: Vec<Request>,
     next_id: u32,
     /// The link as an indication told it: that counts more than the answer to a question.
@@ -66,7 +75,7 @@ impl Control {
     fn push(&mut self, message: &GuestMessage<'_>) {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
-        self.queue.push_back(bytes);
+        self.queue.push_back(Queued { request: None, bytes });
     }
 
     /// Queues the answer to a question of the host, unless so many messages wait already.
@@ -96,9 +105,28 @@ impl Control {
         }
     }
 
-    fn take(&mut self, id: u32) -> Option<Step> {
+    /// A request for the same thing that has not been sent yet is not sent any more: the newest counts.
+    fn forget_unsent(&mut self, step: Step) {
+        let Self { queue, requests, .. } = self;
+        queue.retain(|queued| {
+            let same =
+                |request: &Request| request.step == step && queued.request == Some(request.id);
+            let Some(place) = requests.iter().position(same) else { return true };
+            requests.swap_remove(place);
+            false
+        });
+    }
+
+    fn take(&mut self, id: u32) -> Option<Request> {
         let place = self.requests.iter().position(|request| request.id == id)?;
-        Some(self.requests.swap_remove(place).step)
+        Some(self.requests.swap_remove(place))
+    }
+
+    /// The last request is for this address.
+    pub(super) fn asks_for(&mut self, address: MacAddress) {
+        if let Some(request) = self.requests.last_mut() {
+            request.address = Some(address);
+        }
     }
 }
 
@@ -108,9 +136,9 @@ impl<D: Doorbell> Nic<D> {
         if self.transmit.control_busy() {
             return Ok(Sent::Yes);
         }
-        let Some(message) = self.control.queue.front() else { return Ok(Sent::Yes) };
-        debug_assert!(message.len() <= self.transmit.control_size());
-        let sent = self.transmit.send_control(&mut self.link, message)?;
+        let Some(Queued { bytes, .. }) = self.control.queue.front() else { return Ok(Sent::Yes) };
+        debug_assert!(bytes.len() <= self.transmit.control_size());
+        let sent = self.transmit.send_control(&mut self.link, bytes)?;
         if sent == Sent::Yes {
             self.control.queue.pop_front();
         }
@@ -127,9 +155,10 @@ impl<D: Doorbell> Nic<D> {
 
     fn request(&mut self, step: Step, message: impl FnOnce(u32) -> Vec<u8>) {
         let id = self.control.next_id();
+        self.control.forget_unsent(step);
         self.control.forget_oldest(step);
-        self.control.queue.push_back(message(id));
-        self.control.requests.push(Request { id, step });
+        self.control.queue.push_back(Queued { request: Some(id), bytes: message(id) });
+        self.control.requests.push(Request { id, step, address: None });
         self.waits.begin(step, self.now);
     }
 
@@ -210,11 +239,15 @@ impl<D: Doorbell> Nic<D> {
                 return Ok(());
             }
         };
-        let Some(step) = self.control.take(id) else {
+        let Some(Request { step, address, .. }) = self.control.take(id) else {
             self.stats.bad.reply += 1;
             return Ok(());
         };
         self.stats.replied(status);
+        // Whether it is the newest or not: it is the one that the host uses.
+        if status == Status::SUCCESS && address.is_some() {
+            self.config.address = address;
+        }
         // The same may have been asked for again meanwhile, because the answer was overdue or the NIC goes down: what counts is the
         // answer to the newest.
         let newer = |it: &Request| it.step == step && it.id.wrapping_sub(id) as i32 > 0;

@@ -75,7 +75,6 @@ use vmbus::packet::{Packet, PacketKind, TransferRanges};
 use vmbus::ring::ReceiveError;
 use vmbus::time::earliest;
 
-use crate::mac::MacAddress;
 use crate::nvsp::{self, HostMessage, Status, Version};
 use crate::rndis;
 use alive::Alive;
@@ -165,8 +164,6 @@ pub struct Nic<D = SignalFlag> {
     info: NicInfo,
     /// What the host's administrator calls the card.
     name: Option<String>,
-    /// The address that the host was asked for.
-    wanted_address: Option<MacAddress>,
     /// Sub-channels that the host has granted.
     granted: u16,
     stats: NicStats,
@@ -213,7 +210,6 @@ impl<D: Doorbell> Nic<D> {
             events: VecDeque::new(),
             info: restart::blank(&config),
             name: None,
-            wanted_address: None,
             granted: 0,
             stats: NicStats::default(),
             packet: vec![0; RECEIVE_BUFFER].into(),
@@ -257,6 +253,9 @@ impl<D: Doorbell> Nic<D> {
 
     fn report_overdue(&mut self, step: Step) {
         self.stats.overdue += 1;
+        if let Step::Switch(path) = step {
+            self.switch_overdue(path);
+        }
         self.events.push_back(NicEvent::Overdue { step });
     }
 

@@ -18,6 +18,8 @@ const MOST_UNDER_WAY: usize = 4;
 struct UnderWay {
     id: u64,
     path: Path,
+    /// The host has let it wait for too long: others may be sent behind it.
+    overdue: bool,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,12 @@ impl<D: Doorbell> Nic<D> {
         self.switching.wish = (last == Path::Vf).then_some(Path::Synthetic);
     }
 
+    /// The host has let what was sent of it wait for too long.
+    pub(super) fn switch_overdue(&mut self, path: Path) {
+        let same = self.switching.under_way.iter_mut().filter(|switch| switch.path == path);
+        same.for_each(|switch| switch.overdue = true);
+    }
+
     pub(super) fn wait_for_switch(&mut self, path: Path) {
         self.waits.begin_for(Step::Switch(path), self.config.switch_deadline, self.now);
     }
@@ -76,9 +84,7 @@ impl<D: Doorbell> Nic<D> {
             return Ok(Sent::Yes);
         }
         // One at a time, unless the host has let the one before wait for too long.
-        let under_way = &self.switching.under_way;
-        let late = |switch: &UnderWay| self.waits.is_overdue(Step::Switch(switch.path));
-        if !under_way.iter().all(late) {
+        if !self.switching.under_way.iter().all(|switch| switch.overdue) {
             return Ok(Sent::Yes);
         }
         let message = GuestMessage::SwitchDataPath(DataPath::from(path)).encode(self.version());
@@ -99,7 +105,7 @@ impl<D: Doorbell> Nic<D> {
                 // All are overdue. Should the host complete it after all, nobody misses it: ids are not used again.
                 self.switching.under_way.remove(0);
             }
-            self.switching.under_way.push(UnderWay { id, path });
+            self.switching.under_way.push(UnderWay { id, path, overdue: false });
             self.wait_for_switch(path);
             self.stats.switches += 1;
         }

@@ -6,6 +6,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
+use alloc::vec::Vec;
 
 use vmbus::Instant;
 use vmbus::channel::{Channel, ChannelStats, Doorbell, SignalFlag};
@@ -49,7 +50,7 @@ impl<D: Doorbell> Nic<D> {
     /// them one by one, maybe slowly, maybe fewer. The bus tells of the offers, with the number of each.
     ///
     /// # Errors
-    /// [`SettingError`] if it cannot be asked for now, or the version is older than 5.0.
+    /// [`SettingError`] if it cannot be asked for now, the last answer has not come yet, or the version is older than 5.0.
     pub fn request_queues(&mut self, count: u16, now: Instant) -> Result<(), SettingError> {
         self.begin_setting(Step::SubChannels, now)?;
         self.check_version(Step::SubChannels)?;
@@ -130,6 +131,15 @@ impl<D: Doorbell> Nic<D> {
     pub fn queues_removed(&mut self, from: u16) {
         self.info.queues = self.info.queues.min(from).max(1);
         self.granted = self.granted.min(self.info.queues - 1);
+    }
+
+    /// The last queue is gone, which had this number. The host may have granted more, that are still to come.
+    pub(super) fn last_queue_removed(&mut self, number: u16) {
+        if number >= self.granted {
+            self.queues_removed(number);
+        } else {
+            self.info.queues = number;
+        }
     }
 
     /// The host has said how sent frames are to be spread. A table that names channels which there are not is of no use.
@@ -454,10 +464,12 @@ impl<D: Doorbell> NicQueue<D> {
     }
 
     /// Takes the queue apart. Slots of the send buffer that the host has not given back stay out of use; the others go to the
-    /// other queues. What was lent and is still to come back has to be asked for before ([`NicQueue::abandon`]).
+    /// other queues. What was lent and is still to come back has to be asked for before ([`NicQueue::abandon`]). With the channel come
+    /// the pages of frames that the host has not completed: it may still read them until it has let go of the channel.
     #[must_use]
-    pub fn into_channel(mut self) -> Channel<SharedPages, D> {
+    pub fn into_parts(mut self) -> (Channel<SharedPages, D>, Vec<SharedPages>) {
+        let lent = self.transmit.loans.take_lent();
         self.transmit.give_up();
-        self.link.channel
+        (self.link.channel, lent)
     }
 }

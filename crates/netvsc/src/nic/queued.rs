@@ -25,7 +25,7 @@ use super::settings::SettingError;
 use super::stats::{NicStats, QueueTotals};
 use super::synthetic::refused;
 use super::types::{Lack, NicError, NicEvent, Step, TransmitError};
-use super::{Nic, SharedBuffer, Stage};
+use super::{ConfigError, Nic, SharedBuffer, Stage};
 use crate::adapter::{Frame, Refused, Sign, Synthetic};
 use crate::nvsp::TABLE_ENTRIES;
 use crate::port::{Path, PathOffloads, PortSettings};
@@ -184,11 +184,8 @@ impl<D: Doorbell> QueuedNic<D> {
             return;
         }
         let last = self.queues.last().is_none_or(|last| last.number() < number);
-        if last && number >= self.nic.granted {
-            self.nic.queues_removed(number);
-        } else if last {
-            // Those behind it are still to come.
-            self.nic.info.queues = number;
+        if last {
+            self.nic.last_queue_removed(number);
         }
         self.respread = true;
         self.scale_by.get_or_insert(now);
@@ -201,8 +198,8 @@ impl<D: Doorbell> QueuedNic<D> {
         let mut queue = self.queues.remove(at);
         self.keep_totals(&queue);
         self.keep_returned(&mut queue);
-        // The free slots of the send buffer go to the others.
-        drop(queue.into_channel());
+        // The free slots of the send buffer go to the others. Of a channel that is taken back the host reads nothing any more.
+        drop(queue.into_parts());
         true
     }
 
@@ -296,10 +293,34 @@ impl<D: Doorbell> QueuedNic<D> {
         send: Option<SharedBuffer>,
         now: Instant,
     ) -> Result<Remains<D>, RestartError<D>> {
-        let mut remains = self.nic.restart(channel, receive, send, now)?;
+        let outcome = self.nic.restart(channel, receive, send, now);
+        match outcome {
+            // As it was.
+            Err(RestartError {
+                error: ConfigError::AtWork | ConfigError::NoSendBuffer, ..
+            }) => outcome,
+            Ok(mut remains) => {
+                remains.lent.append(&mut self.take_queues_lent());
+                Ok(remains)
+            }
+            Err(mut failed) => {
+                failed.remains.lent.append(&mut self.take_queues_lent());
+                Err(failed)
+            }
+        }
+    }
+
+    /// Takes the NIC and its queues apart. The channels of the queues are closed with the first.
+    #[must_use]
+    pub fn into_parts(mut self) -> Remains<D> {
         self.forget_queues();
-        remains.lent.append(&mut self.nic.transmit.loans.take_orphans());
-        Ok(remains)
+        self.nic.into_parts()
+    }
+
+    /// The queues are at their end: what the host has not completed of what was lent on them.
+    fn take_queues_lent(&mut self) -> Vec<SharedPages> {
+        self.forget_queues();
+        self.nic.transmit.loans.take_orphans()
     }
 
     fn read(&mut self, now: Instant, sink: &mut dyn FnMut(&dyn Frame)) -> Result<(), NicError> {

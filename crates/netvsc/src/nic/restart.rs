@@ -43,8 +43,8 @@ pub(super) fn blank(config: &NicConfig) -> NicInfo {
     }
 }
 
-/// What a NIC that was started anew leaves behind: its last channel and buffers, and what it had lent. Unless it was stopped in order, the
-/// host may still use the buffers and read what was lent: keep all of it until it has let go of the channel and of the buffers' lists.
+/// What a NIC leaves behind that was started anew or taken apart: its last channel and buffers, and what it had lent. Unless it was stopped
+/// in order, the host may still use the buffers and read what was lent: keep all of it until it has let go of the channel and of the buffers' lists.
 #[derive(Debug)]
 pub struct Remains<D> {
     /// The channel.

@@ -48,7 +48,8 @@ pub enum SettingError {
     /// Start-up is not finished, or the NIC is on its way down.
     #[error("the NIC is not at work: expected start-up to be finished")]
     NotReady,
-    /// The same is being set already, and the host's answer is not [overdue](NicEvent::Overdue).
+    /// The same is being set already, and the host's answer is not [overdue](NicEvent::Overdue); or it is one that cannot be told
+    /// from a second (RESET, sub-channels).
     #[error("{0} is under way: expected the host's answer to it first")]
     UnderWay(Step),
     /// Not an address of a single station.
@@ -109,12 +110,6 @@ impl<D: Doorbell> Nic<D> {
 
     /// The host has dealt with a SET.
     pub(super) fn was_set(&mut self, oid: Oid, status: Status) {
-        if oid == Oid::CONFIG_PARAMETER {
-            let wanted = self.wanted_address.take();
-            if status == Status::SUCCESS {
-                self.config.address = wanted;
-            }
-        }
         if self.stage != Stage::Querying {
             self.events.push_back(NicEvent::Set { oid, status });
             return;
@@ -191,14 +186,15 @@ impl<D: Doorbell> Nic<D> {
 
     /// Asks for an address.
     pub(super) fn ask_address(&mut self, mac: MacAddress) {
-        self.wanted_address = Some(mac);
-        self.set(Oid::CONFIG_PARAMETER, &Parameter::address(mac).encode());
+        let value = Parameter::address(mac).encode();
+        self.set(Oid::CONFIG_PARAMETER, &value);
+        self.control.asks_for(mac);
     }
 
     /// Asks once more for the address that was set, if one was and it is not being asked for already.
     pub(super) fn restore_address(&mut self) {
         if let Some(mac) = self.config.address
-            && !self.waits.has(Step::Set(Oid::CONFIG_PARAMETER))
+            && !self.is_asked(Step::Set(Oid::CONFIG_PARAMETER))
         {
             self.ask_address(mac);
         }
@@ -207,7 +203,7 @@ impl<D: Doorbell> Nic<D> {
     /// Asks the host whether it is still there; [`NicEvent::Overdue`] if it does not answer.
     ///
     /// # Errors
-    /// [`SettingError`] if the NIC is not at work, or the last question was not answered.
+    /// [`SettingError`] if the NIC is not at work, or the last question was not answered and is not overdue.
     pub fn keep_alive(&mut self, now: Instant) -> Result<(), SettingError> {
         self.begin_setting(Step::KeepAlive, now)?;
         self.ask_alive();
@@ -219,7 +215,7 @@ impl<D: Doorbell> Nic<D> {
     /// Some hosts take this for an error and end the channel.
     ///
     /// # Errors
-    /// [`SettingError`] if the NIC is not at work, or the last one was not answered.
+    /// [`SettingError`] if the NIC is not at work, or the last one was not answered, however long ago that was: the answer names none.
     pub fn reset(&mut self, now: Instant) -> Result<(), SettingError> {
         self.begin_setting(Step::Reset, now)?;
         self.ask_reset();
@@ -250,9 +246,15 @@ impl<D: Doorbell> Nic<D> {
         if self.stage != Stage::Ready {
             return Err(SettingError::NotReady);
         }
-        // What the host has let wait for too long may be asked for again: its answer may be lost.
-        let waits = self.waits.has(step) && !self.waits.is_overdue(step);
-        if waits { Err(SettingError::UnderWay(step)) } else { Ok(()) }
+        if self.is_asked(step) { Err(SettingError::UnderWay(step)) } else { Ok(()) }
+    }
+
+    /// Whether the host was asked for this and may not be asked again yet. What it has let wait for too long may: its answer may be lost.
+    /// But not where a second answer would be taken for the first: an answer to RESET names no request, and sub-channels would be
+    /// allocated twice.
+    fn is_asked(&self, step: Step) -> bool {
+        let once = matches!(step, Step::Reset | Step::SubChannels);
+        self.waits.has(step) && (once || !self.waits.is_overdue(step))
     }
 
     pub(super) fn check_version(&self, step: Step) -> Result<(), SettingError> {

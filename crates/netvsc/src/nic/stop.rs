@@ -1,12 +1,11 @@
 //! The way down (PROTOCOL §7.6): no frames wanted, the path back, HALT, everything completed, buffers revoked.
 
 use vmbus::Instant;
-use vmbus::channel::{Channel, Doorbell};
-use vmbus::memory::SharedPages;
+use vmbus::channel::Doorbell;
 
 use super::receive::RECEIVE_BUFFER_ID;
 use super::start::SEND_BUFFER_ID;
-use super::{Nic, NicEvent, SharedBuffer, Stage, Step};
+use super::{Nic, NicEvent, Remains, Stage, Step};
 use crate::nvsp::GuestMessage;
 use crate::port::Path;
 use crate::rndis::PacketFilter;
@@ -71,11 +70,12 @@ impl<D: Doorbell> Nic<D> {
         }
     }
 
-    /// Takes the NIC apart. Unless it was [`NicEvent::Stopped`], the host may still use the buffers: keep them until it has
-    /// let go of their lists.
+    /// Takes the NIC apart.
     #[must_use]
-    pub fn into_parts(self) -> (Channel<SharedPages, D>, SharedBuffer, Option<SharedBuffer>) {
-        (self.link.channel, self.receive.buffer, Some(self.transmit.buffer))
+    pub fn into_parts(mut self) -> Remains<D> {
+        let lent = self.transmit.loans.take_lent();
+        let (receive, send) = (self.receive.buffer, Some(self.transmit.buffer));
+        Remains { channel: self.link.channel, receive, send, lent }
     }
 
     /// No frames come any more: the path goes back, if the host is on the VF or may be when it has answered.

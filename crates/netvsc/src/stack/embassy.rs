@@ -179,7 +179,7 @@ impl embassy_net_driver::RxToken for RxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, f: F) -> R {
         // The stack may answer in there, through the other token.
         let result = f(&mut self.frame);
-        self.frames.borrow_mut().spare.push(self.frame);
+        self.frames.borrow_mut().ends().1.give(self.frame);
         result
     }
 }
@@ -187,17 +187,21 @@ impl embassy_net_driver::RxToken for RxToken<'_> {
 /// Room for a frame that the stack sends.
 #[derive(Debug)]
 pub struct TxToken<'a> {
-    buffer: Vec<u8>,
     frames: &'a RefCell<Frames>,
 }
 
 impl embassy_net_driver::TxToken for TxToken<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
-        self.buffer.resize(len, 0);
-        let result = f(&mut self.buffer);
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut buffer = {
+            let mut frames = self.frames.borrow_mut();
+            let (_, spare, size) = frames.ends();
+            spare.take(size)
+        };
+        buffer.resize(len, 0);
+        let result = f(&mut buffer);
         let mut frames = self.frames.borrow_mut();
-        let work = frames.left().ask(&mut self.buffer);
-        frames.outgoing.push_back((self.buffer, work));
+        let work = frames.left().ask(&mut buffer);
+        frames.outgoing.push_back((buffer, work));
         frames.queued = true;
         if let Some(waker) = frames.card_waker.take() {
             waker.wake();
@@ -216,9 +220,9 @@ impl Driver for StackDriver {
             register(&mut frames.waker, context);
             return None;
         }
-        let (frame, buffer) = (frames.incoming.pop_front()?, frames.buffer());
+        let frame = frames.incoming.pop_front()?;
         let frames = &*self.0;
-        Some((RxToken { frame, frames }, TxToken { buffer, frames }))
+        Some((RxToken { frame, frames }, TxToken { frames }))
     }
 
     fn transmit(&mut self, context: &mut Context<'_>) -> Option<TxToken<'_>> {
@@ -227,8 +231,7 @@ impl Driver for StackDriver {
             register(&mut frames.waker, context);
             return None;
         }
-        let buffer = frames.buffer();
-        Some(TxToken { buffer, frames: &self.0 })
+        Some(TxToken { frames: &self.0 })
     }
 
     fn link_state(&mut self, context: &mut Context<'_>) -> LinkState {

@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::cell::RefCell;
 #[cfg(feature = "embassy")]
 use core::task::Waker;
 
@@ -54,7 +55,7 @@ pub struct Frames {
     pub(super) config: FramesConfig,
     pub(super) incoming: VecDeque<Vec<u8>>,
     pub(super) outgoing: VecDeque<(Vec<u8>, TxWork)>,
-    pub(super) spare: Vec<Vec<u8>>,
+    spare: Spare,
     dropped: u64,
     corrupt: u64,
     refused: u64,
@@ -70,6 +71,24 @@ pub struct Frames {
     pub(super) queued: bool,
 }
 
+/// Buffers that no frame is in. A stack has a frame and room for its answer at the same time, and takes the buffer of the answer only when
+/// there is one.
+#[derive(Debug, Default)]
+pub(super) struct Spare(RefCell<Vec<Vec<u8>>>);
+
+impl Spare {
+    pub(super) fn take(&self, size: usize) -> Vec<u8> {
+        let spare = self.0.borrow_mut().pop();
+        let mut buffer = spare.unwrap_or_else(|| Vec::with_capacity(size));
+        buffer.clear();
+        buffer
+    }
+
+    pub(super) fn give(&self, buffer: Vec<u8>) {
+        self.0.borrow_mut().push(buffer);
+    }
+}
+
 impl Frames {
     /// Empty queues, with the link up.
     #[must_use]
@@ -78,7 +97,7 @@ impl Frames {
             config,
             incoming: VecDeque::new(),
             outgoing: VecDeque::new(),
-            spare: Vec::new(),
+            spare: Spare::default(),
             dropped: 0,
             corrupt: 0,
             refused: 0,
@@ -92,11 +111,9 @@ impl Frames {
         }
     }
 
-    pub(super) fn buffer(&mut self) -> Vec<u8> {
-        let mut buffer =
-            self.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.config.frame_size));
-        buffer.clear();
-        buffer
+    /// The queue to the card, and the buffers, with the size that one needs.
+    pub(super) fn ends(&mut self) -> (&mut VecDeque<(Vec<u8>, TxWork)>, &Spare, usize) {
+        (&mut self.outgoing, &self.spare, self.config.frame_size)
     }
 
     /// Hands a received frame to the stack. One whose checksums are wrong, as the host found, is dropped: the stack would do
@@ -121,12 +138,12 @@ impl Frames {
             self.dropped += 1;
             return;
         }
-        let mut buffer = self.buffer();
+        let mut buffer = self.spare.take(self.config.frame_size);
         fill(&mut buffer);
         renew_checksums(&mut buffer, known);
         if self.config.trust && !received::may_pass(&buffer, known) {
             self.corrupt += 1;
-            self.spare.push(buffer);
+            self.spare.give(buffer);
             return;
         }
         self.incoming.push_back(buffer);
@@ -168,7 +185,7 @@ impl Frames {
     /// Removes the frame that [`Frames::front`] showed.
     pub fn pop(&mut self) {
         if let Some((buffer, _)) = self.outgoing.pop_front() {
-            self.spare.push(buffer);
+            self.spare.give(buffer);
             self.wake();
         }
     }

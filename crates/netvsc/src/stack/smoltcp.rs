@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use ::smoltcp::phy::{Checksum, Device as Phy, DeviceCapabilities, Medium, RxToken, TxToken};
 use ::smoltcp::time::Instant;
 
+use super::frames::Spare;
 use super::sums::Left;
 use super::{Card, Device, Frames};
 use crate::nic::TxWork;
@@ -17,10 +18,9 @@ impl Frames {
             return None;
         }
         let frame = self.incoming.pop_front()?;
-        let buffer = self.buffer();
         let left = self.left();
-        let Self { outgoing, spare, .. } = self;
-        Some((Received { frame, spare }, Room { buffer, queue: outgoing, left }))
+        let (queue, spare, size) = self.ends();
+        Some((Received { frame, spare }, Room { queue, spare, size, left }))
     }
 
     /// Room for a frame of the stack.
@@ -28,8 +28,9 @@ impl Frames {
         if self.is_full() {
             return None;
         }
-        let buffer = self.buffer();
-        Some(Room { buffer, left: self.left(), queue: &mut self.outgoing })
+        let left = self.left();
+        let (queue, spare, size) = self.ends();
+        Some(Room { queue, spare, size, left })
     }
 }
 
@@ -37,31 +38,33 @@ impl Frames {
 #[derive(Debug)]
 pub struct Received<'a> {
     frame: Vec<u8>,
-    spare: &'a mut Vec<Vec<u8>>,
+    spare: &'a Spare,
 }
 
 /// Room for a frame that the stack sends.
 #[derive(Debug)]
 pub struct Room<'a> {
-    buffer: Vec<u8>,
     queue: &'a mut VecDeque<(Vec<u8>, TxWork)>,
+    spare: &'a Spare,
+    size: usize,
     left: Left,
 }
 
 impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
         let result = f(&self.frame);
-        self.spare.push(self.frame);
+        self.spare.give(self.frame);
         result
     }
 }
 
 impl TxToken for Room<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
-        self.buffer.resize(len, 0);
-        let result = f(&mut self.buffer);
-        let work = self.left.ask(&mut self.buffer);
-        self.queue.push_back((self.buffer, work));
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut buffer = self.spare.take(self.size);
+        buffer.resize(len, 0);
+        let result = f(&mut buffer);
+        let work = self.left.ask(&mut buffer);
+        self.queue.push_back((buffer, work));
         result
     }
 }

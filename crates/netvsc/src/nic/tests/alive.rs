@@ -5,7 +5,9 @@ use std::time::Duration;
 use std::vec;
 
 use super::host::*;
+use crate::mac::MacAddress;
 use crate::nic::*;
+use crate::nvsp::{self, HostMessage};
 use crate::rndis::object::encode_friendly_name;
 use crate::rndis::{self, Oid, PacketFilter};
 
@@ -142,6 +144,106 @@ fn what_the_host_has_not_answered_in_time_may_be_asked_for_again() {
         answer(&mut rig, last - old, status);
     }
     assert_eq!(rig.nic.stats().bad.reply, 15);
+}
+
+#[test]
+fn where_a_second_answer_would_be_taken_for_the_first_nothing_is_asked_twice() {
+    let late = NicConfig::default().deadline;
+    let config = NicConfig { queues: 4, ..NicConfig::default() };
+    let mut rig = ready_of(Shape { config, ..Shape::default() });
+    rig.nic.request_queues(3, rig.now).unwrap();
+    let [id] = rig.ask_sub_channels()[..] else { panic!("asked once") };
+    rig.pass(late);
+    assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::SubChannels }]);
+    let again = rig.nic.request_queues(3, rig.now);
+    assert_eq!(again, Err(SettingError::UnderWay(Step::SubChannels)));
+    let granted = HostMessage::SubChannels { status: nvsp::Status::SUCCESS, count: 3 };
+    rig.complete(id, &granted.encode(rig.version()));
+    rig.settle();
+    assert_eq!(rig.events(), [NicEvent::QueuesGranted { count: 3 }]);
+    rig.nic.reset(rig.now).unwrap();
+    rig.settle();
+    rig.pass(late);
+    assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::Reset }]);
+    assert_eq!(rig.nic.reset(rig.now), Err(SettingError::UnderWay(Step::Reset)));
+    let status = rndis::Status::SUCCESS;
+    rig.say(&rndis::HostMessage::ResetComplete { status, addressing_reset: false });
+    rig.settle();
+    assert_eq!(rig.events(), [NicEvent::Reset { status }]);
+    assert_eq!(rig.nic.reset(rig.now), Ok(()));
+    assert_eq!((rig.nic.stats().late, rig.nic.stats().bad.total()), (2, 0));
+}
+
+#[test]
+fn the_address_is_what_the_host_agreed_to_last_however_late_it_said_so() {
+    let [first, second] = [2, 4].map(|last| MacAddress([2, 0, 0, 0, 0, last]));
+    let status = |good| if good { rndis::Status::SUCCESS } else { rndis::Status::FAILURE };
+    for (first_good, second_good, address) in [
+        (true, true, Some(second)),
+        (true, false, Some(first)),
+        (false, true, Some(second)),
+        (false, false, None),
+    ] {
+        let mut rig = ready();
+        rig.held.rndis = true;
+        rig.nic.set_mac(first, rig.now).unwrap();
+        rig.settle();
+        let asked = rig.last_request();
+        rig.pass(NicConfig::default().deadline);
+        rig.nic.set_mac(second, rig.now).unwrap();
+        rig.settle();
+        for (request_id, good) in [(asked, first_good), (rig.last_request(), second_good)] {
+            rig.say(&rndis::HostMessage::SetComplete { request_id, status: status(good) });
+        }
+        rig.settle();
+        assert_eq!(rig.nic.config().address, address);
+        let set = NicEvent::Set { oid: Oid::CONFIG_PARAMETER, status: status(second_good) };
+        assert_eq!(rig.events().last(), Some(&set));
+    }
+}
+
+#[test]
+fn an_address_is_restored_although_another_was_asked_for_in_vain() {
+    let [first, second] = [2, 4].map(|last| MacAddress([2, 0, 0, 0, 0, last]));
+    let mut rig = ready();
+    rig.nic.set_mac(first, rig.now).unwrap();
+    rig.settle();
+    rig.held.rndis = true;
+    rig.nic.set_mac(second, rig.now).unwrap();
+    rig.settle();
+    rig.pass(NicConfig::default().deadline);
+    rig.held.rndis = false;
+    rig.asked.clear();
+    rig.nic.reset(rig.now).unwrap();
+    rig.settle();
+    let status = rndis::Status::SUCCESS;
+    rig.say(&rndis::HostMessage::ResetComplete { status, addressing_reset: true });
+    rig.settle();
+    let set: vec::Vec<_> = rig.asked.iter().filter_map(|(_, oid, _)| *oid).collect();
+    assert_eq!(set, [Oid::CONFIG_PARAMETER, Oid::CURRENT_PACKET_FILTER]);
+    assert_eq!(rig.nic.config().address, Some(first));
+}
+
+// Nothing that waits is sent either: the host has never completed the last message.
+#[test]
+fn what_waits_for_a_host_that_takes_no_control_messages_is_bounded() {
+    let mut rig = asking();
+    rig.asked.clear();
+    rig.held.rndis = true;
+    let filters = [PacketFilter::DIRECTED, PacketFilter::PROMISCUOUS];
+    for round in 0..100 {
+        rig.nic.set_packet_filter(filters[round % 2], rig.now).unwrap();
+        rig.nic.set_mac(MacAddress([2, 0, 0, 0, 0, round as u8]), rig.now).unwrap();
+        rig.pass(NicConfig::default().deadline.max(SILENCE));
+    }
+    rig.settle();
+    // The first went at once; of the others the newest are left.
+    let filter = |wanted: PacketFilter| wanted.bits().to_le_bytes().to_vec();
+    let kinds: vec::Vec<_> = rig.asked.iter().map(|(_, oid, _)| *oid).collect();
+    let set = Some(Oid::CURRENT_PACKET_FILTER);
+    assert_eq!(kinds, [set, None, set, Some(Oid::CONFIG_PARAMETER)]);
+    assert_eq!(rig.asked[0].2, filter(filters[0]));
+    assert_eq!(rig.asked[2].2, filter(filters[1]));
 }
 
 #[test]

@@ -386,6 +386,25 @@ fn pages_go_with_what_is_left_when_a_nic_begins_anew_whether_that_works_or_not()
 }
 
 #[test]
+fn pages_go_with_what_is_left_when_a_nic_is_taken_apart_before_the_host_has_answered() {
+    let (mut rig, memory) = lender(Shape::default());
+    rig.held.frames = true;
+    let paged = Paged::new(&memory, 14, &[(0, 400)]);
+    assert_eq!(paged.send(&mut rig, 1), Ok(Lending::Lent));
+    rig.nic.shutdown(rig.now);
+    rig.settle();
+    rig.pass(NicConfig::default().deadline);
+    assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::Drain }]);
+    rig.memory.clear();
+    let weak = memory.downgrade();
+    drop((memory, paged));
+    let remains = rig.nic.into_parts();
+    assert_eq!((remains.lent.len(), weak.is_alive()), (1, true), "the host may still read");
+    drop(remains);
+    assert!(!weak.is_alive());
+}
+
+#[test]
 fn a_broken_ring_gives_back_what_was_lent() {
     let (mut rig, memory) = lender(Shape::default());
     rig.held.frames = true;

@@ -44,7 +44,7 @@ fn a_nic_goes_down_in_the_order_of_the_protocol() {
     assert_eq!((rig.try_poll(), rig.nic.poll_deadline()), (Ok(()), None));
     rig.nic.shutdown(rig.now);
     assert!(rig.events().is_empty(), "once");
-    let (_, receive, send) = rig.nic.into_parts();
+    let Remains { receive, send, .. } = rig.nic.into_parts();
     assert_eq!((receive.pages.pages(), send.unwrap().pages.pages()), (32, 12));
 }
 
@@ -129,6 +129,30 @@ fn a_switch_that_is_not_completed_is_reported_on_the_way_down_too() {
         rig.settle();
         assert_eq!(rig.events().last(), Some(&NicEvent::Stopped));
     }
+}
+
+#[test]
+fn the_way_back_does_not_wait_for_switches_that_are_late() {
+    let patience = NicConfig::default().switch_deadline;
+    let mut rig = ready();
+    rig.held.switches = true;
+    for path in [Path::Synthetic, Path::Vf] {
+        rig.nic.switch_data_path(path, rig.now);
+        rig.settle();
+        rig.pass(patience);
+        assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::Switch(path) }]);
+    }
+    rig.said.clear();
+    rig.nic.shutdown(rig.now);
+    rig.settle();
+    let back = GuestMessage::SwitchDataPath(DataPath::SYNTHETIC);
+    assert_eq!(rig.said.last(), Some(&back), "as soon as the filter is answered");
+    rig.pass(patience);
+    assert_eq!(rig.events(), [NicEvent::Overdue { step: Step::Switch(Path::Synthetic) }]);
+    let last = rig.waiting.pop_back().unwrap();
+    rig.complete(last, &[]);
+    rig.settle();
+    assert_eq!(rig.events().last(), Some(&NicEvent::Stopped));
 }
 
 #[test]
