@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Serialize;
 use vmbus::Instant;
+use vmbus::time::earliest;
 
 use crate::error::Error;
 use crate::inspect::args::{OutputArgs, SourceArgs};
@@ -28,6 +29,8 @@ use crate::units::Span;
 
 /// How often everything is looked at, whatever was heard. The only reason to wake up on an idle machine.
 const ROUND: Duration = Duration::from_secs(60);
+/// And how often while nothing but counters can tell that a NIC is accelerated.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is said at length about the verb.
 pub const LONG: &str = "\
@@ -39,8 +42,8 @@ which needs CAP_SYSLOG; without it those states are unknown. Events that the ker
 looking at everything anew.
 
 With --until settled it ends once every NIC is accelerated or has no VF to wait for, as a unit may need that begins behind it. Where the \
-kernel log does not tell, a NIC whose counters show frames that go through its VF is accelerated; where they do not either, waiting \
-would show nothing, and it fails.
+kernel log does not tell, a NIC whose counters show frames that go through its VF is accelerated; where they do not either, it waits \
+for them until --timeout, and fails at once without one.
 
 With --sysfs-root there is nothing to wait for: what the kernel log of that guest tells of the past is printed, then \
 each NIC with its state.";
@@ -254,10 +257,11 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
         let end = Instant::ZERO + snapshot.uptime.or(snapshot.log.newest).unwrap_or_default();
         let mut watch = Watch::new(snapshot, end);
         teller.drain(&mut watch)?;
-        if args.until.is_some() && !settled(&watch)? {
-            return Err(late(&watch));
-        }
-        return Ok(());
+        return match args.until.map_or(Settled::Yes, |Until::Settled| settled(&watch)) {
+            Settled::Yes => Ok(()),
+            Settled::No => Err(late(&watch)),
+            Settled::Untold(error) => Err(error),
+        };
     }
     let deadline = args.timeout.map(|Span(span)| now() + span);
     let stop = stop_signal()?;
@@ -278,13 +282,18 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
     let mut watch = Watch::new(snapshot, now());
     teller.drain(&mut watch)?;
     while !teller.alone {
-        if args.until.is_some() && settled(&watch)? {
-            break;
-        }
-        if deadline.is_some_and(|end| now() >= end) {
-            return Err(late(&watch));
-        }
-        let (stopped, round) = wait(&ears, stop.as_fd(), deadline)?;
+        let over = deadline.is_some_and(|end| now() >= end);
+        let settled = args.until.map(|Until::Settled| settled(&watch));
+        let (stopped, round) = match settled {
+            Some(Settled::Yes) => break,
+            Some(Settled::Untold(error)) if over || deadline.is_none() => return Err(error),
+            _ if over => return Err(late(&watch)),
+            Some(Settled::Untold(_)) => {
+                let look = earliest(deadline, Some(now() + LOOK));
+                wait(&ears, stop.as_fd(), look)?
+            }
+            _ => wait(&ears, stop.as_fd(), deadline)?,
+        };
         let again = listen(&mut ears, &mut watch)?;
         match again {
             Again::No if !round => watch.settle(now()),
@@ -302,14 +311,19 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
 }
 
 /// Whether all NICs are as they will stay.
-///
-/// # Errors
-/// [`Error::Untold`] if none waits for a VF but those of which nobody can tell: the log would have told already, and counters do not.
-fn settled(watch: &Watch) -> Result<bool, Error> {
+enum Settled {
+    Yes,
+    /// Some NIC waits for a VF.
+    No,
+    /// None does but those of which nobody can tell: the log would have told already, and counters do not.
+    Untold(Error),
+}
+
+fn settled(watch: &Watch) -> Settled {
     match watch.unsettled() {
-        None => return Ok(true),
+        None => return Settled::Yes,
         Some((_, State::Unknown)) => {}
-        Some(_) => return Ok(false),
+        Some(_) => return Settled::No,
     }
     let mut snapshot = watch.snapshot().clone();
     let why = if snapshot.log.read {
@@ -322,7 +336,8 @@ fn settled(watch: &Watch) -> Result<bool, Error> {
         watch_counters(&mut snapshot, INTERVAL);
     }
     let counted = Watch::new(snapshot, now());
-    counted.unsettled().map_or(Ok(true), |(nic, _)| Err(Error::Untold { nic: plain(nic), why }))
+    let untold = |(nic, _)| Settled::Untold(Error::Untold { nic: plain(nic), why });
+    counted.unsettled().map_or(Settled::Yes, untold)
 }
 
 /// That there is a NIC which still waits for a VF.
