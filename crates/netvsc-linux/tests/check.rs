@@ -60,6 +60,7 @@ fn slept() -> Guest {
     ] {
         guest.say_nic(at, &nic, text);
     }
+    guest.say(100_600, "PM: hibernation: hibernation entry", None);
     guest
 }
 
@@ -86,6 +87,11 @@ fn what_the_kernel_said_before_it_slept_is_no_older_for_that() {
         let report = report(&guest);
         assert_eq!((rows(&report), &*undecided(&report)), (expected, open), "{clock}");
     }
+    // One that is known to have been awake was silent for all of that time.
+    let awake = slept();
+    let log = std::fs::read_to_string(awake.path("dev/kmsg")).expect("a log");
+    awake.write("dev/kmsg", &log.replace("hibernation entry", "Image not found"));
+    assert_eq!(rows(&report(&awake)), associated("critical"));
     // What the log itself shows to be old is old.
     let mut guest = slept();
     guest.say(7_200_000, "something else", None);

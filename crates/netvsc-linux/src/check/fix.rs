@@ -193,7 +193,7 @@ impl Fix {
         Self { text: text.into(), safe: !steps.is_empty(), steps }
     }
 
-    /// Steps that cost traffic for a moment, so that a person has to take them.
+    /// Steps that cost traffic for a moment, or undo what somebody may have wanted, so that a person has to take them.
     pub(super) fn rough(text: impl Into<String>, steps: Vec<Step>) -> Self {
         Self { text: text.into(), steps, safe: false }
     }

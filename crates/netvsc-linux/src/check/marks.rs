@@ -6,8 +6,11 @@ use super::guest::Guest;
 use super::rules::{self, Obsolete};
 use crate::inventory::{ConfigFile, ConfigKind};
 
+/// A rule and its file.
+type OfFile<'g> = (&'g ConfigFile, rules::Rule<'g>);
+
 /// Rules that tell managers to leave VFs alone, with their files. Many others tell them to leave other interfaces alone.
-fn marking<'g>(guest: &Guest<'g>) -> Vec<(&'g ConfigFile, rules::Rule<'g>)> {
+fn marking<'g>(guest: &Guest<'g>) -> Vec<OfFile<'g>> {
     // One that has no synthetic NIC counts as well: a rule that takes it is the fault.
     let ports: Vec<_> = guest.relations.ports.iter().map(rules::Seen::of).collect();
     guest
@@ -15,6 +18,17 @@ fn marking<'g>(guest: &Guest<'g>) -> Vec<(&'g ConfigFile, rules::Rule<'g>)> {
         .flat_map(|file| rules::rules(&file.text).into_iter().map(move |rule| (file, rule)))
         .filter(|(_, rule)| rule.marks() && ports.iter().any(|port| rule.may_mean(port)))
         .collect()
+}
+
+/// What is obsolete about one of these rules, beside the others of its file.
+fn obsolete(
+    (file, rule): &OfFile<'_>,
+    marking: &[OfFile<'_>],
+    vfs: &[rules::Seen<'_>],
+) -> Option<Obsolete> {
+    let same = marking.iter().filter(|(other, _)| other.path == file.path);
+    let same: Vec<_> = same.map(|(_, rule)| rule).collect();
+    rule.obsolete(vfs, &same)
 }
 
 /// VFs as rules see them.
@@ -31,8 +45,9 @@ pub(super) fn rule_old(guest: &Guest<'_>, out: &mut Outcome) {
     let vfs = seen(guest);
     let mut told: Vec<&str> = Vec::new();
     let marking = marking(guest);
-    for (file, rule) in &marking {
-        let Some(why) = rule.obsolete(&vfs) else { continue };
+    for of_file in &marking {
+        let (file, rule) = of_file;
+        let Some(why) = obsolete(of_file, &marking, &vfs) else { continue };
         if told.contains(&file.path.as_str()) {
             continue;
         }
@@ -63,17 +78,15 @@ pub(super) fn rule_old(guest: &Guest<'_>, out: &mut Outcome) {
 pub(super) fn rule_dup(guest: &Guest<'_>, out: &mut Outcome) {
     let rules = marking(guest);
     let vfs = seen(guest);
-    let disagree = |a: &(&ConfigFile, rules::Rule<'_>), b: &(&ConfigFile, rules::Rule<'_>)| {
-        a.0.path != b.0.path
-            && a.1.conditions() != b.1.conditions()
-            && (a.1.obsolete(&vfs).is_some() || b.1.obsolete(&vfs).is_some())
+    let old = |of_file: &OfFile<'_>| obsolete(of_file, &rules, &vfs).is_some();
+    let disagree = |a: &OfFile<'_>, b: &OfFile<'_>| {
+        a.0.path != b.0.path && a.1.conditions() != b.1.conditions() && (old(a) || old(b))
     };
     for (at, first) in rules.iter().enumerate() {
         let Some(second) = rules.iter().skip(at + 1).find(|second| disagree(first, second)) else {
             continue;
         };
-        let (old, new) =
-            if first.1.obsolete(&vfs).is_some() { (first, second) } else { (second, first) };
+        let (old, new) = if old(first) { (first, second) } else { (second, first) };
         let text =
             format!("{} and {} both mark VFs, by different conditions", old.0.path, new.0.path);
         let finding = Finding::new(Severity::Warn, old.0.path.clone(), text)

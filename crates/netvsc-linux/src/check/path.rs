@@ -81,14 +81,15 @@ fn synthetic(guest: &Guest<'_>, out: &mut Outcome) {
 /// Has the kernel ask the host for the VF's path, which it does when a VF goes up.
 fn up(port: &VfPort<'_>, down: bool) -> Fix {
     let vf = &port.link.name;
-    let words = if down {
-        format!("ip link set dev {vf} up, and find out who set it down")
-    } else {
-        "set the VF down and up, so that the kernel asks the host again".to_owned()
-    };
-    let states: &[bool] = if down { &[true] } else { &[false, true] };
-    let step = |up: &bool| Some(Step::Up { link: guest::name(port.link)?, up: *up });
-    Fix::safe(words, states.iter().filter_map(step).collect())
+    let step = |up: bool| Some(Step::Up { link: guest::name(port.link)?, up });
+    let steps = |states: &[bool]| states.iter().filter_map(|up| step(*up)).collect();
+    if down {
+        // Whoever set it down may have had a reason.
+        let words = format!("ip link set dev {vf} up, and find out who set it down");
+        return Fix::rough(words, steps(&[true]));
+    }
+    let words = "set the VF down and up, so that the kernel asks the host again";
+    Fix::safe(words, steps(&[false, true]))
 }
 
 fn frozen(guest: &Guest<'_>, out: &mut Outcome) {

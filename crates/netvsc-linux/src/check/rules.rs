@@ -196,19 +196,28 @@ impl<'a> Rule<'a> {
         self.has(|key, _| key == ROLE || matches!(key, "ATTR{flags}" | "ATTRS{flags}"))
     }
 
-    /// What is obsolete about it, in a guest with these VFs.
-    pub(super) fn obsolete(&self, vfs: &[Seen<'_>]) -> Option<Obsolete> {
+    /// Whether it marks a VF at an event, as far as that is known.
+    fn takes(&self, vf: &Seen<'_>, event: &str) -> bool {
+        let holds = |part: &Part<'_>| vf.holds(part, event) != Some(false);
+        self.marks() && self.may_hold(vf, event) && self.needs().all(holds)
+    }
+
+    /// What is obsolete about it, in a guest with these VFs. What it leaves out may be what another rule of its file is for: one for
+    /// every driver, or for every event.
+    pub(super) fn obsolete(&self, vfs: &[Seen<'_>], file: &[&Rule<'_>]) -> Option<Obsolete> {
         if !self.marks() {
             return None;
         }
-        if vfs.iter().any(|vf| self.may_hold(vf, "add") && !self.may_hold(vf, "change")) {
+        let left = |vf: &&Seen<'_>| !file.iter().any(|rule| rule.takes(vf, "change"));
+        let mut left_out = vfs.iter().filter(left);
+        if left_out.clone().any(|vf| self.may_hold(vf, "add") && !self.may_hold(vf, "change")) {
             return Some(Obsolete::AddOnly);
         }
         let bus = |key: &str, value: &str| key == "DRIVERS" && any_fits(value, "hv_pci");
         if self.has(bus) && !self.decides() {
             return Some(Obsolete::BusAlone);
         }
-        let lacking = self.needs().find_map(|part| vfs.iter().find_map(|vf| vf.lacks(part)));
+        let lacking = left_out.find_map(|vf| self.needs().find_map(|part| vf.lacks(part)));
         lacking.map(|driver| Obsolete::DriverMissing(driver.to_owned()))
     }
 
@@ -322,7 +331,7 @@ mod tests {
         let text = format!("SUBSYSTEM==\"net\", {conditions}, {MARK}");
         let rules = rules(&text);
         assert_eq!(rules.len(), 1);
-        rules[0].obsolete(&seen(drivers))
+        rules[0].obsolete(&seen(drivers), &[&rules[0]])
     }
 
     /// The only rule of a file that marks.
@@ -353,7 +362,29 @@ mod tests {
         assert_eq!(obsolete(list, &vfs), Some(Obsolete::DriverMissing("mana".into())));
         assert_eq!(obsolete(list, &["mlx5_core"]), None);
         assert_eq!(obsolete("ACTION==\"add|change|move\", ATTR{flags}==\"x\"", &vfs), None);
-        assert!(rules("ACTION==\"add\", NAME=\"x\"")[0].obsolete(&seen(&vfs)).is_none());
+        assert!(rules("ACTION==\"add\", NAME=\"x\"")[0].obsolete(&seen(&vfs), &[]).is_none());
+    }
+
+    #[test]
+    fn what_a_rule_leaves_out_another_of_its_file_may_take() {
+        let judged = |lines: &[&str], drivers: &[&str]| {
+            let text: Vec<_> = lines.iter().map(|line| format!("{line}, {MARK}")).collect();
+            let text = text.join("\n");
+            let rules = rules(&text);
+            let file: Vec<_> = rules.iter().collect();
+            let found = rules.iter().find_map(|rule| rule.obsolete(&seen(drivers), &file));
+            found
+        };
+        let by_driver = ["ENV{ID_NET_DRIVER}==\"mana\"", "ENV{ID_NET_DRIVER}==\"mlx5_core\""];
+        assert_eq!(judged(&by_driver, &["mlx5_core", "mana"]), None);
+        let lacks = Some(Obsolete::DriverMissing("iavf".into()));
+        assert_eq!(judged(&by_driver, &["mlx5_core", "iavf"]), lacks);
+        let by_event = ["ACTION==\"add\"", "ACTION==\"change|move\""];
+        assert_eq!(judged(&by_event, &["mana"]), None);
+        assert_eq!(judged(&by_event[..1], &["mana"]), Some(Obsolete::AddOnly));
+        // For another VF, that is of no use.
+        let other = ["ACTION==\"add\"", "ENV{ID_NET_DRIVER}==\"mana\", ACTION==\"change\""];
+        assert_eq!(judged(&other, &["mana", "mlx5_core"]), Some(Obsolete::AddOnly));
     }
 
     #[test]
@@ -390,13 +421,13 @@ mod tests {
         };
         let vfs = seen(&["mlx5_core"]);
         let flagged = file("ATTR{flags}!=\"0x?[89ABCDEF]??\"");
-        assert_eq!(marking(&flagged).obsolete(&vfs), None);
+        assert_eq!(marking(&flagged).obsolete(&vfs, &[]), None);
         let add = file("ACTION!=\"add\"");
-        assert_eq!(marking(&add).obsolete(&vfs), Some(Obsolete::AddOnly));
+        assert_eq!(marking(&add).obsolete(&vfs, &[]), Some(Obsolete::AddOnly));
         let several = file("SUBSYSTEM==\"net\", ACTION!=\"add\"");
-        assert_eq!(marking(&several).obsolete(&vfs), Some(Obsolete::AddOnly));
+        assert_eq!(marking(&several).obsolete(&vfs, &[]), Some(Obsolete::AddOnly));
         let list = file("ENV{ID_NET_DRIVER}!=\"mana\"").replace("hv_pci", "?*");
-        assert_eq!(marking(&list).obsolete(&seen(&["mana"])), Some(Obsolete::BusAlone));
+        assert_eq!(marking(&list).obsolete(&seen(&["mana"]), &[]), Some(Obsolete::BusAlone));
         for over in
             ["SUBSYSTEM==\"net\"", "ENV{INTERFACE}==\"enP*\"", "ENV{ID_NET_DRIVER}!=\"veth\""]
         {

@@ -14,7 +14,7 @@ use super::tree::{ATTRIBUTE_LIMIT, Tree};
 pub(super) const FILE: &str = "netvsc/clock";
 /// What is there where nobody knew.
 const UNKNOWN: &str = "unknown";
-/// By how much `/proc/uptime` may be ahead of the newest record: the kernel may have been silent, or asleep.
+/// By how much `/proc/uptime` may be ahead of the newest record where the log does not tell whether the kernel was silent or asleep.
 const SILENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// Now, on the clock of the kernel log.
@@ -35,8 +35,10 @@ pub(super) fn of_tree(tree: &mut Tree, log: &KernelLog) -> Option<Duration> {
     let text = uptime?;
     let seconds: f64 = text.split_whitespace().next()?.parse().ok()?;
     let uptime = Duration::try_from_secs_f64(seconds).ok()?;
-    let ahead = log.newest.is_some_and(|newest| uptime.saturating_sub(newest) > SILENCE);
-    (!ahead).then_some(uptime)
+    let silent = log.newest.is_some_and(|newest| uptime.saturating_sub(newest) > SILENCE);
+    // A whole log that says nothing of sleep is one of a machine on which nothing happened.
+    let asleep = silent && (log.slept || !log.complete);
+    (!asleep).then_some(uptime)
 }
 
 /// What [`of_tree`] reads.

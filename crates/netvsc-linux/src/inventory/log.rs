@@ -96,6 +96,8 @@ pub struct KernelLog {
     pub complete: bool,
     /// How often records were overwritten before they were read.
     pub lost: u64,
+    /// Whether the kernel said that it was suspended or hibernated, during which its clock stood still.
+    pub slept: bool,
     /// When the newest record was written, whatever it is about.
     pub newest: Option<Duration>,
     /// The lines that were understood, oldest first.
@@ -288,6 +290,7 @@ impl Reader {
             self.log.complete = head.sequence.map_or(head.at.is_zero(), |number| number == 0);
         }
         self.log.newest = self.log.newest.max(Some(head.at));
+        self.log.slept |= head.kernel && sleeps(head.text);
         if head.kernel {
             self.pending = Some((head.at, head.text.to_owned(), subject(head.text)));
         }
@@ -306,6 +309,15 @@ impl Reader {
         self.log.complete &= self.log.read && self.log.lost == 0;
         self.log
     }
+}
+
+/// Whether the kernel goes to sleep or comes out of it (`kernel/power`: "PM: suspend entry", "PM: hibernation: hibernation exit").
+fn sleeps(text: &str) -> bool {
+    text.strip_prefix("PM: ").is_some_and(|said| {
+        ["suspend", "hibernation"]
+            .iter()
+            .any(|how| ["entry", "exit"].iter().any(|end| said.contains(&format!("{how} {end}"))))
+    })
 }
 
 struct Head<'a> {

@@ -291,6 +291,7 @@ pub const HEALTHY: &[Healthy] = &[
     ("without_hyperv", Guest::without_hyperv),
     ("managed_well", managed_well),
     ("guarded_rule", guarded_rule),
+    ("rules_by_driver", rules_by_driver),
     ("left_alone_by_section", || {
         left_alone("[device-azure]\nmatch-device=driver:mlx5_core;driver:mlx4_core\nmanaged=0")
     }),
@@ -334,6 +335,22 @@ fn guarded_rule() -> Guest {
         "SUBSYSTEM!=\"net\", GOTO=\"end\"\nACTION==\"remove\", GOTO=\"end\"\n\
          ATTR{flags}!=\"0x?[89ABCDEF]??\", GOTO=\"end\"\n\
          DRIVERS==\"hv_pci\", ENV{NM_UNMANAGED}=\"1\"\nLABEL=\"end\"",
+    );
+    guest
+}
+
+/// A rule for every driver that a VF of Azure may have.
+fn rules_by_driver() -> Guest {
+    let (guest, _) = azure();
+    let rule = |driver| {
+        format!(
+            "SUBSYSTEM==\"net\", ENV{{ID_NET_DRIVER}}==\"{driver}\", ATTR{{flags}}==\"0x?[89ABCDEF]??\", \
+             ENV{{AZURE_UNMANAGED_SRIOV}}=\"1\", ENV{{NM_UNMANAGED}}=\"1\"\n"
+        )
+    };
+    guest.write(
+        &format!("{RULES}/10-azure-unmanaged-sriov.rules"),
+        &["mana", "mlx4_en", "mlx5_core"].map(rule).concat(),
     );
     guest
 }
