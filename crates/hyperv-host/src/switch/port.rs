@@ -1,17 +1,19 @@
 //! One port of the switch: a NIC's two sides on one end, the wire to its peer on the other.
 
+mod side;
 mod whole;
-
-use std::collections::VecDeque;
 
 use super::{Path, Uncut};
 use vmbus::Instant;
 use vmbus::time::earliest;
 
-use super::counters::{DropCause, PortCounters, SideCounters};
+use super::counters::{DropCause, PortCounters};
 use super::frame::{self, ETHERNET_HEADER};
 use super::spread::Spread;
 use super::wire::{Wire, WireConfig};
+
+use self::side::Side;
+pub use self::side::{Queued, SideState};
 
 /// Frame buffers kept for reuse per port.
 const SPARE_BUFFERS: usize = 1024;
@@ -56,17 +58,6 @@ impl Default for PortConfig {
     }
 }
 
-/// Whether frames can be delivered on a side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SideState {
-    /// There is no such side: a VF that is not attached. Frames for it go to the synthetic side.
-    Absent,
-    /// The side is there and nobody receives: frames for it are dropped and counted.
-    Down,
-    /// Frames are queued for the guest.
-    Up,
-}
-
 /// What became of a frame handed to the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a busy switch has not taken the frame"]
@@ -77,104 +68,6 @@ pub enum Offered {
     Busy,
     /// Taken, dropped and counted.
     Dropped(DropCause),
-}
-
-/// A frame that waited for the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Queued {
-    /// The frame. Give it back with [`SwitchPort::recycle`].
-    pub frame: Vec<u8>,
-    /// The hash that chose its queue, if it has one.
-    pub hash: Option<u32>,
-    /// How it is to be cut, if it is a segment: for a VF whose driver cuts, or a NIC that gathers.
-    pub uncut: Option<Uncut>,
-}
-
-#[derive(Debug, Default)]
-struct SideQueue {
-    frames: VecDeque<Queued>,
-    bytes: usize,
-}
-
-impl SideQueue {
-    fn pop(&mut self) -> Option<Queued> {
-        let queued = self.frames.pop_front()?;
-        self.bytes -= queued.frame.len();
-        Some(queued)
-    }
-
-    fn is_full(&self, more: usize, capacity: usize) -> bool {
-        !self.frames.is_empty() && self.bytes + more > capacity
-    }
-}
-
-#[derive(Debug)]
-struct Side {
-    state: SideState,
-    /// At least one.
-    queues: Vec<SideQueue>,
-    /// Frames in all queues.
-    waiting: usize,
-    /// Something changed that this side's service should look at.
-    wake: bool,
-    /// A frame of this side was turned away.
-    turned_away: bool,
-    counters: SideCounters,
-}
-
-impl Side {
-    fn new(state: SideState) -> Self {
-        Self {
-            state,
-            queues: vec![SideQueue::default()],
-            waiting: 0,
-            wake: false,
-            turned_away: false,
-            counters: SideCounters {
-                from_guest: 0,
-                from_guest_bytes: 0,
-                to_guest: 0,
-                to_guest_bytes: 0,
-                busy: 0,
-                queued: 0,
-            },
-        }
-    }
-
-    /// A number of a queue that exists.
-    fn number(&self, queue: u16) -> usize {
-        usize::from(queue).min(self.queues.len() - 1)
-    }
-
-    fn push(&mut self, queue: u16, queued: Queued) {
-        let number = self.number(queue);
-        let queue = &mut self.queues[number];
-        queue.bytes += queued.frame.len();
-        queue.frames.push_back(queued);
-        self.waiting += 1;
-        self.wake = true;
-    }
-
-    fn push_front(&mut self, queue: u16, queued: Queued) {
-        let number = self.number(queue);
-        let queue = &mut self.queues[number];
-        queue.bytes += queued.frame.len();
-        queue.frames.push_front(queued);
-        self.waiting += 1;
-    }
-
-    fn pop_from(&mut self, queue: u16) -> Option<Queued> {
-        let queued = self.queues.get_mut(usize::from(queue))?.pop()?;
-        self.waiting -= 1;
-        Some(queued)
-    }
-
-    /// Takes any frame; those of one queue in their order.
-    fn pop(&mut self) -> Option<Queued> {
-        let queued = self.queues.iter_mut().find_map(SideQueue::pop)?;
-        self.waiting -= 1;
-        Some(queued)
-    }
 }
 
 /// One port: what the NIC service and the VF device of one NIC share.
@@ -322,7 +215,7 @@ impl SwitchPort {
     #[must_use]
     pub fn peek_for_guest(&mut self, path: Path, now: Instant) -> Option<&[u8]> {
         self.poll(now);
-        self.side(path).queues.first()?.frames.front().map(|queued| queued.frame.as_slice())
+        self.side(path).front(0).map(|queued| queued.frame.as_slice())
     }
 
     /// Takes the next frame for the guest on `path`, from queue 0. From here on it is the caller's.
@@ -342,7 +235,7 @@ impl SwitchPort {
     /// The next frame in a queue of the synthetic side, left in place.
     #[must_use]
     pub fn peek_queue(&self, queue: u16) -> Option<&Queued> {
-        self.synthetic.queues.get(usize::from(queue))?.frames.front()
+        self.synthetic.front(queue)
     }
 
     /// Takes the next frame of a queue of the synthetic side. From here on it is the caller's. Only [`Self::poll`] moves
@@ -365,15 +258,13 @@ impl SwitchPort {
     /// of one conversation keep their order.
     pub fn set_queues(&mut self, count: u16, spread: Option<Spread>) {
         let count = usize::from(count.max(1));
-        let old = std::mem::take(&mut self.synthetic.queues);
-        self.synthetic.queues.resize_with(count, SideQueue::default);
-        self.synthetic.waiting = 0;
+        let waiting = self.synthetic.set_queues(count);
         self.spread = spread.map(|mut spread| {
             let exists = |queue: u16| usize::from(queue) < count;
             spread.table.iter_mut().filter(|queue| !exists(**queue)).for_each(|queue| *queue = 0);
             spread
         });
-        for queued in old.into_iter().flat_map(|queue| queue.frames) {
+        for queued in waiting {
             let (queue, hash) = self.place(Path::Synthetic, &queued.frame);
             self.synthetic.push(queue, Queued { hash, ..queued });
         }
@@ -515,7 +406,7 @@ impl SwitchPort {
             let (queue, hash) = self.place(path, frame);
             let side = self.side(path);
             let up = side.state == SideState::Up;
-            let full = side.queues[side.number(queue)].is_full(len, self.config.side_capacity);
+            let full = side.is_full(queue, len, self.config.side_capacity);
             if up && full {
                 return;
             }
@@ -619,10 +510,9 @@ impl SwitchPort {
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> PortCounters {
-        let side = |side: &Side| SideCounters { queued: side.waiting as u64, ..side.counters };
         PortCounters {
-            synthetic: side(&self.synthetic),
-            vf: side(&self.vf),
+            synthetic: self.synthetic.counted(),
+            vf: self.vf.counted(),
             wire_to_peer: self.to_peer.len() as u64,
             wire_from_peer: self.from_peer.len() as u64,
             ..self.counters
