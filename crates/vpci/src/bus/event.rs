@@ -287,7 +287,9 @@ pub enum Event {
         /// The function.
         function: FunctionId,
     },
-    /// Configuration blocks that the host's driver keeps for a function have changed.
+    /// Configuration blocks that the host's driver keeps for a function have changed. A host may say so as often as it
+    /// likes, and the bus does not bound what its owner asks for: who reads blocks for it waits for one answer before the
+    /// next question.
     BlocksInvalidated {
         /// The function.
         function: FunctionId,
@@ -424,6 +426,9 @@ pub enum BadPacket {
     /// An answer to nothing that was asked, or a second answer.
     #[error("completion with id {0}: no request with that id waits for one")]
     UnknownCompletion(u64),
+    /// An answer to a request that still waits for room in the ring, so that no host can have read it.
+    #[error("completion with id {0}: the request with that id was not sent yet")]
+    UnsentCompletion(u64),
     /// A packet with ranges of memory, which this protocol does not use.
     #[error("packet with memory ranges: expected only in-band packets and completions")]
     Ranges,

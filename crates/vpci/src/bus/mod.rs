@@ -49,7 +49,9 @@ const RECEIVE_BUFFER: usize = 8192;
 const PACKETS_PER_POLL: usize = 1024;
 /// Answers to what the host says of its own accord that wait for room in the ring; beyond this nothing more is read that might
 /// need another. What the owner asks for does not count, nor what follows from the host's completions of that: a host that has
-/// to be rid of those before it takes more requests would wait for a guest that waits for it.
+/// to be rid of those before it takes more requests would wait for a guest that waits for it. Nor do the questions about new
+/// functions: a slot has one at a time, and an answer counts only once its question was sent, so that a host that reads
+/// nothing is asked nothing further.
 const MOST_ANSWERS: usize = 1024;
 
 /// How a bus is driven.

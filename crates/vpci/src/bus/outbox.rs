@@ -21,6 +21,8 @@ pub(super) struct Outbox {
     answers: usize,
     /// What is queued now is an answer.
     answering: bool,
+    /// The highest transaction id that went out of here into the ring.
+    last_sent: u64,
 }
 
 impl Outbox {
@@ -35,9 +37,18 @@ impl Outbox {
         self.waiting.front()
     }
 
-    pub(super) fn pop(&mut self) {
-        let gone = self.waiting.pop_front();
-        self.answers -= usize::from(gone.is_some_and(|gone| gone.answer));
+    /// The oldest message is in the ring.
+    pub(super) fn sent(&mut self) {
+        if let Some(sent) = self.waiting.pop_front() {
+            self.answers -= usize::from(sent.answer);
+            // Ids rise from request to request; messages that are no requests have id 0.
+            self.last_sent = self.last_sent.max(sent.transaction_id);
+        }
+    }
+
+    /// Whether the request with this id went into the ring, so that the host can have read it.
+    pub(super) fn has_sent(&self, id: u64) -> bool {
+        id <= self.last_sent
     }
 
     pub(super) fn clear(&mut self) {
@@ -48,6 +59,12 @@ impl Outbox {
     /// What is queued from now on is there because the host said something of its own accord, or not.
     pub(super) fn set_answering(&mut self, answering: bool) {
         self.answering = answering;
+    }
+
+    /// How many messages wait.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
     }
 
     /// How many messages wait that are answers.

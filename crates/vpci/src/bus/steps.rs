@@ -1,5 +1,6 @@
 //! The order in which things are asked, and what each answer leads to.
 
+use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 
 use vmbus::Instant;
@@ -22,10 +23,16 @@ use crate::slot::Slot;
 /// Answers.
 impl<D: Doorbell> PciBus<D> {
     pub(super) fn completion(&mut self, id: u64, reply: &[u8], now: Instant) {
-        let Some(Pending { step, .. }) = self.pending.remove(&id) else {
+        let Entry::Occupied(pending) = self.pending.entry(id) else {
             self.bad_packet(BadPacket::UnknownCompletion(id));
             return;
         };
+        // Otherwise a host that guesses ids has the next step queued behind this one, and so on, and reads none of them.
+        if !self.outgoing.has_sent(id) {
+            self.bad_packet(BadPacket::UnsentCompletion(id));
+            return;
+        }
+        let Pending { step, .. } = pending.remove();
         let status = match status_of(self.request_type(step), reply) {
             Ok(status) => status,
             Err(error) => {
@@ -247,7 +254,8 @@ impl<D: Doorbell> PciBus<D> {
     }
 
     /// Asks for what each new function needs, one question per slot at a time: a slot that is used again while the
-    /// answer for its earlier function is still out has to wait for it, so that a host cannot make questions pile up.
+    /// answer for its earlier function is still out has to wait for it, so that a host cannot make questions pile up. It
+    /// cannot answer them before they are sent either (see [`completion`](Self::completion)).
     pub(super) fn start_functions(&mut self, now: Instant) {
         if self.stage != Stage::Running || !self.children.unstarted {
             return;
@@ -368,7 +376,7 @@ impl<D: Doorbell> PciBus<D> {
                 payload: &waiting.message,
             };
             match self.channel.stage(&packet) {
-                Ok(()) => self.outgoing.pop(),
+                Ok(()) => self.outgoing.sent(),
                 Err(SendError::Full { need }) => {
                     if !self.channel.request_space(need)? {
                         return Ok(());

@@ -1,6 +1,8 @@
 //! Hosts that refuse, lie, flood or fall silent.
 
 use super::*;
+use crate::interrupt::{Delivery, InterruptWish};
+use crate::message::MAX_FUNCTIONS;
 
 // HISTORY section 6, 8: replies shorter than their status.
 #[test]
@@ -174,6 +176,139 @@ fn a_full_ring_delays_messages_and_loses_none() {
         assert!(rounds < 600, "a wake-up was lost");
     }
     assert_eq!(moves(&mut bus).len(), 256);
+}
+
+/// Most messages that a host can have wait in a guest: answers to what it says, and for each slot one question and one answer
+/// of the owner's to an eject.
+const MOST_WAITING: usize = MOST_ANSWERS + 2 * MAX_FUNCTIONS;
+
+/// A host that does not read by itself, so that the guest's ring is full, and answers requests before they are sent.
+struct Greedy {
+    bus: PciBus,
+    host: Host,
+    /// Functions that the guest's owner gave back.
+    given_back: u32,
+}
+
+impl Greedy {
+    fn new() -> Self {
+        let (bus, host) = running(&[]);
+        Self { bus, host, given_back: 0 }
+    }
+
+    /// 256 functions, none of which was there before.
+    fn list_others(&mut self, round: u32) {
+        let list: Vec<_> = (0..256).map(|slot| function(slot, round)).collect();
+        self.say(&Outgoing::InBand {
+            transaction_id: 0,
+            completion: false,
+            payload: &encode_relations(Version::V1_3, &list),
+        });
+        self.poll();
+    }
+
+    /// Answers every request that the guest has made, sent or not; the ids are easy to guess.
+    fn answer_all(&mut self) {
+        let ids: Vec<_> = self.bus.pending.keys().copied().collect();
+        for transaction_id in ids {
+            self.say(&Outgoing::Completion { transaction_id, payload: &[0; 28] });
+        }
+        self.poll();
+    }
+
+    /// Puts a packet into its ring, if there is room after the guest has read.
+    fn say(&mut self, packet: &Outgoing<'_>) {
+        if self.host.channel.try_send(packet).is_err() {
+            self.poll();
+            // What a guest does not read any more is lost on it.
+            let _ = self.host.channel.try_send(packet);
+        }
+    }
+
+    /// The guest has its turn, and its owner gives back at once what it is asked for.
+    #[track_caller]
+    fn poll(&mut self) {
+        self.bus.poll(START).unwrap();
+        for event in events(&mut self.bus) {
+            if let Event::EjectRequested { function } = event {
+                self.bus.eject_complete(function).unwrap();
+                self.given_back += 1;
+            }
+        }
+        let waiting = self.bus.outgoing.len();
+        assert!(waiting <= MOST_WAITING, "{waiting} messages wait");
+    }
+}
+
+#[test]
+fn answers_to_requests_that_were_not_sent_yet_cannot_make_messages_pile_up() {
+    let mut greedy = Greedy::new();
+    for round in 0..100 {
+        greedy.list_others(round);
+        greedy.answer_all();
+        greedy.answer_all();
+        let waiting = greedy.bus.outgoing.len();
+        assert!(waiting <= MAX_FUNCTIONS, "round {round}: {waiting} messages wait");
+    }
+    let Greedy { mut bus, mut host, .. } = greedy;
+    let error = BadPacket::UnsentCompletion(bus.last_id);
+    assert_eq!(bus.stats().last_bad_packet, Some(error));
+    // Once it reads, all is asked and answered as ever.
+    host.serve(&mut bus);
+    let serials: Vec<_> = bus.functions().map(|function| function.serial().0).collect();
+    assert_eq!(serials, [99; 256]);
+    assert!(bus.pending.is_empty() && bus.outgoing.front().is_none());
+}
+
+#[test]
+fn whatever_a_host_that_reads_little_says_what_waits_for_it_is_bounded() {
+    let mut greedy = Greedy::new();
+    let mut most_answers = 0;
+    for round in 0..200 {
+        // Now and then others, and all of them are asked back after some have arrived.
+        greedy.list_others(round / 4);
+        greedy.answer_all();
+        greedy.answer_all();
+        let eject = |slot: u32| [MessageType::EJECT.0, slot].map(u32::to_le_bytes).concat();
+        let ejects = (0..256).map(eject).filter(|_| round % 4 == 3);
+        let invalidate = MessageType::INVALIDATE_BUS.0.to_le_bytes().to_vec();
+        for payload in ejects.chain([invalidate]) {
+            greedy.say(&Outgoing::InBand {
+                transaction_id: 0,
+                completion: false,
+                payload: &payload,
+            });
+        }
+        greedy.poll();
+        most_answers = most_answers.max(greedy.bus.outgoing.answers());
+        // Enough for functions to arrive, and later hardly any.
+        for _ in 0..if round < 100 { 400 } else { round % 50 } {
+            if greedy.host.receive().is_none() {
+                greedy.poll();
+            }
+        }
+    }
+    assert_eq!(most_answers, MOST_ANSWERS, "it was not for want of words");
+    assert!(greedy.given_back > 4000, "functions came and went all the while");
+}
+
+#[test]
+fn a_request_that_its_owner_repeats_waits_once_however_often_the_host_answers_it() {
+    let (mut bus, mut host) = running(&[function(0, 1)]);
+    let id = arrived(&mut bus)[0];
+    let processors = &[0];
+    let wish = InterruptWish { vector: 0x40, vectors: 1, delivery: Delivery::Fixed, processors };
+    bus.create_interrupt(id, &wish, START).unwrap();
+    for _ in 0..2000 {
+        bus.poll(START).unwrap();
+        // An interrupt without vectors, which the guest gives back; and the owner asks for another.
+        host.complete(bus.last_id, &[0; 8]);
+        bus.poll(START).unwrap();
+        if let Some(Event::RequestFailed { .. }) = bus.poll_event() {
+            bus.create_interrupt(id, &wish, START).unwrap();
+        }
+        assert!(bus.outgoing.len() <= 2, "{} messages wait", bus.outgoing.len());
+    }
 }
 
 #[test]
