@@ -28,7 +28,7 @@ impl<M: Machine> Guest<M> {
         retry: &mut PostRetry,
         now: Instant,
     ) -> bool {
-        match retry.result(status, self.bus.version().is_some(), now) {
+        match retry.result(status, post.payload.kind(), now) {
             PostVerdict::Sent => true,
             PostVerdict::RetryAt(_) => {
                 self.bus.put_back(post);

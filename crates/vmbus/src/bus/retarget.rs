@@ -97,8 +97,7 @@ impl Bus {
 
 /// Whether a message asks for another processor for this channel.
 fn is_about(payload: &Payload, channel: ChannelId) -> bool {
-    payload.kind() == MessageType::MODIFY_CHANNEL
-        && payload.get(8..12) == Some(&channel.0.to_le_bytes())
+    payload.body().is_some_and(|wish: &ModifyChannel| wish.channel.get() == channel.0)
 }
 
 fn modify(channel: ChannelId, target_vp: u32) -> ModifyChannel {

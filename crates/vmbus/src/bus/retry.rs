@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::{Bus, ContactFailure, Phase, Post, Wait};
 use crate::Instant;
-use crate::message::{MessageType, REDIRECTED_CONNECTION};
+use crate::message::{InitiateContact, MessageType, REDIRECTED_CONNECTION};
 
 crate::open_enum! {
     /// What the hypervisor says to a posted message.
@@ -15,7 +15,8 @@ crate::open_enum! {
         SUCCESS = 0,
         /// The hypervisor has no memory for it now.
         INSUFFICIENT_MEMORY = 11,
-        /// There is no such connection: at contact the host is too old for it, later one is being rebuilt and will be there.
+        /// There is no such connection: at contact the host is too old for it, to any other message it is being rebuilt and
+        /// will be there.
         INVALID_CONNECTION_ID = 18,
         /// The host has not read earlier messages yet.
         INSUFFICIENT_BUFFERS = 19,
@@ -60,13 +61,14 @@ impl PostRetry {
         Self { first, longest, tries, failures: 0, delay: first, next: None }
     }
 
-    /// The result of a post. `connected`: whether contact was made, after which a missing connection is only passing. Before,
-    /// it is the answer of a host that is too old, and waiting for another would be waiting for ever.
-    pub fn result(&mut self, status: PostStatus, connected: bool, now: Instant) -> PostVerdict {
+    /// The result of a post of a message of this kind. That the connection is missing is passing for all but
+    /// [`MessageType::INITIATE_CONTACT`], to which it is the answer of a host that is too old: waiting for another would be
+    /// waiting for ever. Whatever else is sent belongs to a connection that was there, the farewell too.
+    pub fn result(&mut self, status: PostStatus, kind: MessageType, now: Instant) -> PostVerdict {
         self.next = None;
         let passing = match status {
             PostStatus::INSUFFICIENT_MEMORY | PostStatus::INSUFFICIENT_BUFFERS => true,
-            PostStatus::INVALID_CONNECTION_ID => connected,
+            PostStatus::INVALID_CONNECTION_ID => kind != MessageType::INITIATE_CONTACT,
             _ => false,
         };
         if status == PostStatus::SUCCESS {
@@ -122,9 +124,8 @@ impl Bus {
             return;
         };
         // A contact of an earlier try may be among the messages, which nobody waits for any more.
-        let awaited = kind == MessageType::INITIATE_CONTACT
-            && post.connection == self.connection
-            && post.payload.get(8..12) == Some(&version.0.to_le_bytes());
+        let asks = |contact: &InitiateContact| contact.version.get() == version.0;
+        let awaited = post.connection == self.connection && post.payload.body().is_some_and(asks);
         if !awaited {
             debug!(%kind, %status, "a message of an earlier connection was never posted");
             return;

@@ -329,6 +329,13 @@ impl Payload {
         MessageType(u32::from_le_bytes([a, b, c, d]))
     }
 
+    /// The fields, if it is the message that they belong to and not cut short.
+    #[must_use]
+    pub fn body<B: Body>(&self) -> Option<&B> {
+        let fields = self.get(HEADER_SIZE..).filter(|_| self.kind() == B::KIND)?;
+        B::ref_from_prefix(fields).ok().map(|(body, _)| body)
+    }
+
     fn append(&mut self, data: &[u8]) {
         let start = usize::from(self.len);
         for (slot, byte) in self.bytes.iter_mut().skip(start).zip(data) {

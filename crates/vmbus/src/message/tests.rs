@@ -46,6 +46,19 @@ fn every_message_is_taken_at_its_size_and_longer_but_not_shorter() {
 }
 
 #[test]
+fn a_payload_has_the_fields_of_its_own_message_and_of_no_other() {
+    let modify = ModifyChannel { channel: U32::new(3), target_vp: U32::new(5) };
+    let payload = Payload::new(&modify);
+    assert_eq!(payload.body(), Some(&modify));
+    assert_eq!(payload.with(&[1, 2]).body(), Some(&modify));
+    // Its first field would be the same.
+    assert_eq!(payload.body::<CloseChannel>(), None);
+    for short in 0..payload.len() {
+        assert_eq!(Payload::from_bytes(&payload[..short]).body::<ModifyChannel>(), None);
+    }
+}
+
+#[test]
 fn messages_of_a_newer_version_are_refused() {
     for spec in TABLE.iter().filter(|spec| spec.since > Version::ANY) {
         let bytes = smallest(spec);

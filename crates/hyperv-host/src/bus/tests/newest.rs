@@ -472,7 +472,8 @@ fn posts_that_fail_for_now_are_tried_again_with_growing_delay() {
     bus.start(now).unwrap();
     let mut waits = Vec::new();
     while let Some(post) = bus.poll_outgoing() {
-        match retry.result(host.post(post.connection, &post.payload, now), false, now) {
+        let status = host.post(post.connection, &post.payload, now);
+        match retry.result(status, post.payload.kind(), now) {
             PostVerdict::Sent => {}
             PostVerdict::RetryAt(at) => {
                 bus.put_back(post);
@@ -485,11 +486,13 @@ fn posts_that_fail_for_now_are_tried_again_with_growing_delay() {
     }
     assert_eq!(waits, [1, 2, 4].map(Duration::from_micros));
     assert!(matches!(host.poll_event(), Some(BusEvent::Connected { .. })));
-    // Without a connection, a missing one is the end; with one, it is passing. And all tries end.
+    // To contact, a missing connection is the end; to anything else, it is passing. And all tries end.
     let missing = PostStatus::INVALID_CONNECTION_ID;
-    assert_eq!(retry.result(missing, false, now), PostVerdict::GiveUp(missing));
+    let contact = retry.result(missing, MessageType::INITIATE_CONTACT, now);
+    assert_eq!(contact, PostVerdict::GiveUp(missing));
     for _ in 0..99 {
-        assert!(matches!(retry.result(missing, true, now), PostVerdict::RetryAt(_)));
+        let unload = retry.result(missing, MessageType::UNLOAD, now);
+        assert!(matches!(unload, PostVerdict::RetryAt(_)));
     }
-    assert_eq!(retry.result(missing, true, now), PostVerdict::GiveUp(missing));
+    assert_eq!(retry.result(missing, MessageType::UNLOAD, now), PostVerdict::GiveUp(missing));
 }

@@ -53,7 +53,7 @@ impl Pair {
             };
             let status = self.host.post(post.connection, &post.payload, self.now);
             self.tried.push((post, status));
-            match self.retry.result(status, self.bus.version().is_some(), self.now) {
+            match self.retry.result(status, post.payload.kind(), self.now) {
                 PostVerdict::Sent => {}
                 PostVerdict::RetryAt(at) => {
                     self.bus.put_back(post);
@@ -181,4 +181,22 @@ fn the_answer_to_a_message_that_was_never_posted_is_overdue() {
     pair.bus.start(pair.now).unwrap();
     pair.settle();
     assert_eq!(pair.bus.version(), Some(Version::V5_3));
+}
+
+#[test]
+fn a_farewell_waits_for_a_connection_that_is_being_rebuilt() {
+    let mut pair = Pair::new(guest_of(&Version::ALL), BusPolicy::default());
+    pair.settle();
+    (pair.tried, pair.events) = (Vec::new(), Vec::new());
+    let missing = PostStatus::INVALID_CONNECTION_ID;
+    pair.host.policy_mut().post_failures = [missing, PostStatus::SUCCESS].into();
+    pair.bus.unload(pair.now).unwrap();
+    assert_eq!(pair.bus.version(), None);
+    pair.settle();
+    let tried: Vec<_> =
+        pair.tried.iter().map(|(post, status)| (post.payload.kind(), *status)).collect();
+    let unload = MessageType::UNLOAD;
+    assert_eq!(tried, [(unload, missing), (unload, PostStatus::SUCCESS)]);
+    assert_eq!(pair.events, [Event::Unloaded]);
+    assert_eq!((pair.bus.stats().unposted, pair.bus.poll_deadline()), (0, None));
 }
