@@ -363,6 +363,27 @@ fn queues_that_the_host_never_serves_again_are_given_up() {
 }
 
 #[test]
+fn every_channel_can_have_another_doorbell() {
+    let mut wide = wide(4);
+    wide.open_all();
+    for number in 0..4 {
+        let new = SignalFlag::new();
+        assert!(wide.nic.set_doorbell(number, new.clone()).is_ok());
+        let _ = wide.to_host.take();
+        let before = wide.nic.totals()[usize::from(number)].tx_frames;
+        for flow in 0..64 {
+            wide.nic.transmit(&udp(false, flow, 0)).unwrap();
+        }
+        wide.nic.flush();
+        assert!(new.take() && wide.nic.totals()[usize::from(number)].tx_frames > before);
+        assert!(number < 3 || !wide.to_host.take(), "nobody has the old one any more");
+        wide.host();
+        wide.settle();
+    }
+    assert!(wide.nic.set_doorbell(4, SignalFlag::new()).is_err());
+}
+
+#[test]
 fn pages_lent_on_a_queue_that_is_taken_back_come_back_without_a_status() {
     let mut wide = wide(4);
     wide.open_all();

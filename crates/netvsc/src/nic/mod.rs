@@ -546,6 +546,13 @@ impl<D: Doorbell> Nic<D> {
         self.link.channel.stats()
     }
 
+    /// Signals the host by another doorbell from now on, and returns the one before; see [`Channel::set_doorbell`]. The new one is to be
+    /// rung once.
+    #[must_use = "the old doorbell may keep memory alive"]
+    pub fn set_doorbell(&mut self, doorbell: D) -> D {
+        self.link.channel.set_doorbell(doorbell)
+    }
+
     /// The version agreed on, or the oldest.
     fn version(&self) -> Version {
         self.info.version.unwrap_or(Version::V1)

@@ -463,6 +463,13 @@ impl<D: Doorbell> NicQueue<D> {
         self.link.channel.stats()
     }
 
+    /// Signals the host by another doorbell from now on, and returns the one before; see [`Channel::set_doorbell`]. The new one is to be
+    /// rung once.
+    #[must_use = "the old doorbell may keep memory alive"]
+    pub fn set_doorbell(&mut self, doorbell: D) -> D {
+        self.link.channel.set_doorbell(doorbell)
+    }
+
     /// Takes the queue apart. Slots of the send buffer that the host has not given back stay out of use; the others go to the
     /// other queues. What was lent and is still to come back has to be asked for before ([`NicQueue::abandon`]). With the channel come
     /// the pages of frames that the host has not completed: it may still read them until it has let go of the channel.

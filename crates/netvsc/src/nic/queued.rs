@@ -114,6 +114,23 @@ impl<D: Doorbell> QueuedNic<D> {
         self.queues.iter().map(NicQueue::number).chain(waiting).any(|known| known == number)
     }
 
+    /// Signals the host by another doorbell on sub-channel `number`, or on the primary channel, which is number 0; see
+    /// [`Channel::set_doorbell`].
+    ///
+    /// # Errors
+    /// The doorbell again, if no queue has that number.
+    pub fn set_doorbell(&mut self, number: u16, doorbell: D) -> Result<D, D> {
+        if number == 0 {
+            return Ok(self.nic.set_doorbell(doorbell));
+        }
+        let waiting = self.waiting.iter_mut().find(|(waiting, _)| *waiting == number);
+        match (self.queues.iter_mut().find(|queue| queue.number() == number), waiting) {
+            (Some(queue), _) => Ok(queue.set_doorbell(doorbell)),
+            (None, Some((_, channel))) => Ok(channel.set_doorbell(doorbell)),
+            (None, None) => Err(doorbell),
+        }
+    }
+
     /// What each channel did since the NIC was made, by its number, also those that are gone.
     #[must_use]
     pub fn totals(&self) -> Vec<QueueTotals> {

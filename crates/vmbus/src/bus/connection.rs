@@ -90,7 +90,7 @@ impl Bus {
     ///
     /// Once that says that the host uses them, it looks at the former pages no more. Every open channel with a doorbell in
     /// there needs another, [`Bus::monitor_doorbell`] or that of its connection
-    /// ([`Channel::set_doorbell`](crate::Channel::set_doorbell)), and a ring of that for what the old one may have rung for
+    /// ([`Channel::set_doorbell`](crate::Channel::set_doorbell), and the method of that name of whoever has the channel), and a ring of that for what the old one may have rung for
     /// meanwhile. A channel that is being opened takes its doorbell after the event, too.
     ///
     /// # Errors

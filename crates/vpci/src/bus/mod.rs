@@ -270,6 +270,13 @@ impl<D: Doorbell> PciBus<D> {
         self.stats
     }
 
+    /// Signals the host by another doorbell from now on, and returns the one before; see [`Channel::set_doorbell`]. The new one is to be
+    /// rung once.
+    #[must_use = "the old doorbell may keep memory alive"]
+    pub fn set_doorbell(&mut self, doorbell: D) -> D {
+        self.channel.set_doorbell(doorbell)
+    }
+
     /// Tells the host that a function it asked back is no longer in use. The function leaves with that.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use super::path::fill;
 use crate::nic::*;
 use crate::nvsp::{HostMessage, Status, rndis_complete};
 use vmbus::Serial;
+use vmbus::channel::SignalFlag;
 
 // The host fills the outgoing ring with what it does not read, and sends more and more.
 #[test]
@@ -27,6 +28,19 @@ fn owed_completions_wait_for_room_and_none_is_lost_or_sent_twice() {
     let expected: Vec<_> = ids.into_iter().map(|id| (id, done.clone())).collect();
     let last = rig.completions.len() - 50;
     assert_eq!(rig.completions[last..], expected, "each once, in order");
+}
+
+#[test]
+fn another_doorbell_is_rung_instead_of_the_first() {
+    let mut rig = ready();
+    let new = SignalFlag::new();
+    drop(rig.nic.set_doorbell(new.clone()));
+    assert!(!rig.to_host.take() && !new.take());
+    rig.nic.transmit(&frame(60, 1)).unwrap();
+    rig.nic.flush();
+    assert!(!rig.to_host.take() && new.take());
+    rig.serve();
+    assert_eq!(rig.got.len(), 1);
 }
 
 #[test]

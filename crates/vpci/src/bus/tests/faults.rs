@@ -312,6 +312,21 @@ fn a_request_that_its_owner_repeats_waits_once_however_often_the_host_answers_it
 }
 
 #[test]
+fn another_doorbell_is_rung_instead_of_the_first() {
+    let (mut bus, mut host) = running(&[function(0, 1)]);
+    let id = arrived(&mut bus)[0];
+    let new = SignalFlag::new();
+    drop(bus.set_doorbell(new.clone()));
+    let _ = host.to_host.take();
+    let processors = &[0];
+    let wish = InterruptWish { vector: 0x40, vectors: 1, delivery: Delivery::Fixed, processors };
+    bus.create_interrupt(id, &wish, START).unwrap();
+    bus.poll(START).unwrap();
+    assert!(!host.to_host.take() && new.take());
+    assert!(host.receive().is_some());
+}
+
+#[test]
 fn a_broken_ring_ends_the_bus() {
     let down = SharedPages::from_heap(&[Pfn(0), Pfn(1)]);
     let up = SharedPages::from_heap(&[Pfn(2), Pfn(3)]);
