@@ -24,6 +24,7 @@ use vmbus::Instant;
 use vmbus::time::earliest;
 
 use crate::failover::{Action, Cause, Failover, FailoverConfig, Outlet};
+use crate::nic::Lack;
 use crate::port::{Path, PathOffloads, PortError, PortLink, PortSettings, VfPort};
 
 pub use self::counters::AdapterCounters;
@@ -66,9 +67,9 @@ impl Default for AdapterConfig {
 /// A frame was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdapterError {
-    /// No room now; try again after the next poll.
-    #[error("no room for a frame now: try again after the next poll")]
-    Full,
+    /// No room now; try again after the next poll, of the card or of whoever has what it lacks.
+    #[error("no room for a frame now: expected {0}; try again after the next poll")]
+    Full(Lack),
     /// The NIC is not at work: try again after [`Sign::Ready`].
     #[error("the NIC is not at work: expected its start-up to be finished")]
     NotReady,

@@ -58,7 +58,7 @@ impl Synthetic for HostNic {
     fn transmit(&mut self, frame: &[u8]) -> Result<(), Refused> {
         let mut host = self.0.borrow_mut();
         if host.ring.len() == host.ring_room {
-            return Err(Refused::Full);
+            return Err(Refused::Full(Lack::Ring));
         }
         host.ring.push_back(vec![number(frame)]);
         Ok(())
@@ -67,7 +67,7 @@ impl Synthetic for HostNic {
     fn transmit_with(&mut self, frame: &TxFrame<'_>) -> Result<(), Refused> {
         let mut host = self.0.borrow_mut();
         if host.ring.len() == host.ring_room {
-            return Err(Refused::Full);
+            return Err(Refused::Full(Lack::Ring));
         }
         assert!(frame.large_send.is_none() || host.cuts[0], "this host cuts nothing");
         host.ring.push_back(numbers(frame.pieces));
@@ -266,7 +266,7 @@ impl World {
                 self.accepted += 1;
             }
             Err(error) => {
-                let now = matches!(error, AdapterError::Full | AdapterError::NotReady);
+                let now = matches!(error, AdapterError::Full(_) | AdapterError::NotReady);
                 assert!(now, "{error}");
             }
         }

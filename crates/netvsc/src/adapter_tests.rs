@@ -83,7 +83,7 @@ impl Synthetic for FakeNic {
         if wire.not_ready {
             return Err(Refused::NotReady);
         }
-        wire.room = wire.room.checked_sub(1).ok_or(Refused::Full)?;
+        wire.room = wire.room.checked_sub(1).ok_or(Refused::Full(Lack::Ring))?;
         wire.sent.push((Path::Synthetic, frame.to_vec()));
         Ok(())
     }
@@ -267,7 +267,7 @@ fn frames_are_sent_again_as_room_comes_and_newer_ones_wait() {
     wire.borrow_mut().link = Some(PortLink::Gone);
     wire.borrow_mut().room = 2;
     poll(&mut card, at(4));
-    assert_eq!(card.transmit(&frame(4), at(5)), Err(AdapterError::Full));
+    assert_eq!(card.transmit(&frame(4), at(5)), Err(AdapterError::Full(Lack::Backlog)));
     assert_eq!(numbers(&wire), [(Path::Synthetic, 1), (Path::Synthetic, 2)]);
     wire.borrow_mut().room = 10;
     card.transmit(&frame(4), at(6)).unwrap();
@@ -283,7 +283,11 @@ fn a_vf_that_is_left_in_order_is_drained_first() {
     }
     card.release(Cause::Eject, at(4));
     assert_eq!(wire.borrow().switches, [Path::Vf, Path::Synthetic]);
-    assert_eq!(card.transmit(&frame(4), at(5)), Err(AdapterError::Full), "would overtake");
+    assert_eq!(
+        card.transmit(&frame(4), at(5)),
+        Err(AdapterError::Full(Lack::Drain)),
+        "would overtake"
+    );
     assert_eq!(released(&mut card), None);
     wire.borrow_mut().confirm(3);
     card.transmit(&frame(4), at(6)).unwrap();
@@ -338,7 +342,7 @@ fn a_full_vf_pushes_back_and_loses_nothing() {
     for number in 1..=4 {
         card.transmit(&frame(number), at(3)).unwrap();
     }
-    assert_eq!(card.transmit(&frame(5), at(3)), Err(AdapterError::Full));
+    assert_eq!(card.transmit(&frame(5), at(3)), Err(AdapterError::Full(Lack::Port)));
     wire.borrow_mut().confirm(1);
     card.transmit(&frame(5), at(4)).unwrap();
     wire.borrow_mut().confirm(4);
@@ -357,7 +361,11 @@ fn a_nic_that_is_not_at_work_costs_no_frame_that_has_to_go_out_again() {
     wire.borrow_mut().not_ready = true;
     wire.borrow_mut().link = Some(PortLink::Gone);
     poll(&mut card, at(4));
-    assert_eq!(card.transmit(&frame(3), at(5)), Err(AdapterError::Full), "would overtake");
+    assert_eq!(
+        card.transmit(&frame(3), at(5)),
+        Err(AdapterError::Full(Lack::Backlog)),
+        "would overtake"
+    );
     assert_eq!((numbers(&wire), card.counters().frames_lost), (vec![], 0));
     wire.borrow_mut().not_ready = false;
     poll(&mut card, at(6));
@@ -431,7 +439,11 @@ fn the_vf_waits_until_the_host_has_taken_what_is_on_synthetic() {
     wire.borrow_mut().in_flight = 1;
     complete(&mut card, &wire, Path::Vf, at(3));
     assert_eq!(card.path(), Path::Vf);
-    assert_eq!(card.transmit(&frame(2), at(4)), Err(AdapterError::Full), "would overtake");
+    assert_eq!(
+        card.transmit(&frame(2), at(4)),
+        Err(AdapterError::Full(Lack::Drain)),
+        "would overtake"
+    );
     assert!(!card.is_quiet());
     wire.borrow_mut().in_flight = 0;
     poll(&mut card, at(5));
@@ -480,7 +492,7 @@ fn a_channel_that_is_reset_gives_nothing_up_and_returns_to_the_vf() {
     wire.borrow_mut().confirm(1);
     wire.borrow_mut().queued.clear();
     poll(&mut card, at(1004));
-    assert_eq!(card.transmit(&frame(3), at(1005)), Err(AdapterError::Full));
+    assert_eq!(card.transmit(&frame(3), at(1005)), Err(AdapterError::Full(Lack::Backlog)));
     assert_eq!(numbers(&wire), [(Path::Vf, 1)]);
     *card.nic_mut() = FakeNic(wire.clone());
     wire.borrow_mut().signs.extend([Sign::Ready, Sign::Associated]);
@@ -529,7 +541,7 @@ fn a_vf_is_full_when_no_more_copies_can_be_kept() {
     for number in 1..=2 {
         card.transmit(&frame(number), at(3)).unwrap();
     }
-    assert_eq!(card.transmit(&frame(3), at(4)), Err(AdapterError::Full));
+    assert_eq!(card.transmit(&frame(3), at(4)), Err(AdapterError::Full(Lack::Confirmation)));
     wire.borrow_mut().confirm(1);
     card.transmit(&frame(3), at(5)).unwrap();
     assert_eq!(card.counters().pushed_back, 1);
@@ -541,7 +553,7 @@ fn every_switch_tells_how_long_it_kept_frames_waiting() {
     while card.poll_event().is_some() {}
     card.transmit(&frame(1), at(3)).unwrap();
     card.release(Cause::Eject, at(4));
-    assert_eq!(card.transmit(&frame(2), at(5)), Err(AdapterError::Full));
+    assert_eq!(card.transmit(&frame(2), at(5)), Err(AdapterError::Full(Lack::Drain)));
     wire.borrow_mut().confirm(1);
     poll(&mut card, at(6));
     card.transmit(&frame(2), at(7)).unwrap();

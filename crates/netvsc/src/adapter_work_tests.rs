@@ -215,7 +215,9 @@ fn pages_are_lent_to_the_host_and_copied_for_everybody_else() {
     assert_eq!(wire.borrow().sent[2], (Path::Synthetic, whole));
     wire.borrow_mut().lends = true;
     wire.borrow_mut().room = 0;
-    paged(|frame| assert_eq!(card.transmit_pages(frame, at(7)), Err(AdapterError::Full)));
+    paged(|frame| {
+        assert_eq!(card.transmit_pages(frame, at(7)), Err(AdapterError::Full(Lack::Ring)));
+    });
     let counters = card.counters();
     assert_eq!((counters.frames_accepted, counters.pushed_back), (3, 1));
     let memory = SharedPages::from_heap(&[vmbus::Pfn(7)]);

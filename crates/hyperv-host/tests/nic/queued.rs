@@ -5,7 +5,8 @@ use hyperv_host::nic::{GuestView, NicFault, NicService, NicServiceConfig, NicSer
 use hyperv_host::switch::{Offered, PortConfig, SwitchPort, WireConfig};
 use netvsc::adapter::{Refused, Synthetic, append};
 use netvsc::nic::{
-    ConfigError, Lending, PageSlice, PagedFrame, QueueError, QueuedNic, SharedBuffer, Step, TxWork,
+    ConfigError, Lack, Lending, PageSlice, PagedFrame, QueueError, QueueTotals, QueuedNic,
+    SharedBuffer, Step, TxWork,
 };
 use netvsc::{Nic, NicConfig, NicEvent, Path};
 use vmbus::channel::{Channel, SignalFlag};
@@ -138,6 +139,36 @@ impl Wide {
         assert_eq!(self.port.peer_transmit(frame, self.now), Offered::Accepted);
     }
 
+    /// The NIC goes down in order and begins anew on another channel, with so many channels in all.
+    fn begin_anew(&mut self, queues: u16) {
+        self.nic.shutdown(self.now);
+        self.settle();
+        assert_eq!(self.events.last(), Some(&NicEvent::Stopped));
+        self.service.close(&mut self.port);
+        self.nic.nic_mut().set_queues(queues).unwrap();
+        let Self { ram, service, port, nic, to_host, to_guest, now, .. } = self;
+        let signals = [&*to_host, &*to_guest];
+        let (channel, buffers, [receive, send]) = connect(ram, service, port, signals, &ROOMY);
+        self.buffers = buffers;
+        drop(nic.restart(channel, receive, Some(send), *now).unwrap());
+        self.settle();
+        self.open_all();
+    }
+
+    /// As many frames as these of 32 flows in either direction.
+    fn both_ways(&mut self, frames: u8) {
+        for number in 0..frames {
+            for flow in 0..32 {
+                self.nic.transmit(&udp(false, flow, number)).unwrap();
+                self.peer_sends(&udp(true, flow, number));
+            }
+            self.nic.flush();
+            self.settle();
+        }
+        in_order(&std::mem::take(&mut self.at_peer), 32, frames);
+        in_order(&std::mem::take(&mut self.received), 32, frames);
+    }
+
     /// Opens everything that the host offers.
     fn open_all(&mut self) {
         for number in 1..=std::mem::take(&mut self.offered) {
@@ -172,21 +203,40 @@ fn queues_are_asked_for_and_used_both_ways_without_a_word_of_the_owners() {
     assert!(wide.events.contains(&NicEvent::QueuesGranted { count: 3 }));
     wide.open_all();
     assert_eq!(wide.nic.channels(), 4);
-    for number in 0..10 {
-        for flow in 0..32 {
-            wide.nic.transmit(&udp(false, flow, number)).unwrap();
-            wide.peer_sends(&udp(true, flow, number));
-        }
-        wide.nic.flush();
-        wide.settle();
-    }
-    in_order(&wide.at_peer, 32, 10);
-    in_order(&wide.received, 32, 10);
+    wide.both_ways(10);
     for (number, totals) in wide.nic.totals().iter().enumerate() {
         assert!(totals.tx_frames > 0 && totals.rx_frames > 0, "queue {number}: {totals:?}");
         assert_eq!((totals.bad, totals.tx_refused), (0, 0));
     }
     assert_eq!(wide.nic.busy_slots(), 0, "what queues keep is not under way");
+}
+
+// LISA: verify_device_channels_change.
+#[test]
+fn another_number_of_channels_holds_when_the_nic_has_begun_anew() {
+    let mut wide = wide(4);
+    wide.open_all();
+    wide.both_ways(2);
+    assert_eq!(wide.nic.nic_mut().set_queues(2), Err(ConfigError::AtWork));
+    let mut before = wide.nic.totals();
+    for queues in [2, 8, 1, 4] {
+        wide.begin_anew(queues);
+        assert_eq!(wide.nic.channels(), usize::from(queues));
+        wide.both_ways(4);
+        let totals = wide.nic.totals();
+        before.resize(totals.len(), QueueTotals::default());
+        for (number, (now, before)) in totals.iter().zip(&before).enumerate() {
+            let used = now.tx_frames > before.tx_frames && now.rx_frames > before.rx_frames;
+            assert_eq!(used, number < usize::from(queues), "queue {number} of {queues}");
+            assert_eq!((now.bad, now.tx_refused), (0, 0));
+        }
+        before = totals;
+    }
+    wide.nic.shutdown(wide.now);
+    wide.settle();
+    for none in [0, 65] {
+        assert_eq!(wide.nic.nic_mut().set_queues(none), Err(ConfigError::Queues(none)));
+    }
 }
 
 #[test]
@@ -206,7 +256,7 @@ fn a_new_queue_waits_until_nothing_older_is_under_way() {
     wide.nic.add_queue(1, guest).unwrap();
     for flow in 0..flows {
         taken += usize::from(wide.nic.transmit(&udp(false, flow, 1)).is_ok());
-        assert_eq!(wide.nic.transmit(&udp(false, flow, 1)), Err(Refused::Full));
+        assert_eq!(wide.nic.transmit(&udp(false, flow, 1)), Err(Refused::Full(Lack::Order)));
     }
     assert_eq!(taken, 0, "frames could overtake those on the other channel");
     wide.service.open_queue(1, host, &mut wide.port);

@@ -51,16 +51,21 @@ fn udp(flow: u8, number: u8) -> Vec<u8> {
     frame
 }
 
-#[test]
-fn received_frames_are_spread_and_each_flow_keeps_its_queue_and_order() {
-    let mut world = spread();
-    let scaling = Scaling::even(4, [0x5a; 40].map(|byte: u8| byte.wrapping_mul(3)));
-    let mut key = scaling.key;
-    key.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 37 + 11) as u8);
-    world.nic.set_scaling(Some(&Scaling { key, ..scaling }), world.now).unwrap();
+/// Has received frames spread over all channels, or over all but the primary one.
+fn spread_received(world: &mut World, least: u16) {
+    let mut scaling = Scaling::even(4, [0x5a; 40]);
+    scaling.key.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 37 + 11) as u8);
+    scaling.table.iter_mut().for_each(|queue| *queue = (*queue).max(least));
+    world.nic.set_scaling(Some(&scaling), world.now).unwrap();
     world.settle();
     let set = NicEvent::Set { oid: Oid::RSS_PARAMETERS, status: Status::SUCCESS };
     assert_eq!(world.events.pop_front(), Some(set));
+}
+
+#[test]
+fn received_frames_are_spread_and_each_flow_keeps_its_queue_and_order() {
+    let mut world = spread();
+    spread_received(&mut world, 0);
     for number in 0..20 {
         for flow in 0..16 {
             world.peer_sends(&udp(flow, number));
@@ -111,9 +116,16 @@ fn frames_are_sent_on_the_queue_that_the_table_names() {
     }
 }
 
-/// Sends so many frames of one flow on a queue of this thread's own, with nobody to wait for but the host.
-fn send_alone(queue: &mut NicQueue, flow: u8, frames: u32) {
-    let mut sink = |frame: netvsc::RxFrame<'_>| panic!("{frame:?} for nobody");
+/// Sends so many frames of one flow on a queue of this thread's own, with nobody to wait for but the host, and receives until all threads
+/// together have received all that is left. Returns flow and number of what it received.
+fn work_alone(queue: &mut NicQueue, frames: u32, left: &AtomicUsize) -> Vec<[u8; 2]> {
+    let (mut received, flow) = (Vec::new(), queue.number() as u8);
+    let mut sink = |frame: netvsc::RxFrame<'_>| {
+        let mut copy = [0; 60];
+        assert_eq!(frame.copy_to(&mut copy), 60);
+        received.push([copy[29], copy[59]]);
+        left.fetch_sub(1, Ordering::AcqRel);
+    };
     for number in 0..frames {
         let mut frame = frame(PEER, MAC, 60 + number as usize % 1400, flow);
         frame[14] = flow;
@@ -128,27 +140,33 @@ fn send_alone(queue: &mut NicQueue, flow: u8, frames: u32) {
         }
     }
     queue.stop();
-    while !queue.is_idle() {
+    while !queue.is_idle() || left.load(Ordering::Acquire) > 0 {
         queue.poll(&mut sink).unwrap();
         thread::yield_now();
     }
+    received
 }
 
 // They share the slots of one send buffer, of which there are fewer than any of them could use.
 #[test]
 fn each_queue_belongs_to_a_thread_of_its_own() {
     const FRAMES: u32 = 400;
+    const FLOWS: u8 = 32;
+    const EACH: u8 = 50;
     let mut world = spread();
+    // The primary channel is this thread's, which has other things to do.
+    spread_received(&mut world, 1);
+    let mut peer = (0..EACH).flat_map(|number| (0..FLOWS).map(move |flow| udp(flow, number)));
+    let left = AtomicUsize::new(usize::from(FLOWS) * usize::from(EACH));
     let queues = std::mem::take(&mut world.queues);
     let (done, count) = (AtomicUsize::new(0), queues.len());
-    let mut sent = thread::scope(|scope| {
+    let worked = thread::scope(|scope| {
         let alone = |mut queue: NicQueue| {
-            let done = &done;
+            let (done, left) = (&done, &left);
             scope.spawn(move || {
-                let flow = queue.number() as u8;
-                send_alone(&mut queue, flow, FRAMES);
+                let received = work_alone(&mut queue, FRAMES, left);
                 done.fetch_add(1, Ordering::Release);
-                queue
+                (queue, received)
             })
         };
         let threads: Vec<_> = queues.into_iter().map(alone).collect();
@@ -156,14 +174,25 @@ fn each_queue_belongs_to_a_thread_of_its_own() {
             // One that fails is not waited for.
             let failed = threads.iter().filter(|it| it.is_finished()).count();
             assert!(failed <= done.load(Ordering::Acquire), "a thread has failed");
+            peer.by_ref().take(5).for_each(|frame| world.peer_sends(&frame));
             world.poll_host();
             world.at_peer.extend(std::iter::from_fn(|| world.port.peer_receive(world.now)));
             thread::yield_now();
         }
         threads.into_iter().map(|it| it.join().unwrap()).collect::<Vec<_>>()
     });
-    world.queues.append(&mut sent);
+    let (queues, received): (Vec<_>, Vec<_>) = worked.into_iter().unzip();
+    world.queues = queues;
     world.settle();
+    assert!(received.iter().all(|mine| !mine.is_empty()), "every thread has received some");
+    for flow in 0..FLOWS {
+        let mine = |all: &&Vec<[u8; 2]>| all.iter().any(|[of, _]| *of == flow);
+        let [all] = received.iter().filter(mine).collect::<Vec<_>>()[..] else {
+            panic!("flow {flow} belongs to one queue");
+        };
+        let numbers = all.iter().filter(|[of, _]| *of == flow).map(|[_, number]| *number);
+        assert!(numbers.eq(0..EACH), "flow {flow} comes whole and in order");
+    }
     assert_eq!(world.at_peer.len(), count * FRAMES as usize);
     for flow in 1..=count as u8 {
         let mine = world.at_peer.iter().filter(|frame| frame[14] == flow);

@@ -583,7 +583,7 @@ impl<M: Machine> Guest<M> {
 
 pub(crate) fn sending(result: Result<(), AdapterError>) -> Sending {
     match result {
-        Err(AdapterError::Full) => Sending::Later,
+        Err(AdapterError::Full(_)) => Sending::Later,
         Ok(()) | Err(AdapterError::NotReady | AdapterError::Refused { .. }) => Sending::Taken,
     }
 }

@@ -10,7 +10,7 @@ use super::send::show;
 use super::{Adapter, AdapterError, Refused, Synthetic};
 use crate::failover::Outlet;
 use crate::nic::cut;
-use crate::nic::{Lending, PagedFrame, Returned};
+use crate::nic::{Lack, Lending, PagedFrame, Returned};
 use crate::port::{Path, VfPort};
 
 impl<N: Synthetic, P: VfPort> Adapter<N, P> {
@@ -62,7 +62,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     fn lend(&mut self, frame: &PagedFrame<'_>, now: Instant) -> Result<Lending, Refused> {
         self.resend(now);
         if self.backlog {
-            return Err(Refused::Full);
+            return Err(Refused::Full(Lack::Backlog));
         }
         let lending = self.nic.transmit_pages(frame)?;
         self.counters.frames_synthetic += 1;

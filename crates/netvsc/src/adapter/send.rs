@@ -11,7 +11,7 @@ use vmbus::Instant;
 use super::{Adapter, AdapterError, AdapterEvent, Direction, Refused, Synthetic, Tap};
 use crate::failover::Outlet;
 use crate::nic::cut::{self, Cut};
-use crate::nic::{TransmitError, TxFrame, TxWork, offload};
+use crate::nic::{Lack, TransmitError, TxFrame, TxWork, offload};
 use crate::port::{Path, PortError, VfPort};
 use crate::rndis::packet::{LargeSend, TransmitChecksum};
 
@@ -26,7 +26,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             return self.taken(Err(Refused::Never), len, self.most_of(frame));
         }
         let result = match self.outlet(now) {
-            Outlet::Draining => Err(Refused::Full),
+            Outlet::Draining => Err(Refused::Full(Lack::Drain)),
             Outlet::Path(Path::Vf) => self.transmit_vf(frame, now),
             Outlet::Path(Path::Synthetic) => self.transmit_synthetic(frame, now),
         };
@@ -60,7 +60,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             return self.taken(Err(Refused::Never), len, most);
         }
         let result = match self.outlet(now) {
-            Outlet::Draining => Err(Refused::Full),
+            Outlet::Draining => Err(Refused::Full(Lack::Drain)),
             Outlet::Path(Path::Vf) => self.work_vf(frame, len, now),
             Outlet::Path(Path::Synthetic) => self.work_synthetic(frame, now),
         };
@@ -98,9 +98,9 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                 self.counters.frames_accepted += 1;
                 Ok(())
             }
-            Err(Refused::Full) => {
+            Err(Refused::Full(lack)) => {
                 self.counters.pushed_back += 1;
-                Err(AdapterError::Full)
+                Err(AdapterError::Full(lack))
             }
             Err(Refused::NotReady) => {
                 self.counters.pushed_back += 1;
@@ -118,19 +118,22 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         if !self.replay.has_room(len) {
             self.reap();
             if !self.replay.has_room(len) {
-                return Err(Refused::Full);
+                return Err(Refused::Full(Lack::Confirmation));
             }
         }
         // What an earlier VF left behind goes first, on the path that is safe.
         self.resend(now);
-        if self.backlog || (self.replay.is_waiting() && !self.give(now)) {
-            return Err(Refused::Full);
+        if self.backlog {
+            return Err(Refused::Full(Lack::Backlog));
+        }
+        if self.replay.is_waiting() && !self.give(now) {
+            return Err(Refused::Full(Lack::Port));
         }
         // So does a frame that took the other path since the VF did not want it.
         if self.detour && self.nic.is_idle() {
             self.detour = false;
         }
-        if self.detour { Err(Refused::Full) } else { Ok(()) }
+        if self.detour { Err(Refused::Full(Lack::Drain)) } else { Ok(()) }
     }
 
     fn transmit_vf(&mut self, frame: &[u8], now: Instant) -> Result<(), Refused> {
@@ -145,7 +148,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             }
             Err(PortError::Full) => {
                 self.wake_port();
-                Err(Refused::Full)
+                Err(Refused::Full(Lack::Port))
             }
             Err(PortError::Gone) => {
                 self.port_gone(now);
@@ -155,7 +158,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                 // It goes on the other path, when nothing can overtake it or be overtaken.
                 self.wake_port();
                 if !self.replay.is_empty() {
-                    return Err(Refused::Full);
+                    return Err(Refused::Full(Lack::Drain));
                 }
                 self.transmit_synthetic(frame, now)?;
                 self.counters.too_long_for_vf += 1;
@@ -194,7 +197,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         if untouched && !self.backlog && !self.unwanted {
             // Nothing of it has gone: it was not taken.
             self.withdraw();
-            return Err(Refused::Full);
+            return Err(Refused::Full(Lack::Port));
         }
         // The rest follows as there is room; or the VF is gone or does not want it, and it goes out on the other path.
         self.reap();
@@ -215,7 +218,8 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         };
         let (before, behind) = first.split_at_checked(at).ok_or(Refused::Never)?;
         let pieces = [before, bytes, behind].into_iter().chain(rest.iter().copied());
-        let (record, kept) = self.replay.push(pieces, kept_len).ok_or(Refused::Full)?;
+        let (record, kept) =
+            self.replay.push(pieces, kept_len).ok_or(Refused::Full(Lack::Confirmation))?;
         if tag.is_some() {
             work = behind_tag(work);
         }
@@ -282,7 +286,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     fn transmit_synthetic(&mut self, frame: &[u8], now: Instant) -> Result<(), Refused> {
         self.resend(now);
         if self.backlog {
-            return Err(Refused::Full);
+            return Err(Refused::Full(Lack::Backlog));
         }
         self.nic.transmit(frame)?;
         let place = (Path::Synthetic, self.nic.last_queue());
@@ -294,7 +298,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
     fn work_synthetic(&mut self, frame: &TxFrame<'_>, now: Instant) -> Result<(), Refused> {
         self.resend(now);
         if self.backlog {
-            return Err(Refused::Full);
+            return Err(Refused::Full(Lack::Backlog));
         }
         let head = frame.pieces.first().copied().unwrap_or_default();
         if let Some(send) = frame.large_send
@@ -324,7 +328,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
         let cut = Cut::new(head, send).map_err(|_| Refused::Never)?;
         let len = frame.len();
         let pieces = frame.pieces.iter().copied();
-        let (record, _) = self.replay.push(pieces, len).ok_or(Refused::Full)?;
+        let (record, _) = self.replay.push(pieces, len).ok_or(Refused::Full(Lack::Backlog))?;
         record.work = TxWork { vlan: frame.vlan, hash: frame.hash, ..TxWork::NONE };
         record.cut = Some(cut);
         record.frames = cut.count(len);
@@ -429,7 +433,7 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
                     self.counters.frames_synthetic += 1;
                     self.counters.frames_resent += u64::from(again);
                 }
-                Err(Refused::Full | Refused::NotReady) => return,
+                Err(Refused::Full(_) | Refused::NotReady) => return,
                 Err(Refused::Never) => self.counters.frames_lost += 1,
             }
             self.replay.forget();

@@ -3,7 +3,7 @@
 use vmbus::Instant;
 
 use super::Frame;
-use crate::nic::{Lending, PagedFrame, Returned, TxFrame};
+use crate::nic::{Lack, Lending, PagedFrame, Returned, TxFrame};
 use crate::port::{Path, PathOffloads, PortSettings};
 
 /// What a synthetic NIC says that bears on the path.
@@ -27,7 +27,7 @@ pub enum Sign {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// No room now; after its doorbell rang and it was polled, there may be.
-    Full,
+    Full(Lack),
     /// The NIC is not at work (yet, or any more). When it is, the frame may be taken.
     NotReady,
     /// It cannot be sent at all: the frame is too long or too short.

@@ -18,7 +18,7 @@ use super::link::Link;
 use super::path::Switching;
 use super::receive::Receive;
 use super::transmit::Transmit;
-use super::types::check_mtu;
+use super::types::{check_mtu, check_queues};
 use super::{ConfigError, Nic, NicConfig, NicInfo, SharedBuffer, Stage};
 use crate::port::Path;
 use crate::rndis::offload::OffloadCapabilities;
@@ -75,6 +75,20 @@ impl<D: Doorbell> Nic<D> {
     pub fn set_mtu(&mut self, mtu: u32) -> Result<(), ConfigError> {
         check_mtu(mtu)?;
         self.config.mtu = mtu;
+        Ok(())
+    }
+
+    /// Sets how many channels the NIC wants, the primary one included, for the next [`Nic::restart`]: what of the send buffer each has is
+    /// settled at the beginning.
+    ///
+    /// # Errors
+    /// [`ConfigError::AtWork`] unless the NIC was stopped or has failed, [`ConfigError::Queues`] if there cannot be so many.
+    pub fn set_queues(&mut self, queues: u16) -> Result<(), ConfigError> {
+        if !matches!(self.stage, Stage::Stopped | Stage::Failed(_)) {
+            return Err(ConfigError::AtWork);
+        }
+        check_queues(queues)?;
+        self.config.queues = queues;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::rndis::packet::ReceiveChecksum;
 
 pub(super) fn refused(error: TransmitError) -> Refused {
     match error {
-        TransmitError::Full(_) => Refused::Full,
+        TransmitError::Full(lack) => Refused::Full(lack),
         // A NIC that failed may be replaced or started anew, and the frame go out then.
         TransmitError::NotReady | TransmitError::Failed(_) => Refused::NotReady,
         TransmitError::TooShort(_)

@@ -105,10 +105,7 @@ impl NicConfig {
         if let Some(mac) = self.address.filter(|mac| !mac.is_unicast()) {
             return Err(ConfigError::Address(mac));
         }
-        if !QUEUES.contains(&self.queues) {
-            return Err(ConfigError::Queues(self.queues));
-        }
-        Ok(())
+        check_queues(self.queues)
     }
 
     /// Whether this guest may speak `version`.
@@ -162,6 +159,10 @@ pub enum ConfigError {
     /// The channel is unusable.
     #[error(transparent)]
     Channel(#[from] NicError),
+}
+
+pub(super) fn check_queues(queues: u16) -> Result<(), ConfigError> {
+    if QUEUES.contains(&queues) { Ok(()) } else { Err(ConfigError::Queues(queues)) }
 }
 
 /// Something that the host owes an answer for.
@@ -469,7 +470,7 @@ impl NicInfo {
 pub enum TransmitError {
     /// No room in the ring or no free section. What was taken before is on its way; a doorbell of the host will make
     /// [`Nic::poll`](super::Nic::poll) find room.
-    #[error("no room for a frame: expected a free {0}")]
+    #[error("no room for a frame: expected {0}")]
     Full(Lack),
     /// Start-up is not finished, or the NIC is shut down or dead.
     #[error("the NIC is not ready for frames")]
@@ -543,15 +544,27 @@ pub enum Lack {
     Return,
     /// The completion of everything that is under way, since the queues of flows are about to change.
     Order,
+    /// The end of what is under way on the other path, which it would overtake. Of an [`Adapter`](crate::Adapter), as all that follows.
+    Drain,
+    /// The end of older frames that wait themselves: those that a VF took down with it, or pieces of a segment.
+    Backlog,
+    /// Confirmations of the VF: no more copies are kept of what it has not confirmed.
+    Confirmation,
+    /// Room in the VF's queue.
+    Port,
 }
 
 impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Ring => "stretch of ring",
-            Self::Section => "send section",
-            Self::Order => "NIC, with nothing under way while frames are spread anew",
-            Self::Return => "place among the frames that have come back and were not asked for",
+            Self::Ring => "room in the ring",
+            Self::Section => "a free send section",
+            Self::Order => "nothing under way while frames are spread anew",
+            Self::Return => "the frames that have come back to be asked for",
+            Self::Drain => "nothing under way on the other path any more",
+            Self::Backlog => "older frames to go first",
+            Self::Confirmation => "the VF to confirm more of what it has",
+            Self::Port => "room in the queue of the VF",
         })
     }
 }

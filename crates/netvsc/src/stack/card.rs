@@ -67,7 +67,7 @@ impl<D: Doorbell> Linked for QueuedNic<D> {
 
 fn refused(error: AdapterError) -> Refused {
     match error {
-        AdapterError::Full => Refused::Full,
+        AdapterError::Full(lack) => Refused::Full(lack),
         AdapterError::NotReady => Refused::NotReady,
         AdapterError::Refused { .. } => Refused::Never,
     }

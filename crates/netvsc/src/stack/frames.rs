@@ -205,7 +205,7 @@ impl Frames {
             };
             match result {
                 Ok(()) => {}
-                Err(Refused::Full) => break,
+                Err(Refused::Full(_)) => break,
                 // A card that is not at work is a cable that is not plugged in.
                 Err(Refused::Never | Refused::NotReady) => self.refused += 1,
             }

@@ -12,7 +12,7 @@ use super::*;
 #[cfg(feature = "embassy")]
 use crate::MacAddress;
 use crate::adapter::{Frame, Refused};
-use crate::nic::TxFrame;
+use crate::nic::{Lack, TxFrame};
 use crate::rndis::packet::ReceiveChecksum;
 
 /// A card that keeps what it is given, up to a number of frames, and receives what it is told to.
@@ -39,7 +39,7 @@ impl Card for Loop {
     fn transmit(&mut self, frame: &[u8], _: Instant) -> Result<(), Refused> {
         match (frame.len(), self.room) {
             (0..14, _) => Err(Refused::Never),
-            (_, 0) => Err(Refused::Full),
+            (_, 0) => Err(Refused::Full(Lack::Ring)),
             _ => {
                 self.room -= 1;
                 self.sent.push(frame.to_vec());
