@@ -1,4 +1,4 @@
-//! `netvsc bind` on a tree: what it would write, and what it refuses. What it does is seen on a real VMBus (testbed/).
+//! `netvsc bind` on a tree: what it would write, and what it refuses. The binding itself is seen on a real VMBus (testbed/), with a device that is no NIC.
 
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]

@@ -17,7 +17,7 @@ use std::fs;
 use std::path::Path;
 
 use netvsc_linux::uio::{Binding, Device, Interrupt, Journal, UIO_DRIVER, UioDoorbell};
-use vmbus::memory::SharedPages;
+use vmbus::memory::{SharedMemory, SharedPages};
 use vmbus::packet::Outgoing;
 use vmbus::{Channel, Guid};
 
@@ -115,6 +115,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::open(root, &guid)?;
     for map in device.maps() {
         println!("{} map {}: {} of {} bytes", device.name(), map.index, map.name, map.size);
+    }
+    // This device uses neither, but the kernel has shared them with the host under these numbers.
+    for (name, (gpadl, memory)) in
+        [("receive", device.receive_buffer()?), ("send", device.send_buffer()?)]
+    {
+        let last = memory.size() - 1;
+        for (at, byte) in [(0, 0x5a), (last, 0xa5)] {
+            memory.write(at, &[byte])?;
+            let mut read = [0];
+            memory.read(at, &mut read)?;
+            assert_eq!(read, [byte], "byte {at} of the {name} buffer");
+        }
+        println!("{name} buffer: GPADL {:#x}, {} bytes, written and read", gpadl.0, last + 1);
     }
     let channel = device.channel()?;
     let mut balloon = Balloon { device, channel, next: 0 };
