@@ -187,6 +187,57 @@ fn work_is_done_by_the_kernel_or_the_far_port() {
     });
 }
 
+/// The same over IPv6 with options of the destination before TCP, and nothing in the field of the checksum.
+fn segment_behind_options(payload: usize) -> Vec<u8> {
+    let mut frame = [B.0, A.0].concat();
+    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+    frame.extend(((28 + payload) as u16).to_be_bytes());
+    frame.extend([60, 64]);
+    for host in [1, 2] {
+        frame.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+    }
+    frame.extend([6, 0, 1, 4, 0, 0, 0, 0]);
+    frame.extend([0x13, 0x88, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    frame.extend((0..payload).map(|byte| (byte % 251) as u8));
+    frame
+}
+
+fn is_right_behind_options(frame: &[u8]) -> bool {
+    let len = (frame.len() - 62) as u16;
+    let mut bytes = frame[22..54].to_vec();
+    bytes.extend([0, 6]);
+    bytes.extend(len.to_be_bytes());
+    bytes.extend(&frame[62..]);
+    sum(&bytes) == 0xffff && frame[18..20] == (len + 8).to_be_bytes()
+}
+
+#[test]
+fn segments_behind_extension_headers_have_right_checksums_whoever_cuts_them() {
+    in_namespace(
+        "segments_behind_extension_headers_have_right_checksums_whoever_cuts_them",
+        || {
+            let (mut a, mut b) = ports();
+            let large = segment_behind_options(40_000);
+            let send = LargeSend { segment: 1428, layer4: 62, ipv6: true };
+            // The far port, and then the kernel.
+            for (count, most) in [(1, 65_536), (2, 20_000)] {
+                ip(&format!("link set va gso_max_size {most}"));
+                let work = TxWork { large_send: Some(send), ..TxWork::NONE };
+                a.transmit_with(&large, &work).expect("room");
+                until("the kernel takes it", || {
+                    a.flush();
+                    a.confirmed() == count
+                });
+                let got = take(&mut b, 40_000_usize.div_ceil(1428));
+                assert!(got.iter().all(|piece| is_right_behind_options(piece)));
+                let payload: Vec<u8> = got.iter().flat_map(|piece| piece[82..].to_vec()).collect();
+                assert_eq!(payload, large[82..]);
+            }
+            assert_eq!(b.counters().unusable, 0);
+        },
+    );
+}
+
 #[test]
 fn segments_that_the_interface_does_not_cut_are_cut_by_the_kernel() {
     in_namespace("segments_that_the_interface_does_not_cut_are_cut_by_the_kernel", || {

@@ -3,7 +3,7 @@
 use netvsc::nic::TxWork;
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
 
-use crate::vf::{layer3, layer4};
+use crate::vf::{Layers, layers};
 
 /// Bytes of the header: flags (u8), kind of segment (u8), bytes of all headers (u16), bytes of payload per segment (u16), where
 /// the checksum starts (u16), where it goes from there (u16); numbers in the machine's order.
@@ -163,12 +163,10 @@ impl Offloaded {
 
 /// Whether a sum is that of the TCP or UDP that IP carries.
 fn is_a_cards(frame: &[u8], start: u16, offset: u16) -> bool {
-    let (Some((ip, ipv6)), Some((layer4, _))) = (layer3(frame), layer4(frame)) else {
-        return false;
-    };
-    let protocol = frame.get(ip + if ipv6 { 6 } else { 9 });
-    let fits = matches!((protocol, offset), (Some(&TCP), IN_TCP) | (Some(&UDP), IN_UDP));
-    fits && layer4 == usize::from(start)
+    let Some(Layers { ip, ipv6, layer4, protocol }) = layers(frame) else { return false };
+    let fits = matches!((protocol, offset), (TCP, IN_TCP) | (UDP, IN_UDP));
+    let extended = ipv6 && layer4 > ip + 40;
+    fits && !extended && layer4 == usize::from(start)
 }
 
 /// Writes the sum of all from `start` on where it belongs. What is there already, the sum of a pseudo-header, counts.

@@ -6,7 +6,7 @@ use netvsc::nic::TxWork;
 use netvsc::rndis::packet::{LargeSend, TransmitChecksum};
 use rustix::io::Errno;
 
-use super::frame::HEADER;
+use super::frame::{HEADER, layer3};
 use super::request::{MOST_SENT, send_many};
 
 /// Bytes that are collected at most.
@@ -107,10 +107,10 @@ impl Batch {
 /// The header that asks the kernel for this work, as `struct virtio_net_hdr`; the checksum field gets the sum of the
 /// pseudo-header, which is what the kernel starts from.
 fn header(frame: &mut [u8], work: &TxWork) -> [u8; HEADER] {
-    let (kind, size, layer4, udp, ipv6) = match work.large_send {
+    let (kind, size, layer4, udp) = match work.large_send {
         Some(LargeSend { segment, layer4, ipv6 }) => {
             let kind = if ipv6 { 4 } else { 1 };
-            (kind, u16::try_from(segment).unwrap_or(u16::MAX), usize::from(layer4), false, ipv6)
+            (kind, u16::try_from(segment).unwrap_or(u16::MAX), usize::from(layer4), false)
         }
         None => {
             let wanted = work.checksum;
@@ -118,12 +118,12 @@ fn header(frame: &mut [u8], work: &TxWork) -> [u8; HEADER] {
             if !udp && !wanted.contains(TransmitChecksum::TCP) {
                 return [0; HEADER];
             }
-            (0, 0, wanted.layer4(), udp, wanted.contains(TransmitChecksum::IPV6))
+            (0, 0, wanted.layer4(), udp)
         }
     };
     let at = layer4;
     let field: u16 = if udp { 6 } else { 16 };
-    let sum = pseudo_header(frame, at, udp, ipv6).to_be_bytes();
+    let sum = pseudo_header(frame, at, udp).to_be_bytes();
     let place = at + usize::from(field);
     if let Some(place) = frame.get_mut(place..place + 2) {
         place.copy_from_slice(&sum);
@@ -140,12 +140,13 @@ fn header(frame: &mut [u8], work: &TxWork) -> [u8; HEADER] {
 }
 
 /// The sum of the pseudo-header of what starts at `at` and goes to the end of the frame, folded and not inverted.
-pub(crate) fn pseudo_header(frame: &[u8], at: usize, udp: bool, ipv6: bool) -> u16 {
-    let addresses = if ipv6 { 32 } else { 8 };
-    // They end the header of IP, unless that has options.
-    let ip = if ipv6 { at.checked_sub(40) } else { layer3(frame) };
-    let start = ip.map(|ip| ip + if ipv6 { 8 } else { 12 });
-    let bytes = start.and_then(|start| frame.get(start..start + addresses)).unwrap_or_default();
+pub(crate) fn pseudo_header(frame: &[u8], at: usize, udp: bool) -> u16 {
+    // The addresses are where IP's header has them; options or further headers may lie between them and `at`.
+    let addresses = layer3(frame).map(|(ip, ipv6)| match ipv6 {
+        true => ip + 8..ip + 40,
+        false => ip + 12..ip + 20,
+    });
+    let bytes = addresses.and_then(|addresses| frame.get(addresses)).unwrap_or_default();
     let words = bytes.chunks_exact(2).map(|pair| match pair {
         [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
         _ => 0,
@@ -156,12 +157,6 @@ pub(crate) fn pseudo_header(frame: &[u8], at: usize, udp: bool, ipv6: bool) -> u
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
-}
-
-/// Where IPv4 starts in a frame.
-fn layer3(frame: &[u8]) -> Option<usize> {
-    let tagged = matches!(frame.get(12..14)?, [0x81, 0x00] | [0x88, 0xa8]);
-    Some(if tagged { 18 } else { 14 })
 }
 
 #[cfg(test)]
@@ -201,6 +196,32 @@ mod tests {
         let sum = |protocol: u16| (0x0a00 + 1 + 0x0a00 + 2 + protocol + 124).to_be_bytes();
         assert_eq!(batch.bytes[len + 54..len + 56], sum(6));
         assert_eq!(batch.bytes[2 * len + 44..2 * len + 46], sum(17));
+    }
+
+    #[test]
+    fn addresses_of_ipv6_are_found_whatever_follows_them() {
+        let addresses: Vec<u8> = (1..=32).collect();
+        for (tag, options) in [(false, 0), (false, 8), (true, 0), (true, 24)] {
+            let mut frame = vec![2; 12];
+            if tag {
+                frame.extend([0x81, 0, 0, 5]);
+            }
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, if options > 0 { 60 } else { 6 }, 64]);
+            frame.extend(&addresses);
+            frame.extend(vec![0xee; options]);
+            let layer4 = frame.len();
+            frame.extend([0; 12]);
+            frame.extend([0x50, 0x10, 0, 0, 9, 9, 0, 0]);
+            frame.extend([7; 100]);
+            let mut batch = Batch::new();
+            let send = LargeSend { segment: 50, layer4: layer4 as u16, ipv6: true };
+            batch.push(&frame, &TxWork { large_send: Some(send), ..TxWork::NONE });
+            let words =
+                addresses.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+            let sum = words.sum::<u32>() + 6 + 120;
+            let sum = ((sum & 0xffff) + (sum >> 16)) as u16;
+            assert_eq!(batch.bytes[layer4 + 16..layer4 + 18], sum.to_be_bytes(), "{options}");
+        }
     }
 
     #[test]

@@ -29,6 +29,13 @@ const TCP6: u8 = 4;
 /// Where the checksum is in TCP's and UDP's headers.
 const IN_TCP: u16 = 16;
 const IN_UDP: u16 = 6;
+/// TCP behind IP.
+const TCP: u8 = 6;
+/// Extension headers of IPv6, and how many are stepped over: the kernel makes one of each kind, and options of the destination twice.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const DESTINATION: u8 = 60;
+const MOST_EXTENSIONS: usize = 8;
 
 /// A tag that the kernel has taken out of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,11 +119,12 @@ pub(super) fn finish(
         }
         TCP4 | TCP6 => {
             let ipv6 = kind & KIND == TCP6;
-            let (layer4, found) = layer4(frame).ok_or(Unfinished)?;
-            if found != ipv6 || (flags & NEEDS_CHECKSUM != 0 && layer4 != start) {
+            let found = layers(frame).ok_or(Unfinished)?;
+            let elsewhere = flags & NEEDS_CHECKSUM != 0 && found.layer4 != start;
+            if found.ipv6 != ipv6 || found.protocol != TCP || elsewhere {
                 return Err(Unfinished);
             }
-            let layer4 = u16::try_from(layer4).map_err(|_| Unfinished)?;
+            let layer4 = u16::try_from(found.layer4).map_err(|_| Unfinished)?;
             let send = LargeSend { segment: size.into(), layer4, ipv6 };
             let cut = Cut::new(frame, send).map_err(|_| Unfinished)?;
             if cut.longest(frame.len()) > most {
@@ -126,7 +134,7 @@ pub(super) fn finish(
             if whole && count > 1 {
                 if flags & NEEDS_CHECKSUM == 0 {
                     // It was there and right; whoever cuts the segment starts from the sum of the pseudo-header.
-                    let sum = pseudo_header(frame, layer4.into(), false, ipv6).to_be_bytes();
+                    let sum = pseudo_header(frame, layer4.into(), false).to_be_bytes();
                     let place = usize::from(layer4) + usize::from(IN_TCP);
                     if let Some(place) = frame.get_mut(place..place + 2) {
                         place.copy_from_slice(&sum);
@@ -156,13 +164,36 @@ pub(crate) fn layer3(frame: &[u8]) -> Option<(usize, bool)> {
     }
 }
 
-/// Where the header behind IP's starts, and whether that is IPv6, which has no further headers in a segment.
-pub(crate) fn layer4(frame: &[u8]) -> Option<(usize, bool)> {
+/// Where the headers of a packet are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layers {
+    /// Where IP's starts.
+    pub(crate) ip: usize,
+    /// Whether that is IPv6.
+    pub(crate) ipv6: bool,
+    /// Where the one behind IP starts, options and extension headers included.
+    pub(crate) layer4: usize,
+    /// What that is.
+    pub(crate) protocol: u8,
+}
+
+/// Where the headers are. Of IPv6's extension headers those are stepped over behind which the kernel cuts segments: options hop by hop,
+/// routing, and options of the destination.
+pub(crate) fn layers(frame: &[u8]) -> Option<Layers> {
     let (ip, ipv6) = layer3(frame)?;
-    if ipv6 {
-        return Some((ip + 40, true));
+    if !ipv6 {
+        let layer4 = ip + usize::from(frame.get(ip)? & 0xf) * 4;
+        return Some(Layers { ip, ipv6, layer4, protocol: *frame.get(ip + 9)? });
     }
-    Some((ip + usize::from(frame.get(ip)? & 0xf) * 4, false))
+    let (mut protocol, mut layer4) = (*frame.get(ip + 6)?, ip + 40);
+    for _ in 0..MOST_EXTENSIONS {
+        if !matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION) {
+            break;
+        }
+        let [next, eighths] = *frame.get(layer4..)?.first_chunk()?;
+        (protocol, layer4) = (next, layer4 + (usize::from(eighths) + 1) * 8);
+    }
+    Some(Layers { ip, ipv6, layer4, protocol })
 }
 
 #[cfg(test)]
@@ -285,6 +316,69 @@ mod tests {
             lengths.push((sum(frame, 14), send));
         });
         assert_eq!((count, lengths), (Ok(1), vec![(0xffff, None)]));
+    }
+
+    /// The same over IPv6 with options of the destination before TCP.
+    fn segment_behind_options(payload: usize) -> Vec<u8> {
+        let mut frame = vec![2; 12];
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend((28 + payload as u16).to_be_bytes());
+        frame.extend([DESTINATION, 64]);
+        for host in [1, 2] {
+            frame.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+        }
+        frame.extend([TCP, 0, 1, 4, 0, 0, 0, 0]);
+        frame.extend([0x13, 0x88, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+        frame.extend((0..payload).map(|byte| byte as u8));
+        // 2001:db8::1 + 2001:db8::2 + protocol + length.
+        let sum = 2 * (0x2001 + 0x0db8) + 3 + 6 + (20 + payload as u32);
+        let sum = ((sum & 0xffff) + (sum >> 16)) as u16;
+        frame[78..80].copy_from_slice(&sum.to_be_bytes());
+        frame
+    }
+
+    /// Whether the checksum of such a segment is right.
+    fn is_right_behind_options(frame: &[u8]) -> bool {
+        let len = (frame.len() - 62) as u16;
+        let mut bytes = frame[22..54].to_vec();
+        bytes.extend([0, TCP]);
+        bytes.extend(len.to_be_bytes());
+        bytes.extend(&frame[62..]);
+        bytes.resize(bytes.len().next_multiple_of(2), 0);
+        let words = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+        let sum: u32 = words.sum();
+        (sum & 0xffff) + (sum >> 16) == 0xffff && frame[18..20] == (len + 8).to_be_bytes()
+    }
+
+    #[test]
+    fn segments_behind_extension_headers_are_cut_and_stay_whole_like_others() {
+        let whole = segment_behind_options(3000);
+        for (flags, start) in [(1, 62), (2, 0)] {
+            let pieces = finished(header(flags, 4, 1428, start, 16), &whole, 0).unwrap();
+            let lengths: Vec<_> = pieces.iter().map(Vec::len).collect();
+            assert_eq!(lengths, [82 + 1428, 82 + 1428, 82 + 144]);
+            assert!(pieces.iter().all(|piece| is_right_behind_options(piece)));
+            let (mut frame, mut piece, mut out) = (whole.clone(), Vec::new(), Vec::new());
+            if flags == 2 {
+                frame[78..80].fill(0x11);
+            }
+            let with = Finish { most: 1518, whole: true, piece: &mut piece };
+            let header = header(flags, 4, 1428, start, 16);
+            let count = finish(header, &mut frame, 0, with, &mut |frame, send| {
+                out.push((frame.to_vec(), send));
+            });
+            let send = LargeSend { segment: 1428, layer4: 62, ipv6: true };
+            assert_eq!((count, &out), (Ok(3), &vec![(whole.clone(), Some(send))]));
+        }
+        // UDP there, and headers without end.
+        for (at, byte) in [(54, 17), (55, 255)] {
+            let mut frame = whole.clone();
+            frame[at] = byte;
+            assert_eq!(finished(header(2, 4, 1428, 0, 16), &frame, 0), Err(Unfinished));
+        }
+        let mut endless = whole.clone();
+        endless[54..].fill(0);
+        assert_eq!(finished(header(2, 4, 1428, 0, 16), &endless, 0), Err(Unfinished));
     }
 
     #[test]

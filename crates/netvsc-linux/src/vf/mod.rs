@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use crate::netlink::NetlinkError;
 
 pub(crate) use batch::pseudo_header;
-pub(crate) use frame::{layer3, layer4};
+pub(crate) use frame::{Layers, layers};
 pub(crate) use membership::Memberships;
 pub use packet::{PacketConfig, PacketCounters, PacketPort, PortEars, Reception};
 pub use watch::LinkState;

@@ -6,7 +6,7 @@
 use netvsc::nic::fill_checksums;
 use netvsc::rndis::packet::TransmitChecksum;
 
-use crate::vf::{layer4, pseudo_header};
+use crate::vf::{Layers, layers, pseudo_header};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -17,21 +17,19 @@ pub(super) fn finish_checksum(frame: &mut [u8]) {
 }
 
 fn try_finish(frame: &mut [u8]) -> Option<()> {
-    let (at, ipv6) = layer4(frame)?;
+    let Layers { ip, ipv6, layer4: at, protocol } = layers(frame)?;
     let number = |at: usize| {
         let bytes = frame.get(at..).and_then(<[u8]>::first_chunk);
         bytes.map(|bytes| u16::from_be_bytes(*bytes))
     };
-    let (protocol, end) = if ipv6 {
-        let ip = at.checked_sub(40)?;
-        (*frame.get(ip + 6)?, at + usize::from(number(ip + 4)?))
+    let end = if ipv6 {
+        ip + 40 + usize::from(number(ip + 4)?)
     } else {
-        let ip = if matches!(frame.get(12..14)?, [0x08, 0x00]) { 14 } else { 18 };
         // A part of a datagram has no sum of its own.
         if number(ip + 6)? & 0x3fff != 0 {
             return None;
         }
-        (*frame.get(ip + 9)?, ip + usize::from(number(ip + 2)?))
+        ip + usize::from(number(ip + 2)?)
     };
     let (request, field) = match protocol {
         TCP => (TransmitChecksum::TCP, at + 16),
@@ -41,9 +39,41 @@ fn try_finish(frame: &mut [u8]) -> Option<()> {
     let left = number(field)?;
     // What is behind the packet is padding.
     let packet = frame.get_mut(..end)?;
-    if left != pseudo_header(packet, at, protocol == UDP, ipv6) {
+    if left != pseudo_header(packet, at, protocol == UDP) {
         return None;
     }
     let over = if ipv6 { TransmitChecksum::IPV6 } else { TransmitChecksum::IPV4 };
     fill_checksums(packet, (over | request).at(u16::try_from(at).ok()?)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_that_was_left_open_is_seen_behind_extension_headers_too() {
+        for options in [0, 16] {
+            let mut frame = vec![2; 12];
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20 + options]);
+            frame.extend([if options > 0 { 60 } else { TCP }, 64]);
+            frame.extend(1..=32);
+            if options > 0 {
+                frame.extend([TCP, 1, 1, 12]);
+                frame.resize(frame.len() + 12, 0);
+            }
+            let at = frame.len();
+            frame.extend([0; 12]);
+            frame.extend([0x50, 0x10, 0, 0, 0, 0, 0, 0]);
+            let pseudo = pseudo_header(&frame, at, false);
+            frame[at + 16..at + 18].copy_from_slice(&pseudo.to_be_bytes());
+            // Padding is no part of it.
+            frame.extend([9; 6]);
+            finish_checksum(&mut frame);
+            let sum = u16::from_be_bytes([frame[at + 16], frame[at + 17]]);
+            // What is summed up is the pseudo-header, which was in the field, and one word of TCP.
+            let expected = u32::from(pseudo) + 0x5010;
+            let expected = !((expected & 0xffff) + (expected >> 16)) as u16;
+            assert_eq!(sum, expected, "{options} bytes of options");
+        }
+    }
 }
