@@ -78,6 +78,8 @@ impl Redirection {
 
 /// `TCX_DROP`: the frame goes no further.
 const DROP: u8 = 2;
+/// `BPF_F_BEFORE`, without saying what: before all that is attached already.
+const FIRST: u32 = 1 << 3;
 
 /// Keeps an interface's frames from the kernel's stack, behind whoever has a packet socket and gets copies. It goes with this value,
 /// also when the process is killed.
@@ -87,14 +89,18 @@ pub(crate) struct Discard {
 }
 
 impl Discard {
-    /// Attaches to the interface with this number, beside whatever else is attached there.
+    /// Attaches to the interface with this number, before whatever is attached there: any other program could let a frame pass
+    /// (`TCX_PASS`), and none behind it would see that one.
     pub(crate) fn attach(index: u32) -> Result<Self, Errno> {
-        // r0 = DROP; return r0
-        let [a, b, c, d] = i32::from(DROP).to_ne_bytes();
-        let instructions = [[0xb7, 0, 0, 0, a, b, c, d], [0x95, 0, 0, 0, 0, 0, 0, 0]];
-        let program = request::load(Place::Ingress, &instructions, 0)?;
-        request::attach(Place::Ingress, &program, index, 0).map(|link| Self { _link: link })
+        let program = request::load(Place::Ingress, &always(DROP), 0)?;
+        request::attach(Place::Ingress, &program, index, FIRST).map(|link| Self { _link: link })
     }
+}
+
+/// `return verdict`.
+fn always(verdict: u8) -> [[u8; 8]; 2] {
+    let [a, b, c, d] = i32::from(verdict).to_ne_bytes();
+    [[0xb7, 0, 0, 0, a, b, c, d], [0x95, 0, 0, 0, 0, 0, 0, 0]]
 }
 
 /// `return redirect(map, context->queue, PASS)`.
@@ -121,4 +127,82 @@ fn instructions(map: &OwnedFd) -> [[u8; 8]; 6] {
         with(0x85, 0, number(REDIRECT)),
         [0x95, 0, 0, 0, 0, 0, 0, 0],
     ]
+}
+
+#[cfg(test)]
+#[path = "../../tests/namespace/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod namespace;
+
+#[cfg(test)]
+mod kernel_tests {
+    use std::time::{Duration, Instant};
+
+    use netvsc::{PortLink, VfPort};
+
+    use super::namespace::{in_namespace, ip, skipped};
+    use super::*;
+    use crate::vf::{PacketConfig, PacketPort};
+
+    /// `TCX_PASS`: the frame goes to the stack, whatever else is attached.
+    const LET_PASS: u8 = 0;
+
+    /// Packets that IPv4 has had in this namespace.
+    fn received() -> u64 {
+        let text = std::fs::read_to_string("/proc/net/snmp").unwrap();
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let at = names.split(' ').position(|name| name == "InReceives").unwrap();
+        values.split(' ').nth(at).unwrap().parse().unwrap()
+    }
+
+    fn until(what: &str, mut so: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !so() {
+            assert!(Instant::now() < end, "not within 10 s: {what}");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    #[test]
+    fn a_program_that_lets_frames_pass_does_not_get_them_first() {
+        const NAME: &str =
+            "xdp::program::kernel_tests::a_program_that_lets_frames_pass_does_not_get_them_first";
+        in_namespace(NAME, || {
+            std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+            ip("link add va type veth peer name vb");
+            ip("link set va up");
+            let config = PacketConfig { alone: false, ..PacketConfig::default() };
+            let mut from = PacketPort::open("vb", config).unwrap();
+            until("it is up", || from.link() == PortLink::Up);
+            let index = PacketPort::open("va", config).unwrap().index();
+            let other = request::load(Place::Ingress, &always(LET_PASS), 0)
+                .and_then(|program| request::attach(Place::Ingress, &program, index, 0));
+            let _other = match other {
+                Ok(link) => link,
+                Err(error) => {
+                    return skipped(NAME, &format!("no program at the entrance: {error}"));
+                }
+            };
+            // A datagram to all, which the stack counts before it looks further.
+            let mut frame = vec![0xff; 6];
+            frame.extend([2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0x7a, 0xd1]);
+            frame.extend([0, 0, 0, 0, 255, 255, 255, 255, 0, 9, 0, 9, 0, 8, 0, 0]);
+            frame.resize(60, 0);
+            let mut send = || {
+                from.transmit(&frame).unwrap();
+                from.flush();
+            };
+            let before = received();
+            send();
+            until("the stack has it", || received() == before + 1);
+            let discard = Discard::attach(index).unwrap();
+            (0..20).for_each(|_| send());
+            drop(discard);
+            // What comes last comes after all others.
+            send();
+            until("the stack has the last one", || received() > before + 1);
+            assert_eq!(received(), before + 2, "more than those two");
+        });
+    }
 }
