@@ -233,14 +233,6 @@ impl Tap {
         created: bool,
         offloads: bool,
     ) -> Result<Self, TapError> {
-        if offloads {
-            set_offloads(&queue, ALL_OFFLOADS)
-                .map_err(|cause| failure(name, "ask for offloads", cause))?;
-        }
-        // Somebody may have had it longer, as QEMU with mergeable buffers has.
-        let header =
-            if offloads { set_header_size(&queue, VNET_HEADER as c_int) } else { Ok(None) };
-        let header = header.map_err(|cause| failure(name, "set the size of its header", cause))?;
         let control = rustix::net::socket_with(
             AddressFamily::INET,
             SocketType::DGRAM,
@@ -249,9 +241,20 @@ impl Tap {
         )
         .map_err(|cause| failure(name, "open a control socket", cause))?;
         let mut tap = Self { queue, more, control, name: name.clone(), before: None, offloads };
+        // Before anything is changed: whatever goes wrong from then on, it is given back as it was.
         if !created {
             let (mac, mtu, up) = (tap.mac()?, tap.mtu()?, tap.is_up()?);
-            tap.before = Some(Before { mac, mtu, up, header });
+            tap.before = Some(Before { mac, mtu, up, header: None });
+        }
+        if offloads {
+            set_offloads(&tap.queue, ALL_OFFLOADS)
+                .map_err(|cause| failure(name, "ask for offloads", cause))?;
+            // Somebody may have had it longer, as QEMU with mergeable buffers has.
+            let header = set_header_size(&tap.queue, VNET_HEADER as c_int)
+                .map_err(|cause| failure(name, "set the size of its header", cause))?;
+            if let Some(before) = &mut tap.before {
+                before.header = header;
+            }
         }
         tracing::debug!(%name, created, queues = tap.queues(), "TAP open");
         Ok(tap)
@@ -595,6 +598,36 @@ mod kernel_tests {
                 assert_eq!(request.number(), VNET_HEADER as c_int);
                 drop(tap);
                 assert_eq!(header_of(&name), 12, "and is what it was");
+            },
+        );
+    }
+    #[test]
+    fn a_tap_that_cannot_be_had_after_all_keeps_its_header() {
+        in_namespace(
+            "tap::kernel_tests::a_tap_that_cannot_be_had_after_all_keeps_its_header",
+            || {
+                use rustix::process::{Resource, getrlimit, setrlimit};
+                use std::os::fd::AsRawFd;
+
+                ip("tuntap add mode tap name nvt0 vnet_hdr");
+                let name: TapName = "nvt0".parse().unwrap();
+                let free = {
+                    let queue = open_device(&name).unwrap();
+                    attach(&queue, &name, OFFLOADS).unwrap();
+                    assert_eq!(set_header_size(&queue, 12), Ok(Some(10)));
+                    queue.as_raw_fd()
+                };
+                // There is a descriptor for the queue and none for the socket that is needed as well.
+                let before = getrlimit(Resource::Nofile);
+                let current = Some(u64::try_from(free).unwrap() + 1);
+                setrlimit(Resource::Nofile, rustix::process::Rlimit { current, ..before }).unwrap();
+                let refused = Tap::open_with_offloads(&name).expect_err("no descriptors");
+                setrlimit(Resource::Nofile, before).unwrap();
+                assert!(
+                    matches!(refused, TapError::Other { cause: Errno::MFILE, .. }),
+                    "{refused}"
+                );
+                assert_eq!(header_of(&name), 12);
             },
         );
     }
