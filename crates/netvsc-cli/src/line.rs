@@ -55,6 +55,14 @@ impl Waiting {
     }
 }
 
+/// What a queue has for who reads it. A frame that cannot be sent is one of a burst all the same, so that nobody is kept by those alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Frame,
+    Unusable,
+    Nothing,
+}
+
 /// What the kernel sends out of one queue of a TAP.
 struct Inlet {
     queue: usize,
@@ -80,21 +88,25 @@ impl Inlet {
         }
     }
 
-    /// Reads the next frame unless one is held. False if there is none.
-    fn hold_next(&mut self, tap: &Tap) -> Result<bool, Error> {
-        while self.held == 0 {
-            match tap.read_offloaded_from(self.queue, &mut self.buffer) {
-                Ok(Some((len, left))) => (self.held, self.left, self.taken) = (len, left, 0),
-                Ok(None) => return Ok(false),
-                // Whatever somebody got the kernel to send costs that frame, and not the run.
-                Err(error @ TapError::Offloads { .. }) => {
-                    tracing::debug!(%error, "a frame that cannot be sent");
-                    self.unusable += 1;
-                }
-                Err(error) => return Err(error.into()),
-            }
+    /// Reads the next frame unless one is held.
+    fn hold_next(&mut self, tap: &Tap) -> Result<Held, Error> {
+        if self.held > 0 {
+            return Ok(Held::Frame);
         }
-        Ok(true)
+        match tap.read_offloaded_from(self.queue, &mut self.buffer) {
+            Ok(Some((len, left))) => {
+                (self.held, self.left, self.taken) = (len, left, 0);
+                Ok(Held::Frame)
+            }
+            Ok(None) => Ok(Held::Nothing),
+            // Whatever somebody got the kernel to send costs that frame, and not the run.
+            Err(error @ TapError::Offloads { .. }) => {
+                tracing::debug!(%error, "a frame that cannot be sent");
+                self.unusable += 1;
+                Ok(Held::Unusable)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// See [`Line::fetch`].
@@ -106,15 +118,18 @@ impl Inlet {
     ) -> Result<bool, Error> {
         let mut moved = false;
         for _ in 0..burst {
-            if !self.hold_next(tap)? {
-                break;
+            match self.hold_next(tap)? {
+                Held::Nothing => break,
+                Held::Unusable => moved = true,
+                Held::Frame => {
+                    let frame = self.buffer.get(..self.held).unwrap_or_default();
+                    if let Sending::Later = take(frame, &self.left) {
+                        break;
+                    }
+                    self.held = 0;
+                    moved = true;
+                }
             }
-            let frame = self.buffer.get(..self.held).unwrap_or_default();
-            if let Sending::Later = take(frame, &self.left) {
-                break;
-            }
-            self.held = 0;
-            moved = true;
         }
         Ok(moved)
     }
@@ -254,8 +269,13 @@ impl Line {
         let mut moved = false;
         for inlet in inlets {
             for _ in 0..burst {
-                if !inlet.hold_next(tap)? {
-                    break;
+                match inlet.hold_next(tap)? {
+                    Held::Nothing => break,
+                    Held::Unusable => {
+                        moved = true;
+                        continue;
+                    }
+                    Held::Frame => {}
                 }
                 match inlet.give(whole, piece, &mut take) {
                     Given::Some => {
@@ -356,5 +376,57 @@ impl Inlet {
             Sending::Later => Given::Nothing,
             _ => Given::All,
         }
+    }
+}
+
+#[cfg(test)]
+#[path = "../../netvsc-linux/tests/namespace/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod namespace;
+
+#[cfg(test)]
+mod tests {
+    use super::namespace::{in_namespace, ip};
+    use super::*;
+    use netvsc::VfPort as _;
+    use netvsc::nic::TxWork;
+    use netvsc::rndis::packet::LargeSend;
+    use netvsc_linux::vf::{PacketConfig, PacketPort};
+
+    #[test]
+    fn frames_that_cannot_be_sent_are_part_of_a_burst() {
+        in_namespace("line::tests::frames_that_cannot_be_sent_are_part_of_a_burst", || {
+            std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
+            let mut line = Line::open(&"nvt0".parse().expect("a name")).expect("a TAP");
+            ip("link set nvt0 up");
+            let config = PacketConfig { bypass: false, ..PacketConfig::default() };
+            let mut port = PacketPort::open("nvt0", config).expect("a port");
+            // TCP over IPv6 behind 1,200 bytes of options: the kernel takes that, and no card.
+            let mut frame = vec![2; 12];
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0x0f, 0xca, 60, 64]);
+            frame.extend(1..=32);
+            frame.extend([6, 149, 1, 250]);
+            frame.resize(54 + 1200, 0);
+            frame.extend([0; 12]);
+            frame.extend([0x50, 0x10, 0, 0, 0, 0, 0, 0]);
+            frame.resize(4096, 7);
+            let send = LargeSend { segment: 1000, layer4: 1254, ipv6: true };
+            for _ in 0..BURST * 3 + 1 {
+                let work = TxWork { large_send: Some(send), ..TxWork::NONE };
+                port.transmit_with(&frame, &work).expect("room");
+                port.flush();
+            }
+            for round in 1..=3 {
+                let moved = match round {
+                    2 => line.fetch_plain(false, |_, _| panic!("a frame")),
+                    _ => line.fetch(|_, _| panic!("a frame")),
+                };
+                assert!(moved.expect("it reads"));
+                assert_eq!(line.refused(), (BURST * round) as u64);
+            }
+            assert!(line.fetch(|_, _| panic!("a frame")).expect("it reads"));
+            assert!(!line.fetch(|_, _| panic!("a frame")).expect("it reads"), "no more");
+            assert_eq!(line.refused(), BURST as u64 * 3 + 1);
+        });
     }
 }
