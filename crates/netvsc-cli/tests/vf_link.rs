@@ -280,25 +280,37 @@ fn helper_in(namespace: &Neighbour, role: &str) -> Process {
 
 /// Starts a host by this command, and its guest; `run`, `host`, and the file that ends a transfer.
 fn start(
-    mut host: Command,
+    host: Command,
     mtu: u32,
     name: &str,
     of_host: &[&str],
     of_run: &[&str],
 ) -> (Process, Process, PathBuf) {
-    let base = std::env::temp_dir().join(format!("netvsc-{name}-{}", std::process::id()));
-    let (socket, stop) = (base.with_extension("sock"), base.with_extension("stop"));
+    let (host, base) = start_host(host, name, of_host);
+    let stop = base.with_extension("stop");
     let _ = std::fs::remove_file(&stop);
+    (start_run(&base, mtu, of_run), host, stop)
+}
+
+/// Starts a host by this command; it, and how the paths of its test begin.
+fn start_host(mut host: Command, name: &str, of_host: &[&str]) -> (Process, PathBuf) {
+    let base = std::env::temp_dir().join(format!("netvsc-{name}-{}", std::process::id()));
+    let socket = base.with_extension("sock");
     let socket = socket.to_str().expect("a plain path");
     let options = ["host", "--json", "--listen", socket, "--peer-tap", "nvt1", "--vf-peer", "vfh"];
     let mut host = Process::start(host.args(options).args(of_host));
     host.wait_for("listening", 1);
-    let at = format!("unix:{socket}");
+    (host, base)
+}
+
+/// Starts a guest of that host, and waits until it is on its VF.
+fn start_run(base: &Path, mtu: u32, of_run: &[&str]) -> Process {
+    let at = format!("unix:{}", base.with_extension("sock").display());
     let options = ["run", "--json", "--host", &at, "--tap", "nvt0", "--vf-link", "vfg"];
     let more = ["--mtu", &mtu.to_string()];
     let mut run = Process::start(Command::new(PROGRAM).args(options).args(more).args(of_run));
     run.wait_for(ON_VF, 1);
-    (run, host, stop)
+    run
 }
 
 impl Setup {
@@ -605,14 +617,54 @@ fn the_kernels_ipv6_keeps_silent_on_the_vf_while_the_run_has_it() {
         let (mut run, host, _) = start(Command::new(PROGRAM), 1500, "vf-ipv6", &of_host, &[]);
         // The host has had it back twice.
         run.wait_for(ON_VF, 3);
-        let said = std::fs::read_to_string("/proc/net/dev_snmp6/vfg").expect("it is there");
-        let said = said.lines().find_map(|line| line.strip_prefix("Icmp6OutMsgs"));
-        assert_eq!(said.map(str::trim), Some("0"), "no greetings");
+        assert_eq!(greetings("vfg"), 0);
         assert_eq!(of_ip("ipv6", "vfg", "disable_ipv6"), "1");
         run.stop();
         host.stop();
         for name in ["vfg", "vfh"] {
             assert_eq!(of_ip("ipv6", name, "disable_ipv6"), "0", "given back");
+        }
+    });
+}
+
+/// Messages that the kernel's IPv6 has sent on an interface by itself.
+fn greetings(name: &str) -> u64 {
+    let said = std::fs::read_to_string(format!("/proc/net/dev_snmp6/{name}")).expect("it is there");
+    let said = said.lines().find_map(|line| line.strip_prefix("Icmp6OutMsgs"));
+    said.expect("a counter").trim().parse().expect("a number")
+}
+
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + SILENCE;
+    while !so() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_the_kernel_says_between_two_runs_is_no_guests() {
+    in_namespace("what_the_kernel_says_between_two_runs_is_no_guests", || {
+        for driver in ["packet", "xdp"] {
+            make_pair(1500);
+            assert_eq!(of_ip("ipv6", "vfg", "disable_ipv6"), "0", "nothing to see");
+            let (host, base) =
+                start_host(Command::new(PROGRAM), &format!("vf-again-{driver}"), &[]);
+            for round in 0..3 {
+                // The kernel greets its neighbours before the first run, too.
+                ip("link set vfg up");
+                let before = greetings("vfg");
+                until("the kernel speaks", || greetings("vfg") >= before + 2);
+                let run = start_run(&base, 1500, &["--vf-driver", driver]);
+                let said = run.stop();
+                let summary: Value =
+                    serde_json::from_str(said.last().expect("a line")).expect("JSON");
+                for what in ["frames_lost_orderly", "frames_duplicated"] {
+                    assert_eq!(summary[what], 0, "{driver}, round {round}: {summary}");
+                }
+            }
+            host.stop();
+            ip("link del vfg");
         }
     });
 }

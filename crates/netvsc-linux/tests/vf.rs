@@ -341,6 +341,49 @@ fn down_is_found_out_by_sending_too() {
 }
 
 #[test]
+fn what_waits_can_be_forgotten() {
+    in_namespace("what_waits_can_be_forgotten", || {
+        for reception in [Reception::Queue, PacketConfig::default().reception] {
+            let (mut a, mut b) = ports_with(reception);
+            let config = PacketConfig { reception: Reception::Queue, ..PacketConfig::default() };
+            let mut seen = PacketPort::open("vb", config).expect("a port");
+            // More than are handed on at once.
+            for number in 0..6000 {
+                a.transmit(&frame(number, 60)).expect("room");
+                if number % 50 == 49 {
+                    a.flush();
+                }
+            }
+            // Another port there tells when they have arrived: it is given each frame at the same time, so when it has the last one, all
+            // before that wait for this one, too.
+            until("they have arrived", || {
+                seen.receive(&mut |_| {});
+                seen.counters().received >= 6000
+            });
+            let last = frame(6000, 60);
+            a.transmit(&last).expect("room");
+            a.flush();
+            assert_eq!(take(&mut seen, 1), [last.clone()]);
+            a.transmit(&frame(6001, 60)).expect("room");
+            a.forget();
+            assert_eq!((a.confirmed(), a.counters().sent), (6002, 6001));
+            b.forget();
+            assert_eq!(b.counters().received, 0);
+            a.transmit(&frame(7, 60)).expect("room");
+            a.flush();
+            let mut got = Vec::new();
+            until("it comes", || {
+                b.receive(&mut |frame| got.push(frame.to_vec()));
+                got.contains(&frame(7, 60))
+            });
+            got.retain(|frame| *frame != last);
+            assert_eq!(got, [frame(7, 60)]);
+            ip("link del va");
+        }
+    });
+}
+
+#[test]
 fn a_renamed_interface_is_the_same() {
     in_namespace("a_renamed_interface_is_the_same", || {
         let (mut a, mut b) = ports();

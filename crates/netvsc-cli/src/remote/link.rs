@@ -160,9 +160,15 @@ impl VfLink {
         }
     }
 
-    /// Another guest.
+    /// Another guest, which has no VF yet. What waits here is none of its frames: the guest before had sent it, or was to have it, or the
+    /// kernel said it by itself while nobody was there.
     pub(crate) fn renew(&mut self) {
         self.pieces = (0, 0);
+        self.arrived.clear();
+        (self.held, self.seen) = (None, None);
+        if let Some(port) = &mut self.port {
+            port.forget();
+        }
     }
 
     /// Frames that the switch has not counted since segments are one each for it: the guest's, and those for it.

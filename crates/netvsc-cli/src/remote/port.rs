@@ -170,10 +170,16 @@ impl KernelLink {
         std::mem::take(&mut self.notes)
     }
 
+    /// Keeps the kernel's IP off it from now on, if it is there, although no port is over it yet. For who knows that it is a VF's: until
+    /// the port is open the host takes what the kernel says there for the guest's.
+    pub(crate) fn hush(&mut self) {
+        self.hush.over(&self.interface.name);
+    }
+
     /// Takes the interface as the port of a function whose host gave it this MAC.
     pub(crate) fn open(&mut self, bus: Guid, mac: MacAddress) -> Result<RemotePort, String> {
         self.bus = Some(bus);
-        self.hush.over(&self.interface.name);
+        self.hush();
         let (port, index, ears) = self.drive(mac)?;
         self.open = Some((index, ears));
         Ok(port)

@@ -47,6 +47,8 @@ const INSISTENCE: u32 = 16;
 const SLOTS: usize = 32;
 /// Bytes that may wait in a socket's queue, of which the kernel counts about half for itself.
 const QUEUE: usize = 8 << 20;
+/// Bytes that a frame takes there at least, or in a ring, with what the kernel keeps beside it.
+const LEAST: usize = 128;
 
 /// How frames come from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,6 +235,29 @@ impl PacketPort {
     #[must_use]
     pub fn ears(&self) -> PortEars {
         PortEars::of([&self.receiver, self.watch.ear()], &self.stuck)
+    }
+
+    /// Drops what waits: frames that nobody has taken from the port so far, and those that the kernel has not taken, which count as
+    /// confirmed. For who goes on with somebody else, to whom all of them are nothing. What comes meanwhile may stay.
+    pub fn forget(&mut self) {
+        self.confirmed += self.batch.len() as u64;
+        self.batch.clear();
+        self.insisted = 0;
+        self.stuck.store(false, Ordering::Relaxed);
+        let (kept, most) = (self.counters.received, self.source.most());
+        let taken = |counters: &PacketCounters| counters.received + counters.unusable;
+        let mut dropped = 0;
+        while dropped < most {
+            let before = taken(&self.counters);
+            self.receive_all(true, &mut |_, _| {});
+            let now = taken(&self.counters) - before;
+            if now == 0 {
+                break;
+            }
+            dropped += now;
+        }
+        // They were handed to nobody.
+        self.counters.received = kept;
     }
 
     /// Takes note of how the interface stands now.
@@ -502,6 +527,16 @@ enum Source {
 }
 
 impl Source {
+    /// Frames that can wait, at most.
+    fn most(&self) -> u64 {
+        let bytes = match self {
+            Self::Ring(ring) => ring.memory().pages() * vmbus::memory::PAGE_SIZE,
+            // The kernel doubles what is asked for.
+            Self::Queue(_) => 2 * QUEUE,
+        };
+        (bytes / LEAST) as u64
+    }
+
     /// Prepares a socket that is not bound yet.
     fn make(receiver: &OwnedFd, reception: Reception) -> Result<Self, VfError> {
         let Reception::Ring { block_size, blocks } = reception else {
