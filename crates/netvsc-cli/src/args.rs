@@ -349,12 +349,12 @@ pub struct RunArgs {
     )]
     pub peer_tap: Option<TapName>,
 
-    /// The interface of the kernel's that is a NIC's VF (needs root or CAP_NET_RAW)
+    /// The interface of the kernel's that is a NIC's VF (needs root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF)
     #[arg(
         long,
         value_name = "NAME",
         help_heading = "Kernel traffic",
-        long_help = "The interface of the kernel's that is a NIC's VF. With --host unix:PATH it is the first NIC's, where the host carries its frames over one (netvsc host --vf-peer): the other end of a veth pair, with --tap. With --host uio it has to be a port of a function on a virtual PCI bus, and goes to the NIC that has its serial and MAC, by the same rules as everywhere. It gets the MAC that the host gave the VF, and is set up; the kernel's own IP is kept off it. It may go down, go away and come back, under this name. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN"
+        long_help = "The interface of the kernel's that is a NIC's VF. With --host unix:PATH it is the first NIC's, where the host carries its frames over one (netvsc host --vf-peer): the other end of a veth pair, with --tap. With --host uio it has to be a port of a function on a virtual PCI bus, and goes to the NIC that has its serial and MAC, by the same rules as everywhere. It gets the MAC that the host gave the VF, and is set up; the kernel's own IP is kept off it. It may go down, go away and come back, under this name. Needs root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF: without the last there is no AF_XDP, and the kernel's own stack gets what AF_PACKET receives, too, as it does before Linux 6.6"
     )]
     pub vf_link: Option<String>,
 

@@ -254,6 +254,15 @@ fn make_pair(mtu: u32) {
     ip("link set vfh up");
 }
 
+/// This program with nothing of root's but what a packet socket needs, and so without programs in the kernel, as before Linux 6.6.
+const LIMITED: [&str; 4] = ["setpriv", "--bounding-set", "-all,+net_admin,+net_raw", PROGRAM];
+
+fn limited() -> Command {
+    let mut command = Command::new(LIMITED[0]);
+    command.args(&LIMITED[1..]);
+    command
+}
+
 fn inside(namespace: &Neighbour, program: &str) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/proc/{}/ns/net", namespace.pid())).arg("--").arg(program);
@@ -289,7 +298,7 @@ fn start(
     let (host, base) = start_host(host, name, of_host);
     let stop = base.with_extension("stop");
     let _ = std::fs::remove_file(&stop);
-    (start_run(&base, mtu, of_run), host, stop)
+    (start_run(Command::new(PROGRAM), &base, mtu, of_run), host, stop)
 }
 
 /// Starts a host by this command; it, and how the paths of its test begin.
@@ -303,12 +312,12 @@ fn start_host(mut host: Command, name: &str, of_host: &[&str]) -> (Process, Path
     (host, base)
 }
 
-/// Starts a guest of that host, and waits until it is on its VF.
-fn start_run(base: &Path, mtu: u32, of_run: &[&str]) -> Process {
+/// Starts a guest of that host by this command, and waits until it is on its VF.
+fn start_run(mut run: Command, base: &Path, mtu: u32, of_run: &[&str]) -> Process {
     let at = format!("unix:{}", base.with_extension("sock").display());
     let options = ["run", "--json", "--host", &at, "--tap", "nvt0", "--vf-link", "vfg"];
     let more = ["--mtu", &mtu.to_string()];
-    let mut run = Process::start(Command::new(PROGRAM).args(options).args(more).args(of_run));
+    let mut run = Process::start(run.args(options).args(more).args(of_run));
     run.wait_for(ON_VF, 1);
     run
 }
@@ -548,25 +557,65 @@ fn af_xdp_is_used_where_it_needs_no_copies_or_where_it_is_asked_for() {
 }
 
 #[test]
-fn each_datagram_arrives_once_where_tap_and_vf_are_in_one_namespace() {
-    in_namespace("each_datagram_arrives_once_where_tap_and_vf_are_in_one_namespace", || {
-        in_one_namespace("packet");
-        in_one_namespace("xdp");
+fn af_xdp_names_the_capability_that_it_lacks() {
+    in_namespace("af_xdp_names_the_capability_that_it_lacks", || {
+        make_pair(1500);
+        let (host, base) = start_host(Command::new(PROGRAM), "vf-less", &[]);
+        let run = start_run(limited(), &base, 1500, &["--vf-driver", "xdp"]);
+        let said = run.has_said("AF_PACKET, no AF_XDP: not allowed to attach a program");
+        assert_eq!((said, run.has_said("CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF")), (1, 1));
+        run.stop();
+        host.stop();
     });
 }
 
-fn in_one_namespace(driver: &str) {
+#[test]
+fn each_datagram_arrives_once_where_tap_and_vf_are_in_one_namespace() {
+    in_namespace("each_datagram_arrives_once_where_tap_and_vf_are_in_one_namespace", || {
+        in_one_namespace("packet", false);
+        in_one_namespace("xdp", false);
+    });
+}
+
+#[test]
+fn each_datagram_arrives_once_without_programs_in_the_kernel_too() {
+    in_namespace("each_datagram_arrives_once_without_programs_in_the_kernel_too", || {
+        // Also where the looser form of the filter outweighs the stricter one, since the interface has no address.
+        for all in ["0", "2"] {
+            std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", all).expect("root may");
+            in_one_namespace("packet", true);
+            assert_eq!(of_ip("ipv4", "all", "rp_filter"), all, "it is everybody's");
+        }
+    });
+}
+
+fn in_one_namespace(driver: &str, less: bool) {
     std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("root may");
     let filter = |name: &str| of_ip("ipv4", name, "rp_filter");
-    let (peer, name) = (Neighbour::new(), format!("vf-one-{driver}"));
+    let (peer, name) = (Neighbour::new(), format!("vf-one-{driver}-{less}"));
     make_pair(1500);
     let before = filter("vfg");
     assert_ne!(before, "1", "nothing to see");
     settle(&peer, "vfh", "198.51.100.1");
     let flush = inside(&peer, "ip").args(["addr", "flush", "dev", "vfh"]).status();
     assert!(flush.expect("ip runs").success());
-    let host = inside(&peer, PROGRAM);
-    let (run, host, _) = start(host, 1500, &name, &[], &["--vf-driver", driver]);
+    let mut host = inside(&peer, if less { LIMITED[0] } else { PROGRAM });
+    if less {
+        host.args(&LIMITED[1..]);
+    }
+    let (host, base) = start_host(host, &name, &[]);
+    let run = if less { limited() } else { Command::new(PROGRAM) };
+    let run = start_run(run, &base, 1500, &["--vf-driver", driver]);
+    let notes = usize::from(less);
+    for (process, name) in [(&run, "vfg"), (&host, "vfh")] {
+        let note =
+            format!("{name}: the kernel's stack gets what is received there, too: not allowed");
+        assert_eq!(process.has_said(&note), notes, "{name}");
+        assert_eq!(process.has_said("CAP_BPF"), notes, "{name}");
+        assert_eq!(process.has_said("Linux 6.6"), 0, "{name}");
+    }
+    let loose = less && of_ip("ipv4", "all", "rp_filter") == "2";
+    assert_eq!(run.has_said("net.ipv4.conf.all.rp_filter is 2"), usize::from(loose));
     ip("link set lo up");
     ip("addr add 192.0.2.1/24 dev nvt0");
     let script = "ip addr add 192.0.2.2/24 broadcast 192.0.2.255 dev nvt1 && ip link set nvt1 up";
@@ -655,7 +704,7 @@ fn what_the_kernel_says_between_two_runs_is_no_guests() {
                 ip("link set vfg up");
                 let before = greetings("vfg");
                 until("the kernel speaks", || greetings("vfg") >= before + 2);
-                let run = start_run(&base, 1500, &["--vf-driver", driver]);
+                let run = start_run(Command::new(PROGRAM), &base, 1500, &["--vf-driver", driver]);
                 let said = run.stop();
                 let summary: Value =
                     serde_json::from_str(said.last().expect("a line")).expect("JSON");

@@ -56,7 +56,7 @@ mana\t'The same, but the associations name another number, as MANA\'s do: only t
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l disks -d 'NVMe disks beside the VFs, each with the serial number of one of them' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l tap -d 'Attach the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l peer-tap -d 'Attach the far side of the virtual switch to this TAP interface' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf-link -d 'The interface of the kernel\'s that is a NIC\'s VF (needs root or CAP_NET_RAW)' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf-link -d 'The interface of the kernel\'s that is a NIC\'s VF (needs root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF)' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand run" -l vf-driver -d 'How the frames of that interface are reached' -r -f -a "auto\t'AF_XDP if the driver needs no copies for it, otherwise AF_PACKET'
 packet\t'AF_PACKET'
 packet-ring\t'AF_PACKET with a ring to receive (TPACKET_V3): fewer system calls, frames up to a millisecond later'
@@ -77,7 +77,7 @@ complete -c netvsc -n "__fish_netvsc_using_subcommand run" -s h -l help -d 'Prin
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l listen -d 'Where guests connect: the path of a Unix socket' -r -F
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l nics -d 'NICs that the host offers, each with a VF' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l peer-tap -d 'Attach the wire of the first NIC to this TAP interface (needs root or CAP_NET_ADMIN)' -r
-complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l vf-peer -d 'Carry the frames of the first NIC\'s VF over this interface of the kernel\'s (needs root or CAP_NET_RAW)' -r
+complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l vf-peer -d 'Carry the frames of the first NIC\'s VF over this interface of the kernel\'s (needs root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF)' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l churn -d 'How often VFs leave or return; 0 = never' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l seed -d 'Chooses identities, MACs and delays' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand host" -l stats-interval -d 'Print how many frames went where, this often; 0 = never' -r

@@ -64,12 +64,12 @@ pub struct HostArgs {
     )]
     pub peer_tap: Option<TapName>,
 
-    /// Carry the frames of the first NIC's VF over this interface of the kernel's (needs root or CAP_NET_RAW)
+    /// Carry the frames of the first NIC's VF over this interface of the kernel's (needs root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF)
     #[arg(
         long,
         value_name = "NAME",
         conflicts_with = "without_vfs",
-        long_help = "Carry the frames of the first NIC's VF over this interface of the kernel's, such as one end of a veth pair; the guest has the other end (netvsc run --vf-link). It may go and come back. Its MTU is yours to choose: at least that of the guest's NIC. The kernel should have no address there; its own IP is kept off it. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN"
+        long_help = "Carry the frames of the first NIC's VF over this interface of the kernel's, such as one end of a veth pair; the guest has the other end (netvsc run --vf-link). It may go and come back. Its MTU is yours to choose: at least that of the guest's NIC. The kernel should have no address there; its own IP is kept off it. Needs root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF: without the last the kernel's own stack gets what is received there, too, as it does before Linux 6.6"
     )]
     pub vf_peer: Option<String>,
 

@@ -99,6 +99,9 @@ impl<'a> Server<'a> {
             let now = self.now();
             self.welcome(now)?;
             let moved = self.step(now)?;
+            for why in self.link.as_mut().map(VfLink::take_notes).unwrap_or_default() {
+                self.tell(What::Pairing { nic: Some(0), why });
+            }
             for event in self.events.drain(..) {
                 report.event(&event)?;
             }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use netvsc_linux::vf::PacketPort;
 use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -13,7 +14,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 /// Linux takes packets for any of its addresses on every interface, and a stack that has the NIC's beside the VF would take everything twice
 /// where a packet socket gets copies only. From Linux 6.6 on nothing gets that far ([`PacketConfig::alone`]); before, this keeps most of it
 /// off: IPv6, and IPv4 on an interface that answers only where it would send (RFC 3704) and has no addresses, but for datagrams of sockets
-/// that are connected, for which no route is looked up.
+/// that are connected, for which no route is looked up. The looser form of that (2, which outweighs 1 if `all` has it) is as good only as
+/// long as there are no addresses: then there is no route by which the interface would answer.
 ///
 /// [`PacketConfig::alone`]: netvsc_linux::vf::PacketConfig::alone
 const SETTINGS: [(&str, &str, &str); 2] =
@@ -79,6 +81,25 @@ impl Drop for Hush {
     fn drop(&mut self) {
         self.lift();
     }
+}
+
+/// What whoever runs this should know of a port: whether the kernel's stack gets what is received there, too, and what that means.
+pub(super) fn note(port: &PacketPort) -> Option<String> {
+    let why = port.alone().err()?;
+    let name = port.name();
+    let loose = read(&place("ipv4", "all", "rp_filter")).is_ok_and(|all| all == "2");
+    let outweighed = if loose {
+        format!(
+            "; net.ipv4.conf.all.rp_filter is 2 and outweighs what {name} has: whatever the stack may answer is \
+             taken twice once {name} has an IPv4 address, so give it none"
+        )
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "{name}: the kernel's stack gets what is received there, too: {why}; a stack that has the same \
+         addresses may take UDP datagrams twice: give {name} a network namespace of its own{outweighed}"
+    ))
 }
 
 fn place(family: &str, name: &str, setting: &str) -> PathBuf {

@@ -14,7 +14,7 @@ use netvsc_linux::netlink::{Event, Monitor, Topics};
 use netvsc_linux::vf::{PacketConfig, PacketPort, Reception};
 use vmbus::Instant;
 
-use super::hush::Hush;
+use super::hush::{self, Hush};
 use crate::error::Error;
 
 /// How long frames are still on their way that were sent before their VF went.
@@ -38,6 +38,8 @@ pub(crate) struct VfLink {
     /// When the VF was there last.
     seen: Option<Instant>,
     hush: Hush,
+    /// What whoever runs the host should know.
+    notes: Vec<String>,
 }
 
 impl VfLink {
@@ -47,8 +49,8 @@ impl VfLink {
         let monitor = Monitor::open(Topics::LINKS).map_err(|error| wrong(&error))?;
         let (arrived, held, seen) = (VecDeque::new(), None, None);
         let (name, port, pieces) = (name.into(), None, (0, 0));
-        let hush = Hush::default();
-        let mut link = Self { name, monitor, port, arrived, held, pieces, seen, hush };
+        let (hush, notes) = (Hush::default(), Vec::new());
+        let mut link = Self { name, monitor, port, arrived, held, pieces, seen, hush, notes };
         let taken = link.take();
         link.port = Some(taken.map_err(|error| Error::Run(format!("{}: {error}", link.name)))?);
         Ok(link)
@@ -64,7 +66,13 @@ impl VfLink {
         self.hush.over(&self.name);
         let mut port = PacketPort::open(&self.name, config)?;
         settle(&mut port);
+        self.notes.extend(hush::note(&port));
         Ok(port)
+    }
+
+    /// What has become known since the last call.
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     /// Moves frames between the guest's VF and the switch. True if any moved.

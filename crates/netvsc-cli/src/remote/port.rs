@@ -12,7 +12,7 @@ use netvsc_linux::xdp::{XdpConfig, XdpPort};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmbus::{Guid, Instant};
 
-use super::hush::Hush;
+use super::hush::{self, Hush};
 
 /// How soon frames are tried again that the kernel did not take.
 const AGAIN: Duration = Duration::from_micros(500);
@@ -210,13 +210,7 @@ impl KernelLink {
         let reception = if *driver == VfDriver::PacketRing { of_ring } else { Reception::Queue };
         let config = PacketConfig { mac: Some(mac), reception, ..PacketConfig::default() };
         let port = PacketPort::open(name, config).map_err(|error| error.to_string())?;
-        if !port.is_alone() {
-            self.notes.push(format!(
-                "{name}: the kernel's stack gets what is received there, too, since it has no programs at \
-                 an interface's entrance (from Linux 6.6 on); a stack that has the NIC's addresses may \
-                 take UDP datagrams twice: give {name} a network namespace of its own"
-            ));
-        }
+        self.notes.extend(hush::note(&port));
         let (index, ears) = (port.index(), port.ears());
         Ok((RemotePort::Packet(Box::new(port)), index, ears))
     }

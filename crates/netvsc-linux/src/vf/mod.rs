@@ -24,7 +24,7 @@ use crate::netlink::NetlinkError;
 pub(crate) use batch::pseudo_header;
 pub(crate) use frame::{Layers, layers};
 pub(crate) use membership::Memberships;
-pub use packet::{PacketConfig, PacketCounters, PacketPort, PortEars, Reception};
+pub use packet::{NotAlone, PacketConfig, PacketCounters, PacketPort, PortEars, Reception};
 pub use watch::LinkState;
 pub(crate) use watch::Watch;
 
@@ -60,7 +60,7 @@ pub enum VfError {
     Depth(u32),
     /// The caller may not do this.
     #[error(
-        "not allowed to {doing} ({cause}): run as root or with the capabilities CAP_NET_RAW and CAP_NET_ADMIN"
+        "not allowed to {doing} ({cause}): run as root or with the capabilities CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF"
     )]
     NotPermitted {
         /// What was tried.

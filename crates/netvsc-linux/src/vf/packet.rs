@@ -78,7 +78,7 @@ pub struct PacketConfig {
     /// the usual way: with the first one that it does not take, all frames go there.
     pub bypass: bool,
     /// Whether the kernel's stack is to get none of what is received, of which a packet socket has copies. Otherwise a stack that has the NIC's
-    /// addresses as well would take it twice. Whether that could be had is told by [`PacketPort::is_alone`].
+    /// addresses as well would take it twice. Whether that could be had is told by [`PacketPort::alone`].
     pub alone: bool,
 }
 
@@ -87,6 +87,49 @@ impl Default for PacketConfig {
     fn default() -> Self {
         let reception = Reception::Ring { block_size: 128 << 10, blocks: 32 };
         Self { mac: None, reception, large_sends: true, bypass: true, alone: true }
+    }
+}
+
+/// Why the kernel's stack gets what a port receives, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAlone {
+    /// Nobody wanted otherwise.
+    #[error("it was not asked to be kept away")]
+    NotAsked,
+    /// The caller may not keep it away.
+    #[error(
+        "not allowed to attach a program at the interface's entrance ({cause}): run as root or with the capabilities CAP_BPF and CAP_NET_ADMIN"
+    )]
+    NotPermitted {
+        /// What the kernel said.
+        cause: Errno,
+    },
+    /// The kernel cannot keep it away.
+    #[error(
+        "the kernel has no programs at an interface's entrance ({cause}), which come with Linux 6.6"
+    )]
+    NoPrograms {
+        /// What it said.
+        cause: Errno,
+    },
+    /// The kernel does not keep it away.
+    #[error("could not attach a program at the interface's entrance: {cause}")]
+    Refused {
+        /// What it said.
+        cause: Errno,
+    },
+}
+
+impl NotAlone {
+    fn of(cause: Errno) -> Self {
+        match cause {
+            Errno::PERM | Errno::ACCESS => Self::NotPermitted { cause },
+            // A place or a command that it does not know, or an argument longer than it knows any.
+            Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::TOOBIG => {
+                Self::NoPrograms { cause }
+            }
+            cause => Self::Refused { cause },
+        }
     }
 }
 
@@ -112,7 +155,8 @@ pub struct PacketCounters {
 pub struct PacketPort {
     watch: Watch,
     mac: Option<MacAddress>,
-    discard: Option<Discard>,
+    /// Keeps the kernel's stack away.
+    discard: Result<Discard, NotAlone>,
     receiver: Arc<OwnedFd>,
     source: Source,
     sender: Arc<OwnedFd>,
@@ -145,12 +189,13 @@ impl PacketPort {
         reception.check()?;
         let mut watch = Watch::open(name)?;
         // Before it is set up, so that nothing gets past.
-        let discard = alone.then(|| Discard::attach(watch.link().index));
-        let discard = discard.and_then(|attached| {
-            let told =
-                |error: &Errno| tracing::debug!(%error, "the kernel's stack gets frames, too");
-            attached.inspect_err(told).ok()
-        });
+        let discard = match alone {
+            true => Discard::attach(watch.link().index).map_err(NotAlone::of),
+            false => Err(NotAlone::NotAsked),
+        };
+        if let Err(why) = &discard {
+            tracing::debug!(%why, "the kernel's stack gets frames, too");
+        }
         watch.prepare(mac)?;
         let index = watch.link().index as i32;
         let (receiver, sender) = (packet_socket()?, packet_socket()?);
@@ -189,7 +234,15 @@ impl PacketPort {
     /// Whether the kernel's stack gets none of what is received ([`PacketConfig::alone`]): needs Linux 6.6 and the capability `CAP_BPF`.
     #[must_use]
     pub fn is_alone(&self) -> bool {
-        self.discard.is_some()
+        self.discard.is_ok()
+    }
+
+    /// The same with the reason if it gets it, too.
+    ///
+    /// # Errors
+    /// [`NotAlone`].
+    pub fn alone(&self) -> Result<(), NotAlone> {
+        self.discard.as_ref().map(|_| ()).map_err(|why| *why)
     }
 
     /// The interface's number, which outlives its names.
@@ -621,4 +674,22 @@ pub(super) fn packet_socket() -> Result<OwnedFd, VfError> {
 
 fn set(socket: &OwnedFd, setting: Setting, value: i32, doing: &'static str) -> Result<(), VfError> {
     request::set(socket, setting, &value).map_err(failure(doing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_capability_is_told_from_an_old_kernel() {
+        let said = |cause: Errno| NotAlone::of(cause).to_string();
+        for cause in [Errno::PERM, Errno::ACCESS] {
+            assert!(said(cause).contains("CAP_BPF") && !said(cause).contains("6.6"));
+        }
+        for cause in [Errno::INVAL, Errno::NOSYS, Errno::TOOBIG] {
+            assert!(said(cause).contains("Linux 6.6") && !said(cause).contains("CAP_BPF"));
+        }
+        let other = said(Errno::NOMEM);
+        assert!(!other.contains("6.6") && !other.contains("CAP_BPF"), "{other}");
+    }
 }
