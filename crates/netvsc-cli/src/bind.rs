@@ -18,6 +18,7 @@ use crate::inspect::args::{OutputArgs, SourceArgs};
 use crate::inspect::document::SCHEMA_VERSION;
 use crate::inspect::page::{Found, find};
 use crate::inspect::{print, print_json};
+use crate::remote::unhush;
 use crate::session::session;
 
 /// Where records of taken devices are, below the root. It goes with the boot, as the bindings do.
@@ -30,7 +31,8 @@ Give a NIC to user space (--uio) or back to the kernel (--kernel).
 A NIC that user space has is no network interface any more, until it goes back. Which driver and which override it had is \
 written to /run/netvsc/bind first, so that --restore can undo what a run that was killed left behind; its names and its MAC as \
 well, by which it is still known here. The override keeps other drivers away until the host takes the NIC away: one that it \
-offers again is a new device to the kernel, and has the kernel's driver.
+offers again is a new device to the kernel, and has the kernel's driver. With --kernel or --restore the interface of a VF (netvsc \
+run --vf-link, netvsc host --vf-peer) also gets back what a run that was killed has set of the kernel's IP, in this network namespace.
 
 A NIC that carries a default route or the session that you are in is refused; --force takes it all the same.";
 
@@ -128,6 +130,8 @@ struct Bound<'a> {
 pub fn run(args: &BindArgs) -> Result<(), Error> {
     let root = args.source.sysfs_root.as_deref().unwrap_or(Path::new("/"));
     let journal = Journal::new(root.join(JOURNAL));
+    // A run that was killed may have left more than the NIC.
+    let hushed = if args.uio { Ok(()) } else { unhush(root, args.dry_run) };
     let mut failed = None;
     let outcomes = if args.restore {
         give_all_back(root, &journal, args.dry_run, &mut failed)?
@@ -144,7 +148,7 @@ pub fn run(args: &BindArgs) -> Result<(), Error> {
             print(&outcome.text)?;
         }
     }
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    failed.map_or(hushed, |error| Err(error.into()))
 }
 
 /// Gives a NIC to user space.

@@ -541,6 +541,40 @@ fn a_nic_that_begins_anew_takes_its_vf_along() {
 }
 
 #[test]
+fn what_a_killed_run_has_set_on_its_vf_is_undone_when_the_nic_is_given_back() {
+    const NAME: &str = "what_a_killed_run_has_set_on_its_vf_is_undone_when_the_nic_is_given_back";
+    in_namespace(NAME, || {
+        let (_far, fake) = Far::with_vf("7", &MAC.to_string());
+        fake.vf(Some(7));
+        let filter = || {
+            let text = std::fs::read_to_string("/proc/sys/net/ipv4/conf/vfg/rp_filter");
+            text.expect("it is there").trim().to_owned()
+        };
+        assert_eq!(filter(), "0");
+        let root = fake.guest.root().to_str().expect("a plain path").to_owned();
+        let restore = |more: &[&str]| {
+            let verb = ["bind", "--restore", "--sysfs-root", &root];
+            let output = Command::new(PROGRAM).args(verb).args(more).output().expect("it runs");
+            let said = String::from_utf8(output.stderr).expect("text");
+            assert!(output.status.success(), "{said}");
+            said
+        };
+        let mut run = Run::start(&fake, &["--vf-link", VF]);
+        run.wait_for_path("vf");
+        assert_eq!((filter(), restore(&[])), ("1".into(), String::new()), "a run has it");
+        run.signal(Signal::KILL);
+        run.end();
+        assert_eq!(filter(), "1");
+        let said = restore(&["--dry-run"]);
+        assert!(said.contains("echo '0' > /proc/sys/net/ipv4/conf/vfg/rp_filter"), "{said}");
+        assert_eq!(filter(), "1");
+        assert!(restore(&[]).contains("vfg: the kernel's IP is as it was before"));
+        assert_eq!((filter(), restore(&[])), ("0".into(), String::new()));
+        fake.end();
+    });
+}
+
+#[test]
 fn an_interface_that_is_not_this_nics_vf_carries_nothing() {
     in_namespace("an_interface_that_is_not_this_nics_vf_carries_nothing", || {
         // Another serial, and another MAC.

@@ -187,7 +187,7 @@ impl RemoteGuest {
         let arena = Rc::new(Arena::new(file, FIRST_FRAME, TALK_PAGES));
         let talk = Talk::new(&arena.reserved()?).ok_or(netvsc_linux::MemfdError::Pages(pages))?;
         let (to_host, to_guest) = (Rc::new(Bell::new()?), Bell::new()?);
-        let mut interface = vf.map(KernelLink::new).transpose()?;
+        let mut interface = vf.map(|vf| KernelLink::new(vf, Path::new("/"))).transpose()?;
         // Before the host hears of this guest: it drops what came before.
         if let Some(link) = &mut interface {
             link.hush();

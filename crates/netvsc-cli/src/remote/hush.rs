@@ -1,5 +1,7 @@
 //! An interface whose frames are a VF's: the kernel's own IP has no business there.
 
+mod record;
+
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,6 +10,12 @@ use std::path::{Path, PathBuf};
 use netvsc_linux::vf::PacketPort;
 use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::error::Error;
+use record::{Entry, Journal, Record};
+
+/// Family of the protocol, name, and value.
+type Setting = (&'static str, &'static str, &'static str);
 
 /// What is set, below `/proc/sys/net`, and to what.
 ///
@@ -18,27 +26,32 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 /// long as there are no addresses: then there is no route by which the interface would answer.
 ///
 /// [`PacketConfig::alone`]: netvsc_linux::vf::PacketConfig::alone
-const SETTINGS: [(&str, &str, &str); 2] =
-    [("ipv6", "disable_ipv6", "1"), ("ipv4", "rp_filter", "1")];
+const SETTINGS: [Setting; 2] = [("ipv6", "disable_ipv6", "1"), ("ipv4", "rp_filter", "1")];
 
 /// Keeps the kernel's IP off an interface, for as long as it lives: also while the host has the VF, since a kernel that may speak again
-/// greets its neighbours at once, on the VF that is leaving.
-#[derive(Debug, Default)]
+/// greets its neighbours at once, on the VF that is leaving. How the settings were is written down first, for after a run that is killed.
+#[derive(Debug)]
 pub(crate) struct Hush {
+    journal: Journal,
     /// The interface's number, which outlives its names; 0 is none.
     index: u32,
     /// What each setting was.
     before: [Option<String>; SETTINGS.len()],
+    /// The record of that.
+    entry: Option<Entry>,
 }
 
 impl Hush {
+    /// Over no interface. Records are below this root.
+    pub(crate) fn new(root: &Path) -> Self {
+        let (journal, before) = (Journal::new(root), Default::default());
+        Self { journal, index: 0, before, entry: None }
+    }
+
     /// Hushes the interface of this name, before it is set up, and gives up the one before if that was another. One that is hushed
     /// already is hushed again: it has the settings of a new one if it was in another network namespace meanwhile. What cannot be set
     /// is told in the log: the VF works all the same.
     pub(crate) fn over(&mut self, name: &str) {
-        let told = |error: &io::Error, what: &str| {
-            tracing::debug!(%error, what, "the kernel's IP may speak on a VF's interface");
-        };
         let index = match socket().and_then(|socket| Ok(name_to_index(socket, name)?)) {
             Ok(index) => index,
             Err(error) => return told(&error, name),
@@ -49,31 +62,70 @@ impl Hush {
         }
         // It may be known by an alternative name, which /proc does not know.
         let Some(name) = name_of(index) else { return };
-        for ((family, setting, wanted), before) in SETTINGS.iter().zip(&mut self.before) {
-            let path = place(family, &name, setting);
-            match read(&path).and_then(|old| fs::write(&path, wanted).map(|()| old)) {
-                Ok(old) => {
-                    before.get_or_insert(old);
-                }
-                Err(error) => told(&error, setting),
+        self.remember(&name);
+        for (family, setting, wanted) in SETTINGS {
+            if let Err(error) = fs::write(place(family, &name, setting), wanted) {
+                told(&error, setting);
             }
         }
     }
 
-    /// Has the interface as it was, if it is still there; what somebody has set otherwise meanwhile is his.
-    fn lift(&mut self) {
-        let before = std::mem::take(&mut self.before);
-        let Some(name) = name_of(std::mem::take(&mut self.index)) else { return };
-        for ((family, setting, wanted), before) in SETTINGS.iter().zip(before) {
-            let path = place(family, &name, setting);
-            let Some(before) = before.filter(|before| before != wanted) else { continue };
-            if read(&path).is_ok_and(|now| now == *wanted)
-                && let Err(error) = fs::write(&path, &before)
-            {
-                let path = path.display();
-                tracing::debug!(%error, %path, before, "a VF's interface stays hushed");
+    /// Takes note of how the settings are, and writes it down if there is something to undo later.
+    fn remember(&mut self, name: &str) {
+        let Self { journal, index, before, entry } = self;
+        let left = match entry {
+            Some(_) => None,
+            None => journal.find(*index).unwrap_or_else(|error| {
+                told(&error, name);
+                None
+            }),
+        };
+        let mut earlier = left.as_ref().map(|left| left.record.before.clone()).unwrap_or_default();
+        for (((family, setting, wanted), before), earlier) in
+            SETTINGS.iter().zip(&mut *before).zip(&mut earlier)
+        {
+            match read(&place(family, name, setting)) {
+                Ok(now) => {
+                    // What a run that was killed has set is not what was before it.
+                    let earlier = earlier.take().filter(|_| now == *wanted);
+                    before.get_or_insert(earlier.unwrap_or(now));
+                }
+                Err(error) => told(&error, setting),
             }
         }
+        let is_other = |((_, _, wanted), before): (&Setting, &Option<String>)| {
+            before.as_ref().is_some_and(|before| before != wanted)
+        };
+        if SETTINGS.iter().zip(&*before).any(is_other) {
+            if entry.is_none() {
+                let record = Record::new(*index, before.clone());
+                match record.and_then(|record| journal.write(record)) {
+                    Ok(written) => *entry = Some(written),
+                    Err(error) => told(&error, name),
+                }
+            }
+        } else if let Some(left) = left {
+            left.strike();
+        }
+    }
+
+    /// Has the interface as it was, if it is still there; what somebody has set otherwise meanwhile is his. The first setting that
+    /// could not be written, which then stays on record.
+    fn lift(&mut self) -> Option<(PathBuf, io::Error)> {
+        let (before, entry) = (std::mem::take(&mut self.before), self.entry.take());
+        let mut failed = None;
+        if let Some(name) = name_of(std::mem::take(&mut self.index)) {
+            for (path, before) in changes_back(&name, &before) {
+                if let Err(error) = fs::write(&path, before) {
+                    tracing::debug!(%error, path = %path.display(), before, "a VF's interface stays hushed");
+                    failed.get_or_insert((path, error));
+                }
+            }
+        }
+        if let Some(entry) = entry.filter(|_| failed.is_none()) {
+            entry.strike();
+        }
+        failed
     }
 }
 
@@ -81,6 +133,66 @@ impl Drop for Hush {
     fn drop(&mut self) {
         self.lift();
     }
+}
+
+/// Gives interfaces of this network namespace the settings back that they had before runs that were killed, or says what it would write.
+/// Those that a run has now stay as they are.
+///
+/// # Errors
+/// What could not be read or written; the other interfaces have had their turn.
+pub(crate) fn unhush(root: &Path, dry_run: bool) -> Result<(), Error> {
+    let journal = Journal::new(root);
+    let wrong = |error: &dyn std::fmt::Display| Error::Run(error.to_string());
+    let mut failed = None;
+    for entry in journal.left_behind().map_err(|error| wrong(&error))? {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                crate::remark(&error);
+                failed = Some(wrong(&error));
+                continue;
+            }
+        };
+        let (index, before) = (entry.record.index, entry.record.before.clone());
+        let name = name_of(index);
+        if dry_run {
+            for (path, before) in name.iter().flat_map(|name| changes_back(name, &before)) {
+                crate::remark(format_args!("echo '{before}' > {}", path.display()));
+            }
+            continue;
+        }
+        let mut hush = Hush { journal: journal.clone(), index, before, entry: Some(entry) };
+        match (hush.lift(), name) {
+            (Some((path, error)), _) => {
+                let why = Error::Run(format!("{}: {error}", path.display()));
+                crate::remark(&why);
+                failed = Some(why);
+            }
+            (None, Some(name)) => crate::remark(format_args!(
+                "{name}: the kernel's IP is as it was before a run that was killed"
+            )),
+            (None, None) => {}
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Settings that are still as they were hushed, and what they were before.
+fn changes_back<'a>(
+    name: &str,
+    before: &'a [Option<String>; SETTINGS.len()],
+) -> Vec<(PathBuf, &'a str)> {
+    let settings = SETTINGS.iter().zip(before);
+    let changed = settings.filter_map(|((family, setting, wanted), before)| {
+        let before = before.as_deref().filter(|before| before != wanted)?;
+        let path = place(family, name, setting);
+        read(&path).is_ok_and(|now| now == *wanted).then_some((path, before))
+    });
+    changed.collect()
+}
+
+fn told(error: &dyn std::fmt::Display, what: &str) {
+    tracing::debug!(%error, what, "the kernel's IP may speak on a VF's interface");
 }
 
 /// What whoever runs this should know of a port: whether the kernel's stack gets what is received there, too, and what that means.
@@ -119,3 +231,6 @@ fn name_of(index: u32) -> Option<String> {
 fn socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
+
+#[cfg(test)]
+mod tests;

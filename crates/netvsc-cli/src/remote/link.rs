@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +50,7 @@ impl VfLink {
         let monitor = Monitor::open(Topics::LINKS).map_err(|error| wrong(&error))?;
         let (arrived, held, seen) = (VecDeque::new(), None, None);
         let (name, port, pieces) = (name.into(), None, (0, 0));
-        let (hush, notes) = (Hush::default(), Vec::new());
+        let (hush, notes) = (Hush::new(Path::new("/")), Vec::new());
         let mut link = Self { name, monitor, port, arrived, held, pieces, seen, hush, notes };
         let taken = link.take();
         link.port = Some(taken.map_err(|error| Error::Run(format!("{}: {error}", link.name)))?);

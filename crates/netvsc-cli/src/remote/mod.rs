@@ -8,6 +8,7 @@ mod port;
 
 pub(crate) use guest::{Gone, RemoteGuest};
 pub(crate) use host::{Attention, RemoteHost};
+pub(crate) use hush::unhush;
 pub(crate) use link::VfLink;
 pub(crate) use port::{Change, KernelLink, RemotePort};
 pub use port::{VfDriver, VfInterface};

@@ -1,5 +1,6 @@
 //! The port of a VF in a guest whose host is another process: registers in shared memory, or an interface of the kernel's.
 
+use std::path::Path;
 use std::time::Duration;
 
 use hyperv_host::vf::SimulatedPort;
@@ -148,10 +149,11 @@ pub struct KernelLink {
 }
 
 impl KernelLink {
-    pub(crate) fn new(interface: &VfInterface) -> Result<Self, NetlinkError> {
+    /// The interface of this description. What has to be known after a run that was killed is written down below this root.
+    pub(crate) fn new(interface: &VfInterface, root: &Path) -> Result<Self, NetlinkError> {
         let monitor = Monitor::open(Topics::LINKS)?;
         let (interface, notes) = (interface.clone(), Vec::new());
-        let (bus, open, hush, again) = (None, None, Hush::default(), None);
+        let (bus, open, hush, again) = (None, None, Hush::new(root), None);
         Ok(Self { interface, notes, monitor, bus, open, hush, again, losses: 0, up: true })
     }
 

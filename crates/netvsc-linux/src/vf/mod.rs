@@ -8,6 +8,7 @@
 mod batch;
 mod frame;
 mod membership;
+mod namespace;
 mod packet;
 #[expect(
     unsafe_code,
@@ -24,6 +25,7 @@ use crate::netlink::NetlinkError;
 pub(crate) use batch::pseudo_header;
 pub(crate) use frame::{Layers, layers};
 pub(crate) use membership::Memberships;
+pub use namespace::NetworkNamespace;
 pub use packet::{NotAlone, PacketConfig, PacketCounters, PacketPort, PortEars, Reception};
 pub use watch::LinkState;
 pub(crate) use watch::Watch;

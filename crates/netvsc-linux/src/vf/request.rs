@@ -1,4 +1,4 @@
-//! The system calls of packet sockets that `rustix` has none for. Nothing else here is `unsafe`.
+//! The system calls of packet sockets, and one that any socket answers, that `rustix` has none for. Nothing else here is `unsafe`.
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
@@ -114,6 +114,20 @@ pub(super) fn statistics(socket: impl AsFd) -> Result<Statistics, Errno> {
         libc::getsockopt(socket, PACKET, STATISTICS, to, &raw mut length)
     };
     result(done).map(|()| counted)
+}
+
+/// The cookie of the network namespace that a socket of any kind is in.
+pub(super) fn namespace_cookie(socket: impl AsFd) -> Result<u64, Errno> {
+    let mut cookie = 0_u64;
+    let bytes = cookie.as_mut_bytes();
+    let mut length = libc::socklen_t::try_from(bytes.len()).map_err(|_| Errno::INVAL)?;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `length` bytes, all of which are there and any value of which is good.
+    let done = unsafe {
+        let to = bytes.as_mut_ptr().cast::<c_void>();
+        libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, to, &raw mut length)
+    };
+    result(done).map(|()| cookie)
 }
 
 /// Binds a packet socket to the interface with this number; it receives frames of this protocol, or of none (0).

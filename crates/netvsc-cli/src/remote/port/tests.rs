@@ -14,7 +14,9 @@ const BUS: Guid = Guid::nil();
 
 fn link() -> KernelLink {
     let interface = VfInterface { name: "vfg".into(), driver: VfDriver::Packet };
-    KernelLink::new(&interface).expect("netlink")
+    // Nobody kills these runs, so nobody reads what they write down.
+    let root = tempfile::tempdir().expect("a directory");
+    KernelLink::new(&interface, root.path()).expect("netlink")
 }
 
 /// More news than any socket holds: what happens afterwards is lost to who has not listened.

@@ -70,7 +70,7 @@ impl Vf {
         now: Instant,
     ) -> Result<Self, Error> {
         let wrong = |error| Error::Run(format!("{}: {error}", interface.name));
-        let link = KernelLink::new(interface).map_err(wrong)?;
+        let link = KernelLink::new(interface, root).map_err(wrong)?;
         let known = |instance: &Guid| Known {
             instance: *instance,
             id: None,
