@@ -52,6 +52,11 @@ pub mod udev;
 pub mod units;
 pub mod watch;
 
+#[cfg(test)]
+#[path = "../../netvsc-linux/tests/namespace/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod namespace;
+
 /// Says something on standard error, in the program's name. It does not matter if nobody reads it.
 pub fn remark(what: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "netvsc: {what}");

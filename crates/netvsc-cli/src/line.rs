@@ -380,14 +380,9 @@ impl Inlet {
 }
 
 #[cfg(test)]
-#[path = "../../netvsc-linux/tests/namespace/mod.rs"]
-#[expect(dead_code, reason = "shared with tests that need more of it")]
-mod namespace;
-
-#[cfg(test)]
 mod tests {
-    use super::namespace::{in_namespace, ip};
     use super::*;
+    use crate::namespace::{in_namespace, ip};
     use netvsc::VfPort as _;
     use netvsc::nic::TxWork;
     use netvsc::rndis::packet::LargeSend;

@@ -37,5 +37,10 @@ pub mod vf;
 pub mod watch;
 pub mod xdp;
 
+#[cfg(test)]
+#[path = "../tests/namespace/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod namespace;
+
 pub use memfd::{MemfdError, SharedFile};
 pub use tap::{Offloaded, Tap, TapError, TapName, TapNameError};

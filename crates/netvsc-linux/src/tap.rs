@@ -562,14 +562,9 @@ mod tests {
 }
 
 #[cfg(test)]
-#[path = "../tests/namespace/mod.rs"]
-#[expect(dead_code, reason = "shared with tests that need more of it")]
-mod namespace;
-
-#[cfg(test)]
 mod kernel_tests {
-    use super::namespace::{in_namespace, ip};
     use super::*;
+    use crate::namespace::{in_namespace, ip};
 
     fn header_of(name: &TapName) -> c_int {
         let queue = open_device(name).unwrap();

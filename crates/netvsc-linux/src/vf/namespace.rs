@@ -31,14 +31,9 @@ impl NetworkNamespace {
 }
 
 #[cfg(test)]
-#[path = "../../tests/namespace/mod.rs"]
-#[expect(dead_code, reason = "shared with tests that need more of it")]
-mod namespaces;
-
-#[cfg(test)]
 mod tests {
     use super::NetworkNamespace;
-    use super::namespaces::{Neighbour, in_namespace, skipped};
+    use crate::namespace::{Neighbour, in_namespace, skipped};
 
     #[test]
     fn a_namespace_is_known_by_numbers_that_no_other_has() {

@@ -130,18 +130,13 @@ fn instructions(map: &OwnedFd) -> [[u8; 8]; 6] {
 }
 
 #[cfg(test)]
-#[path = "../../tests/namespace/mod.rs"]
-#[expect(dead_code, reason = "shared with tests that need more of it")]
-mod namespace;
-
-#[cfg(test)]
 mod kernel_tests {
     use std::time::{Duration, Instant};
 
     use netvsc::{PortLink, VfPort};
 
-    use super::namespace::{in_namespace, ip, skipped};
     use super::*;
+    use crate::namespace::{in_namespace, ip, skipped};
     use crate::vf::{PacketConfig, PacketPort};
 
     /// `TCX_PASS`: the frame goes to the stack, whatever else is attached.

@@ -253,8 +253,8 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::namespace::in_namespace;
     use super::*;
+    use crate::namespace::in_namespace;
 
     fn record() -> Record {
         let namespace = NetworkNamespace { inode: 4_026_531_840, cookie: Some(7) };

@@ -1,11 +1,7 @@
 //! Settings of interfaces in a network namespace of their own, and what is left of runs that are killed.
 
-#[path = "../../../../netvsc-linux/tests/namespace/mod.rs"]
-#[expect(dead_code, reason = "shared with tests that need more of it")]
-pub(super) mod namespace;
-
 use super::*;
-use namespace::{in_namespace, ip};
+use crate::namespace::{in_namespace, ip};
 
 /// An interface whose settings are all others than a hushed one's.
 fn make() {

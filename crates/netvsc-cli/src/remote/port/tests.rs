@@ -1,13 +1,9 @@
 //! What the kernel says of interfaces faster than it is heard, in a network namespace of its own.
 
-#[path = "../../../../netvsc-linux/tests/namespace/mod.rs"]
-#[expect(dead_code, reason = "shared with tests that need more of it")]
-mod namespace;
-
 use std::process::{Command, Stdio};
 
 use super::*;
-use namespace::{in_namespace, ip};
+use crate::namespace::{in_namespace, ip};
 
 const MAC: MacAddress = MacAddress([0x02, 0x15, 0x5d, 0, 0, 7]);
 const BUS: Guid = Guid::nil();
