@@ -22,6 +22,7 @@
 pub mod arena;
 pub mod check;
 pub mod inventory;
+mod lock;
 #[expect(unsafe_code, reason = "mappings are made here and nowhere else")]
 pub mod mapping;
 pub mod memfd;
@@ -42,5 +43,6 @@ pub mod xdp;
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod namespace;
 
+pub use lock::ForeignLock;
 pub use memfd::{MemfdError, SharedFile};
 pub use tap::{Offloaded, Tap, TapError, TapName, TapNameError};

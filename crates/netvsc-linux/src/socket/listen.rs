@@ -3,16 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
-use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 
-/// How often it is tried to get a lock whose file goes away meanwhile.
-const LOOKS: usize = 10;
+use crate::lock::{FileLock, ForeignLock, LockError};
+
 /// Longest path of a Unix socket: 108 bytes with a zero at the end, of which our temporary name takes some.
 const LONGEST_PATH: usize = 90;
 
@@ -36,6 +34,9 @@ pub enum ListenError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The file that hosts lock while they begin is somebody else's.
+    #[error("{0}; have it removed, or choose a path in a folder to which nobody else may write")]
+    Foreign(ForeignLock),
     /// The other side is somebody else.
     #[error("user {uid} is at the other end of the socket: expected root or user {own}")]
     User {
@@ -56,44 +57,16 @@ pub enum ListenError {
 
 /// Who looks at a path and listens there is alone with it for that moment.
 ///
-/// The lock is on a file of its own, which only this user can open: one on the folder could be held by anybody who may look into it, for
-/// as long as he likes.
-struct Lock {
-    path: PathBuf,
-    _file: fs::File,
-}
-
-impl Lock {
-    fn take(socket: &Path, folder: &Path, name: &std::ffi::OsStr) -> Result<Self, ListenError> {
-        let mut file_name = name.to_owned();
-        file_name.push(".lock");
-        let path = folder.join(file_name);
-        let kernel = |source| ListenError::Kernel { path: path.clone(), source };
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        options.custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits().cast_signed());
-        for _ in 0..LOOKS {
-            let file = options.open(&path).map_err(kernel)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(ListenError::InUse(socket.to_owned())),
-                Err(error) => return Err(kernel(error.into())),
-            }
-            // Whoever had it before may have taken the file away since it was opened.
-            let same = |there: fs::Metadata, open: fs::Metadata| there.ino() == open.ino();
-            let there = fs::symlink_metadata(&path).ok().zip(file.metadata().ok());
-            if there.is_some_and(|(there, open)| same(there, open)) {
-                return Ok(Self { path, _file: file });
-            }
-        }
-        Err(ListenError::InUse(socket.to_owned()))
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
+/// The lock is on a file of its own: one on the folder could be held by anybody who may look into it.
+fn lock(socket: &Path, folder: &Path, name: &std::ffi::OsStr) -> Result<FileLock, ListenError> {
+    let mut file_name = name.to_owned();
+    file_name.push(".lock");
+    let path = folder.join(file_name);
+    FileLock::take(&path).map(FileLock::fleeting).map_err(|error| match error {
+        LockError::Held => ListenError::InUse(socket.to_owned()),
+        LockError::Foreign(foreign) => ListenError::Foreign(foreign),
+        LockError::Kernel(source) => ListenError::Kernel { path, source },
+    })
 }
 
 /// A socket file at which a host listens. It goes with this value.
@@ -110,7 +83,7 @@ impl Listener {
     /// when it was killed is replaced.
     ///
     /// # Errors
-    /// [`ListenError::InUse`], [`ListenError::NotASocket`], [`ListenError::Path`], [`ListenError::Kernel`].
+    /// [`ListenError::InUse`], [`ListenError::NotASocket`], [`ListenError::Path`], [`ListenError::Foreign`], [`ListenError::Kernel`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         let kernel = |source| ListenError::Kernel { path: path.to_owned(), source };
         let name = path.file_name().filter(|_| path.as_os_str().len() <= LONGEST_PATH);
@@ -118,7 +91,7 @@ impl Listener {
         let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
         // Two hosts that start at the same time: one of them has to look again.
-        let lock = Lock::take(path, folder, name)?;
+        let lock = lock(path, folder, name)?;
         Self::refuse_what_lives(path)?;
         // Under another name first, so that nobody can connect before the mode is right.
         let mut temporary = name.to_owned();
@@ -231,6 +204,8 @@ const fn may_talk(uid: u32, own: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
+
     use super::*;
 
     #[test]
@@ -262,16 +237,35 @@ mod tests {
         flock(&looker, FlockOperation::LockExclusive).unwrap();
         drop(Listener::bind(&path).unwrap());
         // Another host that begins at this moment is waited for by nobody.
-        let lock = Lock::take(&path, folder.path(), "host.sock".as_ref()).unwrap();
+        let lock = lock(&path, folder.path(), "host.sock".as_ref()).unwrap();
         assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(p)) if p == path));
         drop(lock);
         // One that was killed meanwhile left its file, and no lock.
         fs::write(folder.path().join("host.sock.lock"), "").unwrap();
         drop(Listener::bind(&path).unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
-        // A link in its place leads nowhere.
-        std::os::unix::fs::symlink("/etc/passwd", folder.path().join("host.sock.lock")).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(ListenError::Kernel { .. })));
+    }
+
+    // In a shared folder anybody may be there first.
+    #[test]
+    fn what_somebody_else_put_in_the_place_of_the_lock_is_told_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("host.sock");
+        let place = folder.path().join("host.sock.lock");
+        for (found, fifo) in [("a link", false), ("a FIFO", true)] {
+            match fifo {
+                true => {
+                    mknodat(CWD, &place, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap()
+                }
+                false => std::os::unix::fs::symlink("/etc/passwd", &place).unwrap(),
+            }
+            let error = Listener::bind(&path).unwrap_err();
+            assert!(matches!(&error, ListenError::Foreign(it) if it.path == place), "{error}");
+            let text = error.to_string();
+            assert!(text.contains(found) && text.contains("choose a path"), "{text}");
+            assert!(!path.exists());
+            fs::remove_file(&place).unwrap();
+        }
     }
 
     #[test]
