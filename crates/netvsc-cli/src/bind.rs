@@ -1,6 +1,6 @@
 //! `netvsc bind`: which driver has a NIC.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::{ArgGroup, Args};
@@ -8,10 +8,10 @@ use netvsc_linux::check::Guest;
 use netvsc_linux::inventory::{Depth, take};
 use netvsc_linux::relation::{NicView, Relations};
 use netvsc_linux::uio::{
-    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, UIO_DRIVER, restore,
-    restore_all,
+    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, UIO_DRIVER, restore_all,
 };
 use serde::Serialize;
+use vmbus::Guid;
 
 use crate::error::Error;
 use crate::inspect::args::{OutputArgs, SourceArgs};
@@ -33,6 +33,8 @@ written to /run/netvsc/bind first, so that --restore can undo what a run that wa
 well, by which it is still known here. The override keeps other drivers away until the host takes the NIC away: one that it \
 offers again is a new device to the kernel, and has the kernel's driver. With --kernel or --restore the interface of a VF (netvsc \
 run --vf-link, netvsc host --vf-peer) also gets back what a run that was killed has set of the kernel's IP, in this network namespace.
+
+A NIC that a run drives stays with it: --kernel and --restore refuse it until that run has ended.
 
 A NIC that carries a default route or the session that you are in is refused; --force takes it all the same.";
 
@@ -65,7 +67,7 @@ pub struct BindArgs {
     #[arg(long, requires = "name")]
     pub kernel: bool,
 
-    /// Give back every device that was taken, as it was
+    /// Give back every device that was taken, as it was, but for those that are driven
     #[arg(long, conflicts_with = "name")]
     pub restore: bool,
 
@@ -152,7 +154,8 @@ pub fn run(args: &BindArgs) -> Result<(), Error> {
 }
 
 /// Gives a NIC to user space.
-fn take_away(root: &Path, device: String, journal: Journal, dry: bool) -> Result<Outcome, Error> {
+fn take_away(root: &Path, device: Guid, journal: Journal, dry: bool) -> Result<Outcome, Error> {
+    let device = device.to_string();
     let record = Record::of(root, &device)?;
     if record.driver.as_deref() == Some(UIO_DRIVER) {
         let text = format!("{device} is user space's already\n");
@@ -169,29 +172,50 @@ fn take_away(root: &Path, device: String, journal: Journal, dry: bool) -> Result
 }
 
 /// Gives a NIC back to the kernel.
-fn give_back(root: &Path, device: String, journal: Journal, dry: bool) -> Result<Outcome, Error> {
-    let has = Record::of(root, &device)?;
-    let record = match journal.record(&device)? {
-        Some(record) => record,
-        // Without a record there is nothing to undo, and its interface is not to vanish for a moment.
-        None if has.driver.as_deref() == Some(KERNEL_NIC_DRIVER) => {
-            let text = format!("{device} is the kernel's already\n");
-            return Ok(Outcome { device, driver: has.driver, text, ..Outcome::default() });
-        }
-        // Somebody else took it; what he found is not known, so it gets what every NIC has.
-        None => {
-            let driver = Some(KERNEL_NIC_DRIVER.to_owned());
-            Record { driver, driver_override: None, ..has.clone() }
-        }
+fn give_back(root: &Path, device: Guid, journal: Journal, dry: bool) -> Result<Outcome, Error> {
+    let driver = || Record::of(root, &device.to_string()).map(|has| has.driver);
+    let Some(record) = before(root, device, journal.record(device)?)? else {
+        return Ok(untouched(device, driver()?));
     };
-    let changes = record.changes_back(root);
     if dry {
-        return Ok(shown(device, has.driver, &changes));
+        let changes = record.changes_back(root);
+        return Ok(match changes.as_slice() {
+            [] => untouched(device, driver()?),
+            changes => shown(device.to_string(), driver()?, changes),
+        });
     }
-    restore(root, &record, &journal)?;
-    let driver = Record::of(root, &device)?.driver;
+    let hold = journal.hold(device)?;
+    // Until then it may have been anybody's.
+    let Some(record) = before(root, device, hold.record()?)? else {
+        return Ok(untouched(device, driver()?));
+    };
+    let changes = hold.restore(root, &record)?;
+    let driver = driver()?;
+    if changes.is_empty() {
+        return Ok(untouched(device, driver));
+    }
     let text = format!("{device} is back: {}\n", driver.as_deref().unwrap_or("it had no driver"));
-    Ok(Outcome { device, driver, done: true, changes: written(&changes), error: None, text })
+    let (device, changes) = (device.to_string(), written(&changes));
+    Ok(Outcome { device, driver, done: true, changes, error: None, text })
+}
+
+/// How a NIC was before it was taken. None if nobody took it: there is nothing to undo, and its interface is not to vanish for a moment.
+fn before(root: &Path, device: Guid, record: Option<Record>) -> Result<Option<Record>, Error> {
+    let has = Record::of(root, &device.to_string())?;
+    let taken = has.driver.as_deref() != Some(KERNEL_NIC_DRIVER);
+    // Somebody else took it; what he found is not known, so it gets what every NIC has.
+    let driver = Some(KERNEL_NIC_DRIVER.to_owned());
+    let usual = || Record { driver, driver_override: None, ..has };
+    Ok(record.or_else(|| taken.then(usual)))
+}
+
+/// Nothing was to be done.
+fn untouched(device: Guid, driver: Option<String>) -> Outcome {
+    let text = match driver.as_deref() {
+        Some(KERNEL_NIC_DRIVER) => format!("{device} is the kernel's already\n"),
+        driver => format!("{device} has {} already\n", driver.unwrap_or("no driver")),
+    };
+    Outcome { device: device.to_string(), driver, text, ..Outcome::default() }
 }
 
 /// What would be done.
@@ -209,7 +233,7 @@ fn written(changes: &[Change]) -> Vec<Written> {
 }
 
 /// The GUID of the NIC that is meant, if it may be taken.
-fn device(args: &BindArgs) -> Result<String, Error> {
+fn device(args: &BindArgs) -> Result<Guid, Error> {
     let name = args.name.as_deref().unwrap_or_default();
     let snapshot = take(args.source.sysfs_root.as_deref(), Depth::Checks)?;
     let relations = Relations::of(&snapshot);
@@ -220,7 +244,7 @@ fn device(args: &BindArgs) -> Result<String, Error> {
         guest.session = snapshot.live.then(session).flatten();
         spare(nic, &guest)?;
     }
-    Ok(nic.device.guid.to_string())
+    Ok(nic.device.guid)
 }
 
 /// The NIC that `name` means: as everywhere, or, for one that has been taken from the kernel and has no interface, as it was called before.
@@ -264,29 +288,24 @@ fn give_all_back(
     dry_run: bool,
     failed: &mut Option<BindError>,
 ) -> Result<Vec<Outcome>, Error> {
-    // What is to be written depends on what has the device now.
-    let planned: BTreeMap<_, _> = journal
-        .records()?
-        .into_iter()
-        .map(|record| (record.device.to_string(), record.changes_back(root)))
-        .collect();
     let driver = |device: &str| Record::of(root, device).ok().and_then(|has| has.driver);
     if dry_run {
-        let show = |(device, changes): (String, Vec<Change>)| {
+        let show = |record: Record| {
+            let device = record.device.to_string();
             let driver = driver(&device);
-            shown(device, driver, &changes)
+            shown(device, driver, &record.changes_back(root))
         };
-        return Ok(planned.into_iter().map(show).collect());
+        return Ok(journal.records()?.into_iter().map(show).collect());
     }
     let mut outcomes = Vec::new();
     for restored in restore_all(root, journal)? {
         let device = restored.record.device.to_string();
         let mut outcome = Outcome { driver: driver(&device), ..Outcome::default() };
         match restored.outcome {
-            Ok(()) => {
-                outcome.changes = planned.get(&device).map(|it| written(it)).unwrap_or_default();
+            Ok(changes) => {
+                outcome.done = !changes.is_empty();
+                outcome.changes = written(&changes);
                 outcome.text = format!("{device} is back\n");
-                outcome.done = true;
             }
             Err(error) => {
                 crate::remark(format_args!("{device}: {error}"));

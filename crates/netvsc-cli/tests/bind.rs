@@ -8,9 +8,13 @@ mod schema;
 use std::process::{Command, Output};
 
 use guest::{Guest, kinds};
+use netvsc_linux::uio::{Binding, Journal};
+use vmbus::Guid;
 
 /// The NIC of eth1.
 const ETH1: &str = "7c1e5225-5ca6-7c1e-5225-5ca67c1e5225";
+/// What synthetic NICs are.
+const CLASS: &str = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
 
 fn bind(guest: &Guest, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netvsc"));
@@ -101,19 +105,65 @@ fn a_nic_that_carries_the_default_route_is_spared_without_force() {
     }
 }
 
-// Without the kernel's driver a NIC has no interface: what it was called stands in the journal.
-#[test]
-fn a_nic_that_was_taken_is_still_known_by_its_name_and_mac() {
-    const CLASS: &str = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
-    let mut guest = guest::Guest::new();
+/// A NIC that user space has, and that was called eth7 before; `kept` is the end of its record.
+fn taken(kept: &str) -> Guest {
+    let mut guest = Guest::new();
     guest.device(ETH1, CLASS, Some("uio_hv_generic"), 1);
     guest.folder("sys/bus/vmbus/drivers/hv_netvsc");
+    record(&guest, ETH1, "eth7", "00:15:5d:00:00:07", kept);
+    guest
+}
+
+/// Writes down that a NIC was taken from the kernel's driver.
+fn record(guest: &Guest, device: &str, name: &str, mac: &str, kept: &str) {
     let journal = guest.path("run/netvsc/bind");
     std::fs::create_dir_all(&journal).expect("a folder");
     let record = format!(
-        "device {ETH1}\ndriver hv_netvsc\noverride \ninterface eth7\nmac 00:15:5d:00:00:07\nkept no\n"
+        "device {device}\ndriver hv_netvsc\noverride \ninterface {name}\nmac {mac}\nkept {kept}\n"
     );
-    std::fs::write(journal.join(ETH1), record).expect("a record");
+    std::fs::write(journal.join(device), record).expect("a record");
+}
+
+/// Drives a NIC, as a run does.
+fn drive(guest: &Guest, device: &str) -> Binding {
+    let journal = Journal::new(guest.path("run/netvsc/bind"));
+    let device = Guid::try_parse(device).expect("a GUID");
+    Binding::adopt(guest.root(), device, journal).expect("nobody drives it")
+}
+
+/// The override of the NIC of eth1.
+fn driver_override(guest: &Guest) -> String {
+    let path = guest.path(&format!("sys/bus/vmbus/devices/{ETH1}/driver_override"));
+    std::fs::read_to_string(path).expect("an attribute")
+}
+
+#[test]
+fn a_nic_is_not_taken_from_under_a_run() {
+    // Whether that run took it itself or found it there.
+    for kept in ["no", "yes"] {
+        let guest = taken(kept);
+        guest.write(&format!("sys/bus/vmbus/devices/{ETH1}/driver_override"), "uio_hv_generic");
+        let run = drive(&guest, ETH1);
+        for arguments in [&["--kernel", "eth7"][..], &["--kernel", ETH1], &["--restore"]] {
+            let text = error(&bind(&guest, arguments));
+            let told = format!("{ETH1} is driven by another run: stop that one first");
+            assert!(text.contains(&told), "{arguments:?}: {text}");
+        }
+        assert_eq!(driver_override(&guest), "uio_hv_generic\n");
+        // The run is killed. No kernel moves the NIC here; that it is tried is enough.
+        std::mem::forget(run);
+        std::fs::remove_file(guest.path(&format!("run/netvsc/bind/{ETH1}.lock"))).expect("a lock");
+        let text = error(&bind(&guest, &["--kernel", "eth7"]));
+        assert!(!text.contains("driven"), "{text}");
+        // A plain file keeps what the write does not reach.
+        assert!(driver_override(&guest).starts_with('\n'));
+    }
+}
+
+// Without the kernel's driver a NIC has no interface: what it was called stands in the journal.
+#[test]
+fn a_nic_that_was_taken_is_still_known_by_its_name_and_mac() {
+    let guest = taken("no");
     for name in ["eth7", "00:15:5D:00:00:07", ETH1] {
         let back = bind(&guest, &["--kernel", name, "--dry-run"]);
         let text = String::from_utf8_lossy(&back.stdout);

@@ -26,13 +26,14 @@
 
 mod bind;
 mod device;
+mod journal;
 mod map;
 
 pub use self::bind::{
-    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, Restored, UIO_DRIVER, restore,
-    restore_all,
+    BindError, Binding, Change, KERNEL_NIC_DRIVER, Restored, UIO_DRIVER, restore_all,
 };
 pub use self::device::{Device, Interrupt, SubChannel, UioDoorbell};
+pub use self::journal::{Hold, Journal, Record};
 pub use self::map::{Map, MapKind};
 
 use std::io;

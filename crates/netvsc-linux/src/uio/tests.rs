@@ -1,9 +1,10 @@
 //! Binding against a small imitation of the kernel; what is mapped is tried on a real VMBus (testbed/).
 
 use std::fs;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -206,7 +207,7 @@ fn the_next_run_takes_over_what_a_killed_one_had_and_gives_it_back() {
     // Killed: what is left is the record, and how people know the NIC.
     std::mem::forget(binding);
     release_locks(&bus);
-    let record = bus.journal().record(NIC).unwrap().unwrap();
+    let record = bus.journal().record(guid).unwrap().unwrap();
     assert!(record.is_called("eth1") && record.is_called("00:15:5D:00:00:01") && !record.kept);
     assert!(
         !record.is_called("eth2")
@@ -221,12 +222,34 @@ fn the_next_run_takes_over_what_a_killed_one_had_and_gives_it_back() {
     );
 }
 
-/// The descriptors of a process that was killed are closed; here the record gets a file of its own instead.
+/// The descriptors of a process that was killed are closed; here the next one gets another file to lock instead.
 fn release_locks(bus: &Bus) {
-    let path = bus.root().join("run/netvsc/bind").join(NIC);
-    let text = fs::read(&path).unwrap();
-    fs::remove_file(&path).unwrap();
-    fs::write(&path, text).unwrap();
+    fs::remove_file(bus.root().join("run/netvsc/bind").join(NIC).with_extension("lock")).unwrap();
+}
+
+#[test]
+fn a_device_that_has_its_driver_again_keeps_it() {
+    let mut bus = Bus::new();
+    let (root, journal) = (bus.root(), bus.journal());
+    std::mem::forget(bus.bind().unwrap());
+    release_locks(&bus);
+    // The run was killed, and the host offers the device again; or somebody gave it back by hand, but for the override.
+    for (chosen, writes) in [("(null)", 0), (UIO_DRIVER, 1)] {
+        let record = bus.journal().records().unwrap().remove(0);
+        fs::write(bus.folder().join("driver_override"), format!("{chosen}\n")).unwrap();
+        fs::remove_file(bus.folder().join("driver")).unwrap();
+        bus.attach(KERNEL_NIC_DRIVER);
+        bus.written.clear();
+        let shown = record.changes_back(&root);
+        assert_eq!((shown.len(), record.changes_back_later(&root).len()), (writes, 3));
+        let done = restore_all_by(&mut bus, &root, &journal).unwrap();
+        assert_eq!((done[0].outcome.as_ref().unwrap(), &bus.written), (&shown, &shown));
+        let now = Record::of(&root, NIC).unwrap();
+        assert_eq!((now.driver.as_deref(), now.driver_override), (Some(KERNEL_NIC_DRIVER), None));
+        assert_eq!(journal.records().unwrap(), []);
+        std::mem::forget(bus.bind().unwrap());
+        release_locks(&bus);
+    }
 }
 
 #[test]
@@ -245,18 +268,157 @@ fn a_record_of_a_device_that_is_offered_again_is_in_nobodys_way() {
     assert_eq!(bus.journal().records().unwrap(), []);
 }
 
+/// The kernel, while somebody else does something just before the write with this number.
+struct Meanwhile<'a, F> {
+    bus: &'a mut Bus,
+    at: usize,
+    what: Option<F>,
+}
+
+impl<F: FnOnce(&mut Bus)> Sysfs for Meanwhile<'_, F> {
+    fn write(&mut self, change: &Change) -> io::Result<()> {
+        if self.bus.written.len() == self.at
+            && let Some(what) = self.what.take()
+        {
+            what(self.bus);
+        }
+        self.bus.write(change)
+    }
+}
+
+fn is_driven<T>(outcome: Result<T, BindError>) -> bool {
+    matches!(outcome, Err(BindError::Driven { device }) if device == NIC)
+}
+
 #[test]
-fn a_record_can_be_opened_and_so_locked_by_nobody_else() {
+fn of_two_that_take_a_device_at_the_same_time_one_gets_it() {
+    for at in 0..3 {
+        let mut bus = Bus::new();
+        let (root, journal) = (bus.root(), bus.journal());
+        let mut second = None;
+        let what = Some(|bus: &mut Bus| second = Some(bus.bind()));
+        let mut kernel = Meanwhile { bus: &mut bus, at, what };
+        let first = Binding::to_by(&mut kernel, &root, NIC, UIO_DRIVER, journal);
+        assert!(second.is_some_and(is_driven), "before write {at}");
+        let mut first = first.unwrap();
+        let own = first.record().unwrap();
+        assert_eq!(own.driver.as_deref(), Some(KERNEL_NIC_DRIVER));
+        assert_eq!(bus.driver().as_deref(), Some(UIO_DRIVER));
+        assert_eq!(bus.journal().records().unwrap(), [own.clone()]);
+        first.restore_by(&mut bus).unwrap();
+        assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
+    }
+}
+
+#[test]
+fn a_device_that_is_being_given_back_is_taken_only_afterwards() {
+    for at in 0..3 {
+        let mut bus = Bus::new();
+        let mut first = bus.bind().unwrap();
+        bus.written.clear();
+        let mut second = None;
+        let what = Some(|bus: &mut Bus| second = Some(bus.bind()));
+        first.restore_by(&mut Meanwhile { bus: &mut bus, at, what }).unwrap();
+        assert!(second.is_some_and(is_driven), "before write {at}");
+        assert_eq!(bus.journal().records().unwrap(), []);
+        // What it still does as it goes is no matter of its successor's.
+        assert!(is_driven(bus.bind()));
+        drop(first);
+        let next = bus.bind().unwrap();
+        assert_eq!(bus.journal().records().unwrap(), [next.record().unwrap().clone()]);
+        next.keep().unwrap();
+    }
+}
+
+#[test]
+fn nobody_gives_back_what_is_driven() {
+    let mut bus = Bus::new();
+    let (root, journal) = (bus.root(), bus.journal());
+    let mut run = bus.bind().unwrap();
+    bus.written.clear();
+    let done = restore_all_by(&mut bus, &root, &journal).unwrap();
+    let [Restored { outcome: Err(error), .. }] = &done[..] else { panic!("{done:?}") };
+    assert!(matches!(error, BindError::Driven { device } if device == NIC), "{error}");
+    assert!(bus.written.is_empty() && bus.driver().as_deref() == Some(UIO_DRIVER));
+    assert_eq!(journal.records().unwrap().len(), 1);
+    run.restore_by(&mut bus).unwrap();
+}
+
+#[test]
+fn a_device_that_somebody_else_bound_is_driven_by_one_as_well() {
+    let bus = Bus::new();
+    let (root, guid) = (bus.root(), Guid::try_parse(NIC).unwrap());
+    // As driverctl does it: the journal knows nothing of it.
+    fs::write(bus.folder().join("driver_override"), format!("{UIO_DRIVER}\n")).unwrap();
+    fs::remove_file(bus.folder().join("driver")).unwrap();
+    bus.attach(UIO_DRIVER);
+    let first = Binding::adopt(&root, guid, bus.journal()).unwrap();
+    assert!(first.record().is_none());
+    assert!(is_driven(Binding::adopt(&root, guid, bus.journal())));
+    drop(first);
+    drop(Binding::adopt(&root, guid, bus.journal()).unwrap());
+    assert_eq!(bus.journal().records().unwrap(), []);
+}
+
+/// Not a test by itself: drives the device below this root until it is killed.
+const DRIVER_OF: &str = "NETVSC_TEST_DRIVES";
+
+#[test]
+fn drives_until_it_is_killed() {
+    let Some(root) = std::env::var_os(DRIVER_OF).map(PathBuf::from) else { return };
+    let journal = Journal::new(root.join("run/netvsc/bind"));
+    let _run = Binding::adopt(&root, Guid::try_parse(NIC).unwrap(), journal).unwrap();
+    // A child that survives it, and has what children get.
+    let child = Command::new("cat").stdin(Stdio::inherit()).stdout(Stdio::null()).spawn();
+    println!("drives {}", child.unwrap().id());
+    // At the latest it ends with the test.
+    let _ = io::copy(&mut io::stdin(), &mut io::sink());
+}
+
+#[test]
+fn a_run_that_is_killed_drives_nothing_any_more_and_nor_do_its_children() {
+    let mut bus = Bus::new();
+    let (root, guid) = (bus.root(), Guid::try_parse(NIC).unwrap());
+    std::mem::forget(bus.bind().unwrap());
+    release_locks(&bus);
+    let mut run = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "uio::tests::drives_until_it_is_killed", "--nocapture"])
+        .env(DRIVER_OF, &root)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The child of the run ends with this.
+    let child = run.stdin.take();
+    let said = BufReader::new(run.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.into_iter().any(|line| line.contains("drives ")), "it ended before");
+    assert!(is_driven(Binding::adopt(&root, guid, bus.journal())));
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let mut next = Binding::adopt(&root, guid, bus.journal()).unwrap();
+    next.restore_by(&mut bus).unwrap();
+    assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
+    drop(child);
+}
+
+#[test]
+fn a_device_can_be_held_by_nobody_who_only_looks_into_the_folder() {
     let mut bus = Bus::new();
     let folder = bus.root().join("run/netvsc/bind");
     fs::create_dir_all(&folder).unwrap();
     // What a run left that was killed as it wrote.
     fs::write(folder.join(NIC).with_extension("new"), "dev").unwrap();
     let binding = bus.bind().unwrap();
-    let mode = || fs::metadata(folder.join(NIC)).unwrap().permissions().mode() & 0o7777;
-    assert_eq!(mode(), 0o600);
+    let lock = folder.join(NIC).with_extension("lock");
+    for path in [folder.join(NIC), lock.clone()] {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
     binding.keep().unwrap();
-    assert_eq!(mode(), 0o600);
+    // Something else in its place is told.
+    fs::remove_file(&lock).unwrap();
+    fs::create_dir(&lock).unwrap();
+    let error = bus.journal().hold(Guid::try_parse(NIC).unwrap()).unwrap_err();
+    assert!(matches!(&error, BindError::Foreign(it) if it.path == lock), "{error}");
 }
 
 #[test]
@@ -265,7 +427,7 @@ fn what_was_left_in_user_space_on_purpose_stays_there() {
     interface(&bus, "eth1", "3");
     let (root, guid) = (bus.root(), Guid::try_parse(NIC).unwrap());
     bus.bind().unwrap().keep().unwrap();
-    let record = bus.journal().record(NIC).unwrap().unwrap();
+    let record = bus.journal().record(guid).unwrap().unwrap();
     assert!(record.kept && record.is_called("eth1"));
     assert_eq!(record.mac, None, "somebody had given it another one");
     bus.written.clear();
@@ -276,7 +438,7 @@ fn what_was_left_in_user_space_on_purpose_stays_there() {
     // A record of before there were such things is one of those, too; without any, there is nothing to give back.
     let old = format!("device {NIC}\ndriver {KERNEL_NIC_DRIVER}\noverride \n");
     fs::write(root.join("run/netvsc/bind").join(NIC), old).unwrap();
-    assert!(bus.journal().record(NIC).unwrap().unwrap().kept);
+    assert!(bus.journal().record(guid).unwrap().unwrap().kept);
     restore_all_by(&mut bus, &root, &Journal::new(root.join("run/netvsc/bind"))).unwrap();
     assert!(Binding::adopt(&root, guid, bus.journal()).unwrap().record().is_none());
 }
@@ -314,6 +476,7 @@ fn a_spoilt_record_is_told_by_line_and_nothing_is_written() {
         ("device nobody\n", 1),
         (&format!("device {NIC}\ndriver ../../x\noverride \n"), 2),
         (&format!("device {NIC}\ndriver x\n"), 1),
+        ("device f8615163-0000-1000-2000-6045bd000002\ndriver x\noverride \n", 1),
         (&format!("device {NIC}\ndriver x\nchosen y\n"), 3),
         (&format!("device {NIC}\ndriver x\noverride \nmac 1\n"), 4),
         (&format!("device {NIC}\ndriver x\noverride \ninterface a/b\n"), 4),

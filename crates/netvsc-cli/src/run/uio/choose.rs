@@ -81,7 +81,7 @@ pub(super) fn writes(chosen: &[Chosen], root: &Path) -> Result<String, Error> {
         for change in record.changes_to(root, UIO_DRIVER) {
             before.push_str(&format!("{change}\n"));
         }
-        for change in record.changes_back(root) {
+        for change in record.changes_back_later(root) {
             after.push_str(&format!("{change}\n"));
         }
     }

@@ -521,7 +521,7 @@ impl UioNic {
         if let Some(binding) = self.binding.take()
             && let Err(error) = binding.restore()
         {
-            self.fail(&format!("{error}; `netvsc bind --restore` tries again"));
+            self.fail(&format!("{error}; `netvsc bind --kernel {}` tries again", self.setup.guid));
         }
     }
 }
