@@ -8,7 +8,8 @@ use netvsc_linux::check::Guest;
 use netvsc_linux::inventory::{Depth, take};
 use netvsc_linux::relation::{NicView, Relations};
 use netvsc_linux::uio::{
-    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, UIO_DRIVER, restore_all,
+    BindError, Binding, Change, Journal, KERNEL_NIC_DRIVER, Record, Restored, UIO_DRIVER,
+    restore_all,
 };
 use serde::Serialize;
 use vmbus::Guid;
@@ -29,12 +30,13 @@ pub const LONG: &str = "\
 Give a NIC to user space (--uio) or back to the kernel (--kernel).
 
 A NIC that user space has is no network interface any more, until it goes back. Which driver and which override it had is \
-written to /run/netvsc/bind first, so that --restore can undo what a run that was killed left behind; its names and its MAC as \
+written to /run/netvsc/bind first, so that --recover can undo what a run that was killed left behind; its names and its MAC as \
 well, by which it is still known here. The override keeps other drivers away until the host takes the NIC away: one that it \
 offers again is a new device to the kernel, and has the kernel's driver. With --kernel or --restore the interface of a VF (netvsc \
 run --vf-link, netvsc host --vf-peer) also gets back what a run that was killed has set of the kernel's IP, in this network namespace.
 
-A NIC that a run drives stays with it: --kernel and --restore refuse it until that run has ended.
+A NIC that a run drives stays with it: --kernel and --restore refuse it until that run has ended. They also give back what \
+--uio left with user space; --recover does not, and where there is nothing for it to do it says nothing.
 
 A NIC that carries a default route or the session that you are in is refused; --force takes it all the same.";
 
@@ -45,6 +47,8 @@ Examples:
       show what would be written, and write nothing
   netvsc bind --uio eth1
   netvsc bind --kernel f8615163-0000-1000-2000-6045bd000001
+  netvsc bind --recover
+      give back what runs left that were killed
   netvsc bind --restore
       give back everything that was taken
 
@@ -57,7 +61,7 @@ Needs root.";
 
 /// Options of `netvsc bind`.
 #[derive(Clone, Debug, Args)]
-#[command(group = ArgGroup::new("to").required(true).args(["uio", "kernel", "restore"]))]
+#[command(group = ArgGroup::new("to").required(true).args(["uio", "kernel", "recover", "restore"]))]
 pub struct BindArgs {
     /// Give the NIC to user space (uio_hv_generic)
     #[arg(long, requires = "name")]
@@ -66,6 +70,10 @@ pub struct BindArgs {
     /// Give the NIC back to the driver that it had, or to the kernel's own (hv_netvsc)
     #[arg(long, requires = "name")]
     pub kernel: bool,
+
+    /// Give back what a run left that was killed, and nothing else: the NIC that is named, or all of them
+    #[arg(long)]
+    pub recover: bool,
 
     /// Give back every device that was taken, as it was, but for those that are driven
     #[arg(long, conflicts_with = "name")]
@@ -137,6 +145,8 @@ pub fn run(args: &BindArgs) -> Result<(), Error> {
     let mut failed = None;
     let outcomes = if args.restore {
         give_all_back(root, &journal, args.dry_run, &mut failed)?
+    } else if args.recover {
+        recover(args, root, &journal, &mut failed)?
     } else {
         let device = device(args)?;
         vec![if args.uio { take_away } else { give_back }(root, device, journal, args.dry_run)?]
@@ -189,14 +199,7 @@ fn give_back(root: &Path, device: Guid, journal: Journal, dry: bool) -> Result<O
     let Some(record) = before(root, device, hold.record()?)? else {
         return Ok(untouched(device, driver()?));
     };
-    let changes = hold.restore(root, &record)?;
-    let driver = driver()?;
-    if changes.is_empty() {
-        return Ok(untouched(device, driver));
-    }
-    let text = format!("{device} is back: {}\n", driver.as_deref().unwrap_or("it had no driver"));
-    let (device, changes) = (device.to_string(), written(&changes));
-    Ok(Outcome { device, driver, done: true, changes, error: None, text })
+    Ok(given(root, device, &hold.restore(root, &record)?))
 }
 
 /// How a NIC was before it was taken. None if nobody took it: there is nothing to undo, and its interface is not to vanish for a moment.
@@ -207,6 +210,30 @@ fn before(root: &Path, device: Guid, record: Option<Record>) -> Result<Option<Re
     let driver = Some(KERNEL_NIC_DRIVER.to_owned());
     let usual = || Record { driver, driver_override: None, ..has };
     Ok(record.or_else(|| taken.then(usual)))
+}
+
+/// It was given back, by these writes.
+fn given(root: &Path, device: Guid, changes: &[Change]) -> Outcome {
+    let name = device.to_string();
+    let Ok(has) = Record::of(root, &name) else {
+        let text = format!("{device} is gone: nothing is to be given back\n");
+        return Outcome { device: name, text, ..Outcome::default() };
+    };
+    if changes.is_empty() {
+        return untouched(device, has.driver);
+    }
+    let back = has.driver.as_deref().unwrap_or("it had no driver");
+    let (text, changes) = (format!("{device} is back: {back}\n"), written(changes));
+    Outcome { device: name, driver: has.driver, done: true, changes, error: None, text }
+}
+
+/// It could not be given back. Others are to have their turn all the same; the last failure is kept.
+fn refused(root: &Path, device: Guid, error: BindError, failed: &mut Option<BindError>) -> Outcome {
+    crate::remark(format_args!("{device}: {error}"));
+    let device = device.to_string();
+    let driver = Record::of(root, &device).ok().and_then(|has| has.driver);
+    let error = Some(failed.insert(error).to_string());
+    Outcome { device, driver, error, ..Outcome::default() }
 }
 
 /// Nothing was to be done.
@@ -266,6 +293,11 @@ pub(crate) fn find_nic<'r, 's>(
     nic.ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() })
 }
 
+/// Whether `name` is the GUID of this device.
+fn is_guid(name: &str, device: Guid) -> bool {
+    name.trim_matches(['{', '}']).eq_ignore_ascii_case(&device.to_string())
+}
+
 /// Refuses a NIC whose interfaces carry what the operator needs.
 pub(crate) fn spare(nic: &NicView<'_>, guest: &Guest<'_>) -> Result<(), Error> {
     let refused = |what: &str| Error::Needed { nic: nic.name(), what: what.to_owned() };
@@ -281,38 +313,83 @@ pub(crate) fn spare(nic: &NicView<'_>, guest: &Guest<'_>) -> Result<(), Error> {
     }
 }
 
-/// Gives back everything that was taken; the last failure is kept, and none keeps the others from their turn.
+/// Gives back everything that was taken.
 fn give_all_back(
     root: &Path,
     journal: &Journal,
     dry_run: bool,
     failed: &mut Option<BindError>,
 ) -> Result<Vec<Outcome>, Error> {
-    let driver = |device: &str| Record::of(root, device).ok().and_then(|has| has.driver);
     if dry_run {
-        let show = |record: Record| {
-            let device = record.device.to_string();
-            let driver = driver(&device);
-            shown(device, driver, &record.changes_back(root))
-        };
-        return Ok(journal.records()?.into_iter().map(show).collect());
+        let show = |record: &Record| would_give(root, record);
+        return Ok(journal.records()?.iter().map(show).collect());
     }
     let mut outcomes = Vec::new();
-    for restored in restore_all(root, journal)? {
-        let device = restored.record.device.to_string();
-        let mut outcome = Outcome { driver: driver(&device), ..Outcome::default() };
-        match restored.outcome {
-            Ok(changes) => {
-                outcome.done = !changes.is_empty();
-                outcome.changes = written(&changes);
-                outcome.text = format!("{device} is back\n");
-            }
-            Err(error) => {
-                crate::remark(format_args!("{device}: {error}"));
-                outcome.error = Some(failed.insert(error).to_string());
-            }
-        }
-        outcomes.push(Outcome { device, ..outcome });
+    for Restored { record, outcome } in restore_all(root, journal)? {
+        outcomes.push(match outcome {
+            Ok(changes) => given(root, record.device, &changes),
+            Err(error) => refused(root, record.device, error, failed),
+        });
     }
     Ok(outcomes)
+}
+
+/// Gives back what runs left that were killed: what the name means, or all of it. What is not there is nothing to be told: whoever calls this
+/// after a run does not know how that ended.
+fn recover(
+    args: &BindArgs,
+    root: &Path,
+    journal: &Journal,
+    failed: &mut Option<BindError>,
+) -> Result<Vec<Outcome>, Error> {
+    let mut left = journal.records()?;
+    left.retain(|record| !record.kept);
+    if let Some(name) = args.name.as_deref().filter(|_| !left.is_empty()) {
+        let snapshot = take(args.source.sysfs_root.as_deref(), Depth::Checks)?;
+        let relations = Relations::of(&snapshot);
+        let there = |device| relations.nics.iter().any(|nic| nic.device.guid == device);
+        let meant = match find_nic(&relations, name, root) {
+            Ok(nic) => Some(nic.device.guid),
+            Err(Error::NoSuchDevice { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        // The host may have taken the NIC away: then its record is all that is left of it.
+        let called = |record: &Record| is_guid(name, record.device) || record.is_called(name);
+        let gone = |record: &Record| !there(record.device) && called(record);
+        left.retain(|record| Some(record.device) == meant || gone(record));
+    }
+    let mut outcomes = Vec::new();
+    for Record { device, .. } in left {
+        match give_back_left(root, journal, device, args.dry_run) {
+            Ok(outcome) => outcomes.extend(outcome),
+            Err(error) => outcomes.push(refused(root, device, error, failed)),
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Gives back a device if a run that was killed left it.
+fn give_back_left(
+    root: &Path,
+    journal: &Journal,
+    device: Guid,
+    dry: bool,
+) -> Result<Option<Outcome>, BindError> {
+    let hold = match journal.hold(device) {
+        // Whoever lives has left nothing.
+        Err(BindError::Driven { .. }) => return Ok(None),
+        hold => hold?,
+    };
+    let Some(record) = hold.record()?.filter(|record| !record.kept) else { return Ok(None) };
+    Ok(Some(match dry {
+        true => would_give(root, &record),
+        false => given(root, device, &hold.restore(root, &record)?),
+    }))
+}
+
+/// What would be done to give it back.
+fn would_give(root: &Path, record: &Record) -> Outcome {
+    let device = record.device.to_string();
+    let driver = Record::of(root, &device).ok().and_then(|has| has.driver);
+    shown(device, driver, &record.changes_back(root))
 }

@@ -160,6 +160,78 @@ fn a_nic_is_not_taken_from_under_a_run() {
     }
 }
 
+/// What the unit does after a run of `nic`, however that ended.
+fn after_a_run(guest: &Guest, nic: &str) -> Output {
+    const UNIT: &str = include_str!("../assets/systemd/netvsc-run@.service");
+    let mut lines = UNIT.lines().filter_map(|line| line.strip_prefix("ExecStopPost=-"));
+    let line = lines.next().expect("it does something");
+    assert_eq!(lines.next(), None);
+    let words: Vec<_> = line.split(' ').map(|word| word.replace("%i", nic)).collect();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let ["/usr/bin/netvsc", "bind", arguments @ ..] = &words[..] else { panic!("{line}") };
+    bind(guest, arguments)
+}
+
+#[test]
+fn after_a_run_only_what_it_left_is_given_back_and_nothing_else_is_said() {
+    let nothing = |guest: &Guest, nic: &str| {
+        let output = after_a_run(guest, nic);
+        let silent = output.stdout.is_empty() && output.stderr.is_empty();
+        assert!(silent && output.status.success(), "{nic}: {output:?}");
+    };
+    // A NIC that the kernel has, one that it never heard of, and no journal.
+    let guest = kinds::worked_example();
+    nothing(&guest, "eth1");
+    nothing(&guest, "eth7");
+    assert!(!guest.path("run/netvsc").exists());
+    // One that was left with user space on purpose, with a run and without; and one that somebody drives who took it himself.
+    for kept in ["yes", "no"] {
+        let guest = taken(kept);
+        guest.write(&format!("sys/bus/vmbus/devices/{ETH1}/driver_override"), "uio_hv_generic");
+        let run = drive(&guest, ETH1);
+        for name in ["eth7", ETH1, "eth8"] {
+            nothing(&guest, name);
+        }
+        let value = bind(&guest, &["--recover", "--json"]);
+        let value = schema::valid(&String::from_utf8_lossy(&value.stdout), "bind-1.json");
+        assert_eq!(value["devices"], serde_json::json!([]));
+        std::mem::forget(run);
+        guest.remove(&format!("run/netvsc/bind/{ETH1}.lock"));
+        if kept == "yes" {
+            nothing(&guest, "eth7");
+        }
+        assert_eq!(driver_override(&guest), "uio_hv_generic\n");
+    }
+}
+
+#[test]
+fn what_a_killed_run_left_is_given_back_by_name_or_with_all_others() {
+    for arguments in [&["--recover", "eth7"][..], &["--recover", ETH1], &["--recover"]] {
+        let guest = taken("no");
+        let dry = bind(&guest, &[arguments, &["--dry-run"]].concat());
+        assert!(String::from_utf8_lossy(&dry.stdout).starts_with("echo '' > "), "{dry:?}");
+        // No kernel moves it here; that it is tried is enough.
+        let text = error(&bind(&guest, arguments));
+        assert!(text.contains(ETH1) && driver_override(&guest).starts_with('\n'), "{text}");
+        // It has its driver again, or the host has taken it away.
+        let device = format!("sys/bus/vmbus/devices/{ETH1}");
+        guest.write(&format!("{device}/driver_override"), "(null)");
+        guest.remove(&format!("{device}/driver"));
+        guest.symlink(&format!("{device}/driver"), "sys/bus/vmbus/drivers/hv_netvsc");
+        let said = |output: Output| {
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+            String::from_utf8(output.stdout).expect("text")
+        };
+        assert_eq!(said(bind(&guest, arguments)), format!("{ETH1} is the kernel's already\n"));
+        assert_eq!(said(bind(&guest, arguments)), "");
+        record(&guest, ETH1, "eth7", "00:15:5d:00:00:07", "no");
+        guest.remove(&device);
+        let gone = format!("{ETH1} is gone: nothing is to be given back\n");
+        assert_eq!(said(bind(&guest, arguments)), gone);
+        assert!(!guest.path(&format!("run/netvsc/bind/{ETH1}")).exists());
+    }
+}
+
 // Without the kernel's driver a NIC has no interface: what it was called stands in the journal.
 #[test]
 fn a_nic_that_was_taken_is_still_known_by_its_name_and_mac() {

@@ -286,6 +286,7 @@ always\t'Always'
 never\t'Never'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l uio -d 'Give the NIC to user space (uio_hv_generic)'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l kernel -d 'Give the NIC back to the driver that it had, or to the kernel\'s own (hv_netvsc)'
+complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l recover -d 'Give back what a run left that was killed, and nothing else: the NIC that is named, or all of them'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l restore -d 'Give back every device that was taken, as it was, but for those that are driven'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l dry-run -d 'Show every write and make none'
 complete -c netvsc -n "__fish_netvsc_using_subcommand bind" -l force -d 'Take it although a default route or this session goes through it'
