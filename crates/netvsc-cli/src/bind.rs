@@ -36,7 +36,8 @@ offers again is a new device to the kernel, and has the kernel's driver. With --
 run --vf-link, netvsc host --vf-peer) also gets back what a run that was killed has set of the kernel's IP, in this network namespace.
 
 A NIC that a run drives stays with it: --kernel and --restore refuse it until that run has ended. They also give back what \
---uio left with user space; --recover does not, and where there is nothing for it to do it says nothing.
+--uio left with user space; --recover does not, and where there is nothing for it to do it says nothing. A name that a NIC had \
+before it was taken, and another one has got since, means neither: the GUID has to be given.
 
 A NIC that carries a default route or the session that you are in is refused; --force takes it all the same.";
 
@@ -275,22 +276,40 @@ fn device(args: &BindArgs) -> Result<Guid, Error> {
 }
 
 /// The NIC that `name` means: as everywhere, or, for one that has been taken from the kernel and has no interface, as it was called before.
+///
+/// A name that is free goes to the next NIC that comes. One that has it now and one that had it are two, and it is not for us to choose.
 pub(crate) fn find_nic<'r, 's>(
     relations: &'r Relations<'s>,
     name: &str,
     root: &Path,
 ) -> Result<&'r NicView<'s>, Error> {
-    if let Some(Found::Nic(at)) = find(relations, name)
-        && let Some(nic) = relations.nics.get(at)
-    {
+    let now = match find(relations, name) {
+        Some(Found::Nic(at)) => relations.nics.get(at),
+        _ => None,
+    };
+    if let Some(nic) = now.filter(|nic| is_guid(name, nic.device.guid)) {
         return Ok(nic);
     }
-    let taken = Journal::new(root.join(JOURNAL)).records()?;
-    let taken = taken.iter().find(|record| record.is_called(name));
-    let nic = taken.and_then(|record| {
-        relations.nics.iter().find(|nic| nic.device.guid == record.device && nic.link.is_none())
-    });
-    nic.ok_or_else(|| Error::NoSuchDevice { name: name.to_owned() })
+    let journal = Journal::new(root.join(JOURNAL));
+    let mut before = Vec::new();
+    for nic in relations.nics.iter().filter(|nic| nic.link.is_none()) {
+        let record = journal.record(nic.device.guid)?;
+        if record.is_some_and(|record| record.is_called(name)) {
+            before.push(nic);
+        }
+    }
+    before.retain(|nic| now.is_none_or(|now| now.device.guid != nic.device.guid));
+    match (now, before.as_slice()) {
+        (Some(nic), []) | (None, &[nic]) => Ok(nic),
+        (None, []) => Err(Error::NoSuchDevice { name: name.to_owned() }),
+        (now, before) => {
+            let now = now.map(|nic| format!("{}, which is called so now", nic.device.guid));
+            let had =
+                |nic: &&NicView<'_>| format!("{}, which was before it was taken", nic.device.guid);
+            let found = now.into_iter().chain(before.iter().map(had)).collect();
+            Err(Error::NamedTwice { name: name.to_owned(), found })
+        }
+    }
 }
 
 /// Whether `name` is the GUID of this device.
@@ -347,14 +366,16 @@ fn recover(
     if let Some(name) = args.name.as_deref().filter(|_| !left.is_empty()) {
         let snapshot = take(args.source.sysfs_root.as_deref(), Depth::Checks)?;
         let relations = Relations::of(&snapshot);
+        let called = |record: &Record| is_guid(name, record.device) || record.is_called(name);
         let there = |device| relations.nics.iter().any(|nic| nic.device.guid == device);
         let meant = match find_nic(&relations, name, root) {
             Ok(nic) => Some(nic.device.guid),
             Err(Error::NoSuchDevice { .. }) => None,
+            // None of them is one that would be given back.
+            Err(Error::NamedTwice { .. }) if !left.iter().any(called) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         // The host may have taken the NIC away: then its record is all that is left of it.
-        let called = |record: &Record| is_guid(name, record.device) || record.is_called(name);
         let gone = |record: &Record| !there(record.device) && called(record);
         left.retain(|record| Some(record.device) == meant || gone(record));
     }

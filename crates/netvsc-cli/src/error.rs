@@ -113,6 +113,14 @@ pub enum Error {
         /// All that it could mean.
         found: String,
     },
+    /// A NIC has a name that another one had before it was taken, or two had it one after the other.
+    #[error("`{name}` means more than one NIC: {}; give the GUID of one", found.join(", and "))]
+    NamedTwice {
+        /// What was asked for.
+        name: String,
+        /// The GUIDs, each with what makes it the NIC of that name.
+        found: Vec<String>,
+    },
     /// The NIC has not what was asked for.
     #[error("{nic} is {state} and has no such thing; `netvsc explain {nic}` says why")]
     NotKnown {

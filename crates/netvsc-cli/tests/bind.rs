@@ -232,6 +232,56 @@ fn what_a_killed_run_left_is_given_back_by_name_or_with_all_others() {
     }
 }
 
+// The kernel gives a name that is free to the next NIC that comes.
+#[test]
+fn a_name_that_two_nics_have_or_had_is_refused_and_both_are_named() {
+    const OTHER: &str = "f8615163-0000-1000-2000-00155d000008";
+    const THIRD: &str = "f8615163-0000-1000-2000-00155d000009";
+    let mut guest = taken("no");
+    guest.nic(OTHER, "eth7", "00:15:5d:00:00:08");
+    let root = guest.root().to_str().expect("a plain path").to_owned();
+    let run = |nic: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_netvsc"));
+        command.args(["run", "--host", "uio", "--dry-run", "--nic", nic, "--sysfs-root", &root]);
+        command.output().expect("the program runs")
+    };
+    let told = |text: &str, nics: [&str; 2]| {
+        assert!(text.contains("`eth7`") && text.contains("give the GUID of one"), "{text}");
+        assert!(nics.iter().all(|nic| text.contains(nic)), "{text}");
+    };
+    let before = driver_override(&guest);
+    for verb in ["--uio", "--kernel", "--recover"] {
+        told(&error(&bind(&guest, &[verb, "eth7"])), [ETH1, OTHER]);
+    }
+    told(&error(&after_a_run(&guest, "eth7")), [ETH1, OTHER]);
+    told(&error(&run("eth7")), [ETH1, OTHER]);
+    assert_eq!(driver_override(&guest), before);
+    // Its MAC and its GUID still mean the one that was taken, and so they do for the other one.
+    for name in ["00:15:5d:00:00:07", ETH1, &format!("{{{}}}", ETH1.to_uppercase())] {
+        let output = run(name);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(&format!("{ETH1} is user space's already")), "{name}: {output:?}");
+    }
+    let output = bind(&guest, &["--kernel", OTHER]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, format!("{OTHER} is the kernel's already\n"));
+    // One that was left with user space on purpose is no matter of a run's end, whoever has the name now.
+    record(&guest, ETH1, "eth7", "00:15:5d:00:00:07", "yes");
+    record(&guest, THIRD, "eth8", "00:15:5d:00:00:09", "no");
+    let output = after_a_run(&guest, "eth7");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    record(&guest, ETH1, "eth7", "00:15:5d:00:00:07", "no");
+    // Two that had it, one after the other.
+    guest.remove(&format!("sys/bus/vmbus/devices/{OTHER}"));
+    guest.remove("sys/class/net/eth7");
+    guest.device(THIRD, CLASS, Some("uio_hv_generic"), 1);
+    record(&guest, THIRD, "eth7", "00:15:5d:00:00:09", "yes");
+    told(&error(&bind(&guest, &["--kernel", "eth7"])), [ETH1, THIRD]);
+    guest.remove(&format!("sys/bus/vmbus/devices/{THIRD}"));
+    let dry = bind(&guest, &["--kernel", "eth7", "--dry-run"]);
+    assert!(String::from_utf8_lossy(&dry.stdout).contains(ETH1), "{dry:?}");
+}
+
 // Without the kernel's driver a NIC has no interface: what it was called stands in the journal.
 #[test]
 fn a_nic_that_was_taken_is_still_known_by_its_name_and_mac() {
