@@ -185,7 +185,14 @@ fn take_away(root: &Path, device: Guid, journal: Journal, dry: bool) -> Result<O
 /// Gives a NIC back to the kernel.
 fn give_back(root: &Path, device: Guid, journal: Journal, dry: bool) -> Result<Outcome, Error> {
     let driver = || Record::of(root, &device.to_string()).map(|has| has.driver);
-    let Some(record) = before(root, device, journal.record(device)?)? else {
+    let record = match journal.record(device) {
+        // Whatever it says, the kernel has the NIC.
+        Err(error) if error.is_forbidden() && driver()?.as_deref() == Some(KERNEL_NIC_DRIVER) => {
+            None
+        }
+        record => record?,
+    };
+    let Some(record) = before(root, device, record)? else {
         return Ok(untouched(device, driver()?));
     };
     if dry {
@@ -291,17 +298,26 @@ pub(crate) fn find_nic<'r, 's>(
         return Ok(nic);
     }
     let journal = Journal::new(root.join(JOURNAL));
-    let mut before = Vec::new();
+    let (mut before, mut unread) = (Vec::new(), None);
     for nic in relations.nics.iter().filter(|nic| nic.link.is_none()) {
-        let record = journal.record(nic.device.guid)?;
-        if record.is_some_and(|record| record.is_called(name)) {
-            before.push(nic);
+        match journal.record(nic.device.guid) {
+            Ok(Some(record)) if record.is_called(name) => before.push(nic),
+            Ok(_) => {}
+            Err(error) if error.is_forbidden() => unread = Some(error),
+            Err(error) => return Err(error.into()),
         }
     }
     before.retain(|nic| now.is_none_or(|now| now.device.guid != nic.device.guid));
     match (now, before.as_slice()) {
+        // Who may not read what others were called can do no more than look.
         (Some(nic), []) | (None, &[nic]) => Ok(nic),
-        (None, []) => Err(Error::NoSuchDevice { name: name.to_owned() }),
+        (None, []) => {
+            let name = name.to_owned();
+            Err(match unread {
+                Some(source) => Error::NamesUnread { name, source },
+                None => Error::NoSuchDevice { name },
+            })
+        }
         (now, before) => {
             let now = now.map(|nic| format!("{}, which is called so now", nic.device.guid));
             let had =

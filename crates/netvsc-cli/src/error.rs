@@ -121,6 +121,16 @@ pub enum Error {
         /// The GUIDs, each with what makes it the NIC of that name.
         found: Vec<String>,
     },
+    /// Nothing here is called that, and what was called so before it was taken cannot be told.
+    #[error(
+        "no NIC is called `{name}` now, and what those were called that the kernel has not cannot be read: {source}; ask as root, or give a GUID"
+    )]
+    NamesUnread {
+        /// What was asked for.
+        name: String,
+        /// Why the journal does not say.
+        source: netvsc_linux::uio::BindError,
+    },
     /// The NIC has not what was asked for.
     #[error("{nic} is {state} and has no such thing; `netvsc explain {nic}` says why")]
     NotKnown {

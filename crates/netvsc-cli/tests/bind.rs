@@ -3,8 +3,13 @@
 #[path = "../../netvsc-linux/tests/guest/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that need more of it")]
 mod guest;
+#[path = "../../netvsc-linux/tests/namespace/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+mod namespace;
 mod schema;
 
+use std::fs::{Permissions, set_permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use guest::{Guest, kinds};
@@ -280,6 +285,78 @@ fn a_name_that_two_nics_have_or_had_is_refused_and_both_are_named() {
     guest.remove(&format!("sys/bus/vmbus/devices/{THIRD}"));
     let dry = bind(&guest, &["--kernel", "eth7", "--dry-run"]);
     assert!(String::from_utf8_lossy(&dry.stdout).contains(ETH1), "{dry:?}");
+}
+
+/// The program, run by somebody who may read no more than what the modes of files say; or why it cannot be.
+fn as_anybody() -> Result<Command, String> {
+    let program = env!("CARGO_BIN_EXE_netvsc");
+    if !rustix::process::geteuid().is_root() {
+        return Ok(Command::new(program));
+    }
+    // Root without the capabilities to pass over modes.
+    let without = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-dac_override,-dac_read_search", "--"]);
+        command
+    };
+    match without().arg("true").output() {
+        Ok(output) if output.status.success() => {
+            let mut command = without();
+            command.arg(program);
+            Ok(command)
+        }
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(format!("`setpriv` cannot be run: {error}")),
+    }
+}
+
+#[test]
+fn a_journal_that_may_not_be_read_is_told_only_where_it_matters() {
+    let name = "a_journal_that_may_not_be_read_is_told_only_where_it_matters";
+    let anybody = |guest: &Guest, arguments: &[&str]| {
+        let command = as_anybody().map(|mut command| {
+            command.args(arguments).arg("--sysfs-root").arg(guest.root());
+            command.output().expect("the program runs")
+        });
+        command.map_err(|reason| namespace::skipped(name, &reason)).ok()
+    };
+    let locked = |guest: &Guest| {
+        guest.folder("run/netvsc/bind");
+        let folder = guest.path("run/netvsc/bind");
+        set_permissions(&folder, Permissions::from_mode(0)).expect("ours");
+        folder
+    };
+    let run = ["run", "--host", "uio", "--dry-run", "--nic"];
+    let bind = ["bind", "--kernel", "--dry-run"];
+    // The kernel has every NIC.
+    let guest = kinds::worked_example();
+    let folder = locked(&guest);
+    for verb in [&run[..], &bind] {
+        let Some(output) = anybody(&guest, &[verb, &["nobody"]].concat()) else { return };
+        let text = error(&output);
+        assert!(text.contains("no such device: `nobody`"), "{text}");
+        let output = anybody(&guest, &[verb, &["eth1"]].concat()).expect("as before");
+        assert!(output.status.success(), "{output:?}");
+    }
+    set_permissions(&folder, Permissions::from_mode(0o700)).expect("ours");
+    // One is user space's, and may have been called anything.
+    let mut guest = taken("no");
+    guest.nic("f8615163-0000-1000-2000-00155d000008", "eth0", "00:15:5d:00:00:08");
+    let folder = locked(&guest);
+    for verb in [&run[..], &bind] {
+        let of = |name| anybody(&guest, &[verb, &[name]].concat()).expect("as before");
+        let text = error(&of("eth7"));
+        let place = folder.join(ETH1).display().to_string();
+        assert!(text.contains("`eth7`") && text.contains(&place), "{text}");
+        assert!(text.contains("as root") && text.contains("GUID"), "{text}");
+        assert!(of("eth0").status.success());
+    }
+    let output = anybody(&guest, &[&run[..], &[ETH1]].concat()).expect("as before");
+    assert!(output.status.success(), "{output:?}");
+    // What it is to get back stands there.
+    let text = error(&anybody(&guest, &[&bind[..], &[ETH1]].concat()).expect("as before"));
+    assert!(text.contains("Permission denied"), "{text}");
+    set_permissions(&folder, Permissions::from_mode(0o700)).expect("ours");
 }
 
 // Without the kernel's driver a NIC has no interface: what it was called stands in the journal.

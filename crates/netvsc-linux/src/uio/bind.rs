@@ -98,6 +98,14 @@ pub enum BindError {
     },
 }
 
+impl BindError {
+    /// Whether this user may not read or write a file that others may.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 pub(super) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> BindError {
     let path = path.into();
     move |source| BindError::File { path, source }
