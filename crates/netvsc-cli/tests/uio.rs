@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fake_uio::{Fake, MAC, NIC, OfVf, VF_END};
+use fake_uio::{Account, Fake, Habits, MAC, NIC, OfVf, VF_END};
 use guest::{Guest, MLX5, kinds};
 use hyperv_host::nic::NicServiceConfig;
 use namespace::{Neighbour, exists, in_namespace, ip};
@@ -131,8 +131,12 @@ struct Far {
 
 impl Far {
     fn new(config: NicServiceConfig, mtu: u32) -> (Self, Fake) {
+        Self::with(config, mtu, Habits::default())
+    }
+
+    fn with(config: NicServiceConfig, mtu: u32, habits: Habits) -> (Self, Fake) {
         let tap = Tap::open(&"far0".parse().expect("a name")).expect("a TAP");
-        let fake = Fake::new(config, tap);
+        let fake = Fake::new(config, tap, habits);
         let namespace = Neighbour::new();
         let pid = namespace.pid();
         ip(&format!("link set far0 mtu {mtu} netns {pid}"));
@@ -212,57 +216,119 @@ fn until(what: &str, so: impl Fn() -> bool) {
     }
 }
 
+// What hosts and kernels are like, but for what the tests have otherwise.
+const MONITORED: Habits = Habits { monitor: true, old_kernel: false };
+const OLD_KERNEL: Habits = Habits { monitor: false, old_kernel: true };
+const OLD_KERNEL_MONITORED: Habits = Habits { monitor: true, old_kernel: true };
+
+/// The device was used as its habits demand.
+fn assert_heeded(account: &Account, habits: Habits) {
+    assert!(account.unmasked > 0, "interrupts were let through by the device's file");
+    assert_eq!(account.bits > 0, habits.monitor, "{} monitor bits", account.bits);
+    assert_eq!(account.flags > 0, habits.monitor, "{} event flags", account.flags);
+    assert_eq!(account.masked > 0, habits.old_kernel, "{} masks", account.masked);
+}
+
+fn the_kernels_frames_go_through(habits: Habits) {
+    let (_far, fake) = Far::with(NicServiceConfig::new(MAC), 1500, habits);
+    let mut run = Run::start(&fake, &["--stats-interval", "100ms"]);
+    assert_eq!(run.wait_for("nic_offered")["instance"], NIC);
+    let ready = run.wait_for("nic_ready");
+    assert_eq!((&ready["mac"], &ready["mtu"]), (&MAC.to_string().into(), &1500.into()));
+    until("the interface is up", || exists("nvt0") && link().contains(",UP"));
+    settle();
+    converse(8 << 20);
+    // One frame at a time: whoever misses a single doorbell waits for ever.
+    each_comes_back_once();
+    let counted = run.wait_for("statistics");
+    assert!(counted["tx_synthetic"].is_u64());
+    run.signal(Signal::TERM);
+    assert!(run.end().success());
+    assert!(!exists("nvt0"), "left behind");
+    let account = fake.end();
+    assert_eq!((account.opened, account.closed), (1, 1));
+    assert_heeded(&account, habits);
+    let counters = account.counters;
+    // How many of them came in one piece to a guest that coalesces is the kernel's doing.
+    let to_guest = counters.receive_frames + counters.coalesced;
+    let least = fewest(8 << 20, SEGMENT);
+    assert!(to_guest >= least && account.from_guest >= least, "{counters:?}");
+    assert_eq!((counters.leaked, counters.lent, counters.failed), (0, 0, 0));
+}
+
 #[test]
 fn the_kernels_frames_go_through_a_uio_device_until_a_signal() {
     in_namespace("the_kernels_frames_go_through_a_uio_device_until_a_signal", || {
-        let (_far, fake) = Far::new(NicServiceConfig::new(MAC), 1500);
-        let mut run = Run::start(&fake, &["--stats-interval", "100ms"]);
-        assert_eq!(run.wait_for("nic_offered")["instance"], NIC);
-        let ready = run.wait_for("nic_ready");
-        assert_eq!((&ready["mac"], &ready["mtu"]), (&MAC.to_string().into(), &1500.into()));
-        until("the interface is up", || exists("nvt0") && link().contains(",UP"));
-        settle();
-        converse(8 << 20);
-        let counted = run.wait_for("statistics");
-        assert!(counted["tx_synthetic"].is_u64());
-        run.signal(Signal::TERM);
-        assert!(run.end().success());
-        assert!(!exists("nvt0"), "left behind");
-        let account = fake.end();
-        assert_eq!((account.opened, account.closed), (1, 1));
-        assert!(account.unmasked > 0, "interrupts were let through by the device's file");
-        let counters = account.counters;
-        // How many of them came in one piece to a guest that coalesces is the kernel's doing.
-        let to_guest = counters.receive_frames + counters.coalesced;
-        let least = fewest(8 << 20, SEGMENT);
-        assert!(to_guest >= least && account.from_guest >= least, "{counters:?}");
-        assert_eq!((counters.leaked, counters.lent, counters.failed), (0, 0, 0));
+        the_kernels_frames_go_through(Habits::default());
     });
+}
+
+#[test]
+fn so_they_do_where_the_doorbell_is_a_bit_of_the_monitor_page() {
+    in_namespace("so_they_do_where_the_doorbell_is_a_bit_of_the_monitor_page", || {
+        the_kernels_frames_go_through(MONITORED);
+    });
+}
+
+#[test]
+fn so_they_do_where_the_kernel_masks_at_every_interrupt() {
+    in_namespace("so_they_do_where_the_kernel_masks_at_every_interrupt", || {
+        the_kernels_frames_go_through(OLD_KERNEL);
+    });
+}
+
+#[test]
+fn so_they_do_where_both_are_so() {
+    in_namespace("so_they_do_where_both_are_so", || {
+        the_kernels_frames_go_through(OLD_KERNEL_MONITORED);
+    });
+}
+
+fn sub_channels_are_used(habits: Habits) {
+    let mut config = NicServiceConfig::new(MAC);
+    config.policy.max_queues = 4;
+    let (_far, fake) = Far::with(config, 1500, habits);
+    let mut run = Run::start(&fake, &["--queues", "4"]);
+    let told = run.wait_for("pairing");
+    assert_eq!(told["why"], "4 channels are in use");
+    let shown = ip("-d link show nvt0");
+    assert!(shown.contains("multi_queue") && shown.contains("numqueues 4"), "{shown}");
+    assert_eq!(metric(&fake, "netvsc_run_queues{device=\"nvt0\"}"), Some(4.0));
+    settle();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| converse(256 << 10));
+        }
+    });
+    // Each on a flow of its own, so that every channel is one that is waited for.
+    for _ in 0..8 {
+        each_comes_back_once();
+    }
+    run.signal(Signal::TERM);
+    assert!(run.end().success());
+    let account = fake.end();
+    assert_heeded(&account, habits);
+    let counters = account.counters;
+    assert_eq!((counters.queues_opened, counters.leaked, counters.failed), (3, 0, 0));
+    assert!(counters.send_tables > 0);
 }
 
 #[test]
 fn sub_channels_that_the_kernel_opens_are_used() {
     in_namespace("sub_channels_that_the_kernel_opens_are_used", || {
-        let mut config = NicServiceConfig::new(MAC);
-        config.policy.max_queues = 4;
-        let (_far, fake) = Far::new(config, 1500);
-        let mut run = Run::start(&fake, &["--queues", "4"]);
-        let told = run.wait_for("pairing");
-        assert_eq!(told["why"], "4 channels are in use");
-        let shown = ip("-d link show nvt0");
-        assert!(shown.contains("multi_queue") && shown.contains("numqueues 4"), "{shown}");
-        assert_eq!(metric(&fake, "netvsc_run_queues{device=\"nvt0\"}"), Some(4.0));
-        settle();
-        thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| converse(256 << 10));
-            }
-        });
-        run.signal(Signal::TERM);
-        assert!(run.end().success());
-        let counters = fake.end().counters;
-        assert_eq!((counters.queues_opened, counters.leaked, counters.failed), (3, 0, 0));
-        assert!(counters.send_tables > 0);
+        sub_channels_are_used(Habits::default());
+    });
+}
+
+#[test]
+fn so_are_sub_channels_with_bits_of_their_own() {
+    in_namespace("so_are_sub_channels_with_bits_of_their_own", || sub_channels_are_used(MONITORED));
+}
+
+#[test]
+fn so_are_those_of_a_kernel_that_masks_each() {
+    in_namespace("so_are_those_of_a_kernel_that_masks_each", || {
+        sub_channels_are_used(OLD_KERNEL_MONITORED);
     });
 }
 
@@ -368,13 +434,17 @@ fn make_vf() {
 impl Far {
     /// The same with an interface that sysfs calls the VF's, in a slot of this name; the host has not said so yet.
     fn with_vf(slot: &str, mac: &str) -> (Self, Fake) {
+        Self::with_vf_and(slot, mac, Habits::default())
+    }
+
+    fn with_vf_and(slot: &str, mac: &str, habits: Habits) -> (Self, Fake) {
         for (setting, value) in
             [("ipv6/conf/default/disable_ipv6", "1"), ("ipv4/conf/default/rp_filter", "0")]
         {
             std::fs::write(format!("/proc/sys/net/{setting}"), value).expect("root may");
         }
         make_vf();
-        let (far, mut fake) = Self::new(NicServiceConfig::new(MAC), 3000);
+        let (far, mut fake) = Self::with(NicServiceConfig::new(MAC), 3000, habits);
         let function = fake.guest.function(BUS, slot, &MLX5);
         fake.guest.port(&function, VF, mac, 0);
         (far, fake)
@@ -445,8 +515,8 @@ fn each_comes_back_once() {
     }
 }
 
-fn carries_what_the_host_gives_to_the_vf(driver: &str) {
-    let (_far, fake) = Far::with_vf("7", &MAC.to_string());
+fn carries_what_the_host_gives_to_the_vf(driver: &str, habits: Habits) {
+    let (_far, fake) = Far::with_vf_and("7", &MAC.to_string(), habits);
     let mut run = Run::start(&fake, &["--vf-link", VF, "--vf-driver", driver]);
     // By MAC alone, since the host has said nothing of a VF; such a pair carries nothing.
     assert_eq!(run.wait_for("paired")["reason"], "Mac");
@@ -497,6 +567,7 @@ fn carries_what_the_host_gives_to_the_vf(driver: &str) {
     let after = std::fs::read_to_string(filter(VF)).expect("it is there");
     assert_eq!((strict.trim(), after.trim()), ("1", "0"), "as it was before the run");
     let account = fake.end();
+    assert_heeded(&account, habits);
     let counters = account.counters;
     assert_eq!((counters.leaked, counters.lent, counters.failed), (0, 0, 0));
     assert!(!ip("link show vfg").contains("xdp"), "left behind");
@@ -505,14 +576,21 @@ fn carries_what_the_host_gives_to_the_vf(driver: &str) {
 #[test]
 fn the_kernels_vf_is_the_fast_path_of_a_nic_driven_from_user_space() {
     in_namespace("the_kernels_vf_is_the_fast_path_of_a_nic_driven_from_user_space", || {
-        carries_what_the_host_gives_to_the_vf("packet");
+        carries_what_the_host_gives_to_the_vf("packet", Habits::default());
+    });
+}
+
+#[test]
+fn so_it_is_with_a_monitor_page_and_an_old_kernel() {
+    in_namespace("so_it_is_with_a_monitor_page_and_an_old_kernel", || {
+        carries_what_the_host_gives_to_the_vf("packet", OLD_KERNEL_MONITORED);
     });
 }
 
 #[test]
 fn so_it_is_past_the_kernels_stack() {
     in_namespace("so_it_is_past_the_kernels_stack", || {
-        carries_what_the_host_gives_to_the_vf("xdp");
+        carries_what_the_host_gives_to_the_vf("xdp", Habits::default());
     });
 }
 

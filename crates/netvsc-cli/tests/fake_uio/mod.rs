@@ -1,11 +1,12 @@
 //! A synthetic NIC behind a uio device that no kernel made: a tree with what sysfs shows, files for the memory, a socket of packets
 //! for the device's file, and on the other end of all of them what the kernel and the host would do. The host is the NIC service
-//! of `hyperv-host`; behind its switch is a TAP interface.
+//! of `hyperv-host`; behind its switch is a TAP interface. It looks at its rings when the guest has rung, and not before.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant as Clock};
@@ -22,6 +23,7 @@ use rustix::net::{
 };
 use vmbus::channel::{Channel, SignalFlag};
 use vmbus::memory::{PAGE_SIZE, PageList, SharedMemory, SharedPages};
+use vmbus::monitor::MonitorPage;
 use vmbus::time::earliest;
 use vmbus::{GpadlId, Instant, Pfn, Serial};
 
@@ -40,6 +42,24 @@ const RINGS: usize = 2 * 128;
 const LOOK: Duration = Duration::from_millis(50);
 /// Byte of a ring's header at which the mask is.
 const MASK: usize = 8;
+
+/// How often a host that has given monitor bits looks at them.
+const MONITOR_LATENCY: Duration = Duration::from_micros(200);
+/// The monitor bit of the primary channel, the last one of its group; those of sub-channels follow it.
+const FIRST_BIT: u8 = 63;
+/// The number of the primary channel, as the tree has it for its first device, and what those of sub-channels are counted from.
+const PRIMARY: u32 = 14;
+const SUB_CHANNELS: u32 = 100;
+
+/// How the host and the kernel are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Habits {
+    /// The host has given every channel a bit in the monitor page, as real ones do. A write to the device's file does not ring it then.
+    pub monitor: bool,
+    /// The kernel is older than 6.16: it masks a channel at each of its interrupts, before the count can be read, and a write to
+    /// the device's file is for the primary channel only.
+    pub old_kernel: bool,
+}
 
 /// What the host does on request.
 enum Order {
@@ -65,6 +85,11 @@ pub struct Account {
     pub counters: NicCounters,
     /// The mask was opened by the device's file.
     pub unmasked: u64,
+    /// Interrupts at which the kernel masked a channel.
+    pub masked: u64,
+    /// Monitor bits that the host found, and event flags that were set for them.
+    pub bits: u64,
+    pub flags: u64,
     /// How often the device was opened, and closed again.
     pub opened: u64,
     pub closed: u64,
@@ -148,9 +173,13 @@ pub struct Fake {
 
 impl Fake {
     /// A device whose NIC talks to `far`.
-    pub fn new(config: NicServiceConfig, far: Tap) -> Self {
+    pub fn new(config: NicServiceConfig, far: Tap, habits: Habits) -> Self {
         let mut guest = Guest::new();
         let folder = guest.device(NIC, CLASS, Some("uio_hv_generic"), 1);
+        if habits.monitor {
+            let id = format!("{folder}/channels/{PRIMARY}/monitor_id");
+            guest.write(&id, &FIRST_BIT.to_string());
+        }
         let uio = format!("{folder}/uio/uio0");
         let sizes = [RINGS, 1, 1, 1024, 512];
         let names = ["txrx_rings", "int_page", "monitor_page"].map(str::to_owned);
@@ -193,19 +222,26 @@ impl Fake {
                 vf: VfEnd::new(VF_END),
                 memory,
                 channels,
-                subs: BTreeMap::new(),
-                to_guest: SignalFlag::new(),
+                habits,
+                ends: BTreeMap::new(),
+                rung: false,
                 far,
                 started: Clock::now(),
                 account: Account {
                     counters: NicCounters::default(),
                     unmasked: 0,
+                    masked: 0,
+                    bits: 0,
+                    flags: 0,
                     opened: 0,
                     closed: 0,
                     from_guest: 0,
                 },
                 buffer: vec![0; 65_536],
             };
+            for group in 0..4 {
+                host.monitor().enable(group, habits.monitor).expect("a group");
+            }
             host.wait_for_guests(&listener, &woken, &taken);
             host.account.counters = host.service.counters();
             drop(files);
@@ -254,6 +290,21 @@ fn socket() -> OwnedFd {
         .expect("a socket")
 }
 
+/// The host's end of a channel.
+struct End {
+    rings: SharedPages,
+    to_guest: SignalFlag,
+    /// The rings of a sub-channel lie in a file of their own.
+    _file: Option<SharedFile>,
+}
+
+impl End {
+    fn set_mask(&self, on: bool) {
+        let down = self.rings.pages() / 2 * PAGE_SIZE;
+        self.rings.write(down + MASK, &u32::from(on).to_ne_bytes()).expect("inside");
+    }
+}
+
 struct Host {
     service: NicService,
     port: SwitchPort,
@@ -262,13 +313,20 @@ struct Host {
     memory: Vec<SharedPages>,
     /// The folder of channels.
     channels: std::path::PathBuf,
-    /// Rings of sub-channels, by their numbers.
-    subs: BTreeMap<u16, SharedFile>,
-    to_guest: SignalFlag,
+    habits: Habits,
+    /// Of the open channels, by their numbers as queues.
+    ends: BTreeMap<u16, End>,
+    /// There is a reason to look at the rings: the guest has rung, or there is something for it.
+    rung: bool,
     far: Tap,
     started: Clock,
     account: Account,
     buffer: Vec<u8>,
+}
+
+/// The number of a channel on the bus, by that of its queue.
+fn channel_id(number: u16) -> u32 {
+    if number == 0 { PRIMARY } else { SUB_CHANNELS + u32::from(number) }
 }
 
 fn list(pages: &SharedPages) -> PageList {
@@ -280,11 +338,59 @@ impl Host {
         Instant::from_nanos(self.started.elapsed().as_nanos() as u64)
     }
 
-    /// The host's end of the channel over these rings.
-    fn end(&self, rings: &SharedPages) -> Channel<PageList, SignalFlag> {
+    /// Opens a channel over these rings, which are empty, as the kernel does: with its interrupts masked.
+    fn open(
+        &mut self,
+        number: u16,
+        rings: SharedPages,
+        file: Option<SharedFile>,
+    ) -> Channel<PageList, SignalFlag> {
         let half = rings.pages() / 2;
         let (up, down) = (rings.slice(0, half).unwrap(), rings.slice(half, half).unwrap());
-        Channel::from_parts(list(&down), list(&up), self.to_guest.clone()).expect("rings")
+        let end = End { rings, to_guest: SignalFlag::new(), _file: file };
+        end.set_mask(true);
+        let to_guest = end.to_guest.clone();
+        self.ends.insert(number, end);
+        self.rung = true;
+        Channel::from_parts(list(&down), list(&up), to_guest).expect("rings")
+    }
+
+    fn monitor(&self) -> MonitorPage {
+        MonitorPage::new(self.memory[2].clone()).expect("one page")
+    }
+
+    /// Looks at the monitor page, as a host does from time to time.
+    fn look_at_bits(&mut self) {
+        for bit in self.monitor().take() {
+            let number = bit.checked_sub(FIRST_BIT).map(u16::from);
+            let number = number.filter(|number| self.ends.contains_key(number));
+            let number = number.unwrap_or_else(|| panic!("no open channel has bit {bit}"));
+            self.account.bits += 1;
+            self.rung = true;
+            // Whom it is about stands in the guest's half of the interrupt page. It may have been taken with the bit before.
+            let id = channel_id(number);
+            let word = PAGE_SIZE / 2 + id as usize / 32 * 4;
+            let flags = self.memory[1].atomic_u32(word).expect("inside");
+            let flag = (1_u32 << (id % 32)).to_le();
+            let found = flags.fetch_and(!flag, Ordering::SeqCst) & flag != 0;
+            self.account.flags += u64::from(found);
+        }
+    }
+
+    /// Interrupts the guest, if the host has rung for one of its channels: what the kernel makes of it.
+    fn interrupt(&mut self, guest: &OwnedFd) {
+        let mut rang = false;
+        for end in self.ends.values().filter(|end| end.to_guest.take()) {
+            rang = true;
+            if self.habits.old_kernel {
+                end.set_mask(true);
+                self.account.masked += 1;
+            }
+        }
+        if rang {
+            // An eventful device has a packet that was not read: that is enough.
+            let _ = send(guest, &1_u32.to_ne_bytes(), SendFlags::DONTWAIT);
+        }
     }
 
     fn wait_for_guests(&mut self, listener: &OwnedFd, woken: &OwnedFd, orders: &Receiver<Order>) {
@@ -311,15 +417,17 @@ impl Host {
             let rings = self.memory[0].clone();
             rings.fill(0);
             self.account.opened += 1;
-            let channel = self.end(&rings);
+            let channel = self.open(0, rings, None);
             self.service.open(channel, &mut self.port);
             send(&guest, &0_u32.to_ne_bytes(), SendFlags::DONTWAIT).expect("there is room");
             let order = self.serve(&guest, woken, orders);
             // And when it is closed.
             self.service.close(&mut self.port);
-            for number in std::mem::take(&mut self.subs).into_keys() {
-                fs::remove_dir_all(self.channels.join(format!("{}", 100 + number))).unwrap();
+            for number in std::mem::take(&mut self.ends).into_keys().filter(|number| *number > 0) {
+                fs::remove_dir_all(self.channels.join(channel_id(number).to_string())).unwrap();
             }
+            // What the guest rang last is nobody's any more.
+            self.monitor().take().for_each(drop);
             self.account.closed += 1;
             match order {
                 Some(Order::Rescind) => taken_back = true,
@@ -339,10 +447,7 @@ impl Host {
         loop {
             let now = self.now();
             let moved = self.exchange(now);
-            if self.to_guest.take() {
-                // An eventful device has a packet that was not read: that is enough.
-                let _ = send(guest, &1_u32.to_ne_bytes(), SendFlags::DONTWAIT);
-            }
+            self.interrupt(guest);
             if let Some(order) = self.next_order(orders) {
                 return Some(order);
             }
@@ -357,6 +462,7 @@ impl Host {
         while let Ok(order) = orders.try_recv() {
             match order {
                 Order::Vf(serial) => {
+                    self.rung = true;
                     self.vf.wanted = serial.is_some();
                     match serial {
                         Some(serial) => self.service.vf_added(serial, self.now()),
@@ -381,13 +487,13 @@ impl Host {
             let _ = self.port.peer_transmit(&self.buffer[..len], now);
             moved = true;
         }
-        let Self { service, port, memory, .. } = self;
-        let gpadl = |id| match id {
-            RECEIVE => Some(list(&memory[3])),
-            SEND => Some(list(&memory[4])),
-            _ => None,
-        };
-        service.poll(now, GuestView { gpadl: &gpadl, pages: &|_: &[Pfn]| None }, port);
+        if self.habits.monitor {
+            self.look_at_bits();
+        }
+        let due = self.service.poll_deadline().is_some_and(|at| at <= now);
+        if std::mem::take(&mut self.rung) || moved || due {
+            self.poll(now);
+        }
         while let Some(event) = self.service.poll_event() {
             match event {
                 NicServiceEvent::Failed(error) => panic!("the guest broke the protocol: {error}"),
@@ -395,7 +501,9 @@ impl Host {
                 _ => {}
             }
         }
-        moved |= self.vf.exchange(&mut self.port, now);
+        let over_vf = self.vf.exchange(&mut self.port, now);
+        self.rung |= over_vf;
+        moved |= over_vf;
         while let Some(frame) = self.port.peer_receive(now) {
             let _ = self.far.write_frame(&frame);
             self.account.from_guest += 1;
@@ -405,17 +513,32 @@ impl Host {
         moved
     }
 
+    /// The host looks at its rings.
+    fn poll(&mut self, now: Instant) {
+        let Self { service, port, memory, .. } = self;
+        let gpadl = |id| match id {
+            RECEIVE => Some(list(&memory[3])),
+            SEND => Some(list(&memory[4])),
+            _ => None,
+        };
+        service.poll(now, GuestView { gpadl: &gpadl, pages: &|_: &[Pfn]| None }, port);
+    }
+
     /// Offers sub-channels, which the kernel opens at once.
     fn offer(&mut self, count: u16) {
         for number in 1..=count {
-            let rings = SharedFile::create("fake ring", RINGS).expect("memory");
-            let folder = self.channels.join(format!("{}", 100 + number));
+            let file = SharedFile::create("fake ring", RINGS).expect("memory");
+            let folder = self.channels.join(channel_id(number).to_string());
             fs::create_dir_all(&folder).expect("a folder");
             fs::write(folder.join("subchannel_id"), format!("{number}\n")).expect("a file");
-            let channel = self.end(&rings.map(&[]).expect("mapped"));
+            if self.habits.monitor {
+                let bit = u16::from(FIRST_BIT) + number;
+                fs::write(folder.join("monitor_id"), format!("{bit}\n")).expect("a file");
+            }
+            let (rings, place) = (file.map(&[]).expect("mapped"), place(&file));
+            let channel = self.open(number, rings, Some(file));
             self.service.open_queue(number, channel, &mut self.port);
-            symlink(place(&rings), folder.join("ring")).expect("a link");
-            self.subs.insert(number, rings);
+            symlink(place, folder.join("ring")).expect("a link");
         }
     }
 
@@ -424,7 +547,9 @@ impl Host {
         let now = self.now();
         let due = earliest(self.service.poll_deadline(), self.port.poll_deadline());
         let wake = self.port.take_wake(Path::Synthetic, now).then_some(now);
-        let at = earliest(earliest(at, wake), due).unwrap_or(now + LOOK);
+        self.rung |= wake.is_some();
+        let look = if self.habits.monitor { MONITOR_LATENCY } else { LOOK };
+        let at = earliest(earliest(earliest(at, wake), due), Some(now + look)).unwrap_or(now);
         let limit = Timespec::try_from(at.since(now)).expect("soon");
         let fds = [
             PollFd::new(guest, PollFlags::IN),
@@ -447,13 +572,11 @@ impl Host {
         }
     }
 
-    /// What the kernel makes of a write to the device's file: the masks of all channels. Then it rings the host, which looks anyway.
+    /// What the kernel makes of a write to the device's file: masks, and the doorbell of a host that has given no monitor bits.
     fn control(&mut self, on: u32) {
         self.account.unmasked += u64::from(on);
-        let rings = self.subs.values().map(|file| file.map(&[]).expect("mapped"));
-        for rings in rings.chain([self.memory[0].clone()]) {
-            let down = rings.pages() / 2 * PAGE_SIZE;
-            rings.write(down + MASK, &(1 - on).to_ne_bytes()).expect("inside");
-        }
+        let own = if self.habits.old_kernel { 1 } else { usize::MAX };
+        self.ends.values().take(own).for_each(|end| end.set_mask(on == 0));
+        self.rung |= on == 1 && !self.habits.monitor;
     }
 }
