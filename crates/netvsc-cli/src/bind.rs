@@ -32,7 +32,7 @@ Give a NIC to user space (--uio) or back to the kernel (--kernel).
 A NIC that user space has is no network interface any more, until it goes back. Which driver and which override it had is \
 written to /run/netvsc/bind first, so that --recover can undo what a run that was killed left behind; its names and its MAC as \
 well, by which it is still known here. The override keeps other drivers away until the host takes the NIC away: one that it \
-offers again is a new device to the kernel, and has the kernel's driver. With --kernel or --restore the interface of a VF (netvsc \
+offers again is a new device to the kernel, and has the kernel's driver. With --kernel, --recover or --restore the interface of a VF (netvsc \
 run --vf-link, netvsc host --vf-peer) also gets back what a run that was killed has set of the kernel's IP, in this network namespace.
 
 A NIC that a run drives stays with it: --kernel and --restore refuse it until that run has ended. They also give back what \

@@ -5,6 +5,8 @@
 #[path = "../../netvsc-linux/tests/namespace/mod.rs"]
 mod namespace;
 
+mod others;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
@@ -13,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use namespace::{Neighbour, exists, in_namespace, ip};
+use others::Ends;
 use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto};
 use serde_json::Value;
@@ -503,6 +506,40 @@ fn it_ends_by_itself_after_its_duration_and_at_sigterm() {
         run.wait_until("the TAP is there", || exists("nvt0"));
         run.stop(rustix::process::Signal::TERM);
         assert!(!ip("link").contains("nvt"), "left behind");
+    });
+}
+
+/// What is for others comes out of `nvt0` while somebody wants it.
+fn follows_what_is_wanted(mut run: Run) {
+    run.wait_until("both ends are up", || {
+        let up = |name| exists(name) && ip(&format!("link show {name}")).contains("LOWER_UP");
+        up("nvt0") && up("nvt1")
+    });
+    Ends::open("nvt1", "nvt0").follow_what_is_wanted();
+    let events = run.stop(rustix::process::Signal::TERM);
+    let summary = events.last().expect("at least the summary");
+    // What nobody wanted is not lost.
+    assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+}
+
+#[test]
+fn the_nic_of_an_embedded_host_hears_what_its_interface_wants() {
+    in_namespace("the_nic_of_an_embedded_host_hears_what_its_interface_wants", || {
+        let options = ["--tap", "nvt0", "--peer-tap", "nvt1", "--json", "--churn", "200ms"];
+        follows_what_is_wanted(Run::start(&options));
+    });
+}
+
+#[test]
+fn so_does_that_of_another_process() {
+    in_namespace("so_does_that_of_another_process", || {
+        let path = std::env::temp_dir().join(format!("netvsc-others-{}.sock", std::process::id()));
+        let socket = path.to_str().expect("a plain path");
+        let mut host = Run::start_as("host", &["--listen", socket, "--peer-tap", "nvt1", "--json"]);
+        host.wait_until("the host is there", || exists("nvt1") && path.exists());
+        let at = format!("unix:{socket}");
+        follows_what_is_wanted(Run::start(&["--host", &at, "--tap", "nvt0", "--json"]));
+        host.stop(rustix::process::Signal::TERM);
     });
 }
 

@@ -9,6 +9,7 @@ mod guest;
 mod namespace;
 
 mod fake_uio;
+mod others;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -22,6 +23,7 @@ use guest::{Guest, MLX5, kinds};
 use hyperv_host::nic::NicServiceConfig;
 use namespace::{Neighbour, exists, in_namespace, ip};
 use netvsc_linux::Tap;
+use others::Ends;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -397,6 +399,42 @@ fn the_nic_follows_what_ip_link_does_to_its_interface() {
     });
 }
 
+/// A device whose host gives its NIC frames for the NIC's own address only, and whose far end is in this namespace.
+fn choosy() -> Fake {
+    let mut config = NicServiceConfig::new(MAC);
+    config.policy.own_unicast = true;
+    let far = Tap::open(&"far0".parse().expect("a name")).expect("a TAP");
+    far.set_up(true).expect("root may");
+    Fake::new(config, far, MONITORED)
+}
+
+#[test]
+fn the_nic_hears_what_is_for_others_while_its_interface_is_a_bridges_port() {
+    in_namespace("the_nic_hears_what_is_for_others_while_its_interface_is_a_bridges_port", || {
+        let fake = choosy();
+        let mut run = Run::start(&fake, &[]);
+        run.wait_for("nic_ready");
+        settle();
+        Ends::open("far0", "nvt0").follow_what_is_wanted();
+        // A NIC that begins anew hears it, too, and one whose interface was a port before.
+        ip("link set nvt0 master br0");
+        ip("link set nvt0 mtu 1400");
+        assert_eq!(run.wait_for("nic_ready")["mtu"], 1400);
+        Ends::open("far0", "nvt0").until_others(true, "after another start");
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        ip("tuntap add mode tap name nvt0 vnet_hdr");
+        ip("link set nvt0 master br0");
+        let mut run = Run::start(&fake, &[]);
+        run.wait_for("nic_ready");
+        settle();
+        Ends::open("far0", "nvt0").until_others(true, "of a port that was there before");
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        assert_eq!(fake.end().counters.failed, 0);
+    });
+}
+
 #[test]
 fn what_the_host_does_not_allow_is_taken_back() {
     in_namespace("what_the_host_does_not_allow_is_taken_back", || {
@@ -591,6 +629,27 @@ fn so_it_is_with_a_monitor_page_and_an_old_kernel() {
 fn so_it_is_past_the_kernels_stack() {
     in_namespace("so_it_is_past_the_kernels_stack", || {
         carries_what_the_host_gives_to_the_vf("xdp", Habits::default());
+    });
+}
+
+#[test]
+fn a_vf_hears_what_its_nic_hears() {
+    in_namespace("a_vf_hears_what_its_nic_hears", || {
+        let (_far, fake) = Far::with_vf("7", &MAC.to_string());
+        fake.vf(Some(7));
+        let mut run = Run::start(&fake, &["--vf-link", VF]);
+        run.wait_for_path("vf");
+        settle();
+        let wanted = || others::link(VF).promiscuity;
+        assert_eq!(wanted(), Some(0));
+        ip("link set nvt0 promisc on");
+        until("the VF is promiscuous", || wanted() == Some(1));
+        converse(64 << 10);
+        ip("link set nvt0 promisc off");
+        until("the VF is so no more", || wanted() == Some(0));
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        assert_eq!(fake.end().counters.failed, 0);
     });
 }
 

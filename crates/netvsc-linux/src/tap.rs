@@ -391,6 +391,15 @@ impl Tap {
         }
     }
 
+    /// The interface's number, by which netlink knows it whatever its name is now.
+    ///
+    /// # Errors
+    /// [`TapError::Moved`] if the interface left the namespace.
+    pub fn index(&self) -> Result<u32, TapError> {
+        let request = self.by_name(Request::Index, "ask for the number", |r| r)?;
+        Ok(u32::try_from(request.index()).unwrap_or(0))
+    }
+
     /// Whether the interface is up.
     ///
     /// # Errors

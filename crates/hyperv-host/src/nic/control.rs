@@ -11,7 +11,6 @@ use vmbus::Instant;
 use vmbus::packet::{Outgoing, TransferRange};
 
 use super::fault::Faults;
-use super::object::apply_filter;
 use super::outbox::Outbox;
 use super::policy::ResetAnswer;
 use super::queue::Queue;
@@ -215,7 +214,7 @@ impl NicService {
             GuestMessage::Halt { .. } => {
                 link.control.state = State::Halted;
                 link.control.filter = 0;
-                apply_filter(link, port);
+                self.apply_filter(link, port);
                 self.events.push_back(NicServiceEvent::Halted);
             }
             GuestMessage::Query { request_id, oid, .. } => {
@@ -247,7 +246,7 @@ impl NicService {
                 ResetAnswer::Complete => {
                     link.control.filter = 0;
                     link.control.address = None;
-                    apply_filter(link, port);
+                    self.apply_filter(link, port);
                     let status = Status::SUCCESS;
                     let answer = HostMessage::ResetComplete { status, addressing_reset: true };
                     link.control.push(answer, due);

@@ -75,7 +75,7 @@ impl NicService {
                     return Status::INVALID_DATA;
                 };
                 link.control.set_filter(filter);
-                apply_filter(link, port);
+                self.apply_filter(link, port);
                 Status::SUCCESS
             }
             Oid::CONFIG_PARAMETER => {
@@ -88,6 +88,7 @@ impl NicService {
                     Some(_) if !self.config.policy.mac_changes => Status::FAILURE,
                     Some(address) => {
                         link.control.set_address(Some(address));
+                        self.apply_filter(link, port);
                         Status::SUCCESS
                     }
                 }
@@ -127,12 +128,16 @@ impl Link {
     }
 }
 
-/// The port delivers what the guest's packet filter says.
-pub(super) fn apply_filter(link: &Link, port: &mut SwitchPort) {
-    port.set_filter(link.control.filter());
-    port.set_receive_limit(link.setup.frame() as usize + VLAN_TAG);
-    let receives = link.control.receives();
-    port.set_side(Path::Synthetic, if receives { SideState::Up } else { SideState::Down });
+impl NicService {
+    /// The port delivers what the guest's packet filter says.
+    pub(super) fn apply_filter(&self, link: &Link, port: &mut SwitchPort) {
+        let address = link.control.address().unwrap_or(self.config.mac);
+        port.set_filter(link.control.filter());
+        port.set_address(self.config.policy.own_unicast.then_some(address));
+        port.set_receive_limit(link.setup.frame() as usize + VLAN_TAG);
+        let receives = link.control.receives();
+        port.set_side(Path::Synthetic, if receives { SideState::Up } else { SideState::Down });
+    }
 }
 
 /// A speed in units of 100 bit/s, as it stands in messages.

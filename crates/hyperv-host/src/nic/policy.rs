@@ -114,6 +114,9 @@ pub struct NicPolicy {
     pub reset: ResetAnswer,
     /// Whether the guest may change its address.
     pub mac_changes: bool,
+    /// The guest gets frames for its own address only, groups aside, unless its packet filter is promiscuous. Otherwise it gets
+    /// whatever comes, as if there were nobody else behind the switch.
+    pub own_unicast: bool,
     /// A question for the link is always answered with "connected"; that it is down is only ever indicated.
     pub always_connected: bool,
     /// Least time between two indications of the link. Changes that come faster are merged into the last state, by way
@@ -177,6 +180,7 @@ impl Default for NicPolicy {
             refused_objects: Vec::new(),
             reset: ResetAnswer::default(),
             mac_changes: true,
+            own_unicast: false,
             always_connected: false,
             link_spacing: Duration::ZERO,
             uncounted_buffers: false,

@@ -20,17 +20,20 @@ pub enum DropCause {
     NotSwitched,
     /// A group frame that the NIC's packet filter does not ask for.
     Filtered,
+    /// For another address than the NIC's, which is not promiscuous (see [`super::SwitchPort::set_address`]).
+    Foreign,
 }
 
 impl DropCause {
     /// Every cause.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Runt,
         Self::Oversize,
         Self::SyntheticDown,
         Self::VfDown,
         Self::NotSwitched,
         Self::Filtered,
+        Self::Foreign,
     ];
 
     /// The name of the cause in reports and metrics.
@@ -43,6 +46,7 @@ impl DropCause {
             Self::VfDown => "vf-down",
             Self::NotSwitched => "not-switched",
             Self::Filtered => "filtered",
+            Self::Foreign => "foreign",
         }
     }
 

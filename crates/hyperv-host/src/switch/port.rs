@@ -4,6 +4,7 @@ mod side;
 mod whole;
 
 use super::{Path, Uncut};
+use netvsc::MacAddress;
 use vmbus::Instant;
 use vmbus::time::earliest;
 
@@ -84,8 +85,10 @@ pub struct SwitchPort {
     data_path: Path,
     /// The data path has been on the VF since it was attached.
     vf_was_active: bool,
-    /// NDIS packet filter of the NIC, as far as groups are concerned.
+    /// NDIS packet filter of the NIC.
     filter: u32,
+    /// Address of the NIC, if frames for others are not for it.
+    address: Option<MacAddress>,
     /// Longest frame that the guest can take.
     receive_limit: usize,
     /// How frames are spread over the queues of the synthetic side.
@@ -104,6 +107,7 @@ pub struct SwitchPort {
 
 /// NDIS packet filter bits.
 mod filter {
+    pub(super) const DIRECTED: u32 = 0x1;
     pub(super) const MULTICAST: u32 = 0x2;
     pub(super) const ALL_MULTICAST: u32 = 0x4;
     pub(super) const BROADCAST: u32 = 0x8;
@@ -123,6 +127,7 @@ impl SwitchPort {
             data_path: Path::Synthetic,
             vf_was_active: false,
             filter: 0,
+            address: None,
             receive_limit: config.max_frame,
             spread: None,
             peer_cuts: false,
@@ -328,10 +333,16 @@ impl SwitchPort {
         self.side(path).state
     }
 
-    /// Sets the NDIS packet filter of the NIC. It decides which group frames are delivered; whether anything is
-    /// delivered at all is [`Self::set_side`].
+    /// Sets the NDIS packet filter of the NIC. It decides which group frames are delivered, and with [`Self::set_address`]
+    /// which others; whether anything is delivered at all is [`Self::set_side`].
     pub fn set_filter(&mut self, filter: u32) {
         self.filter = filter;
+    }
+
+    /// Sets the address of the NIC: frames for others are delivered to one that is promiscuous only. With `None`, as at first,
+    /// the NIC gets every frame that is not for a group.
+    pub fn set_address(&mut self, address: Option<MacAddress>) {
+        self.address = address;
     }
 
     /// Sets the longest frame, Ethernet header included, that the guest takes on either side: its MTU. Longer ones are
@@ -401,7 +412,7 @@ impl SwitchPort {
             let cause = if longest(frame, uncut) > self.receive_limit {
                 Some(DropCause::Oversize)
             } else {
-                self.filtered(frame).then_some(DropCause::Filtered)
+                self.unwanted(frame)
             };
             let (queue, hash) = self.place(path, frame);
             let side = self.side(path);
@@ -431,16 +442,19 @@ impl SwitchPort {
         if vf && !frame::always_synthetic(frame) { Path::Vf } else { Path::Synthetic }
     }
 
-    fn filtered(&self, frame: &[u8]) -> bool {
-        if !frame::is_group(frame) {
-            return false;
-        }
-        let wanted = if frame::destination(frame) == Some([0xff; 6]) {
-            filter::BROADCAST
-        } else {
-            filter::MULTICAST | filter::ALL_MULTICAST
+    /// Why the NIC does not want a frame.
+    fn unwanted(&self, frame: &[u8]) -> Option<DropCause> {
+        let to = frame::destination(frame).map(MacAddress);
+        let (wanted, cause) = match (frame::is_group(frame), self.address) {
+            (true, _) if to == Some(MacAddress([0xff; 6])) => {
+                (filter::BROADCAST, DropCause::Filtered)
+            }
+            (true, _) => (filter::MULTICAST | filter::ALL_MULTICAST, DropCause::Filtered),
+            (false, None) => return None,
+            (false, own) if own == to => (filter::DIRECTED, DropCause::Filtered),
+            (false, _) => (0, DropCause::Foreign),
         };
-        self.filter & (wanted | filter::PROMISCUOUS) == 0
+        (self.filter & (wanted | filter::PROMISCUOUS) == 0).then_some(cause)
     }
 
     /// A frame sent by the peer.

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use netvsc::MacAddress;
 use proptest::prelude::*;
 
 use super::*;
@@ -211,6 +212,37 @@ fn every_drop_has_its_cause() {
     }
     assert_eq!(counters.synthetic.queued, 1);
     assert_eq!(counters.unaccounted(), (0, 0));
+}
+
+#[test]
+fn frames_for_others_are_for_a_promiscuous_nic_only() {
+    let mut port = SwitchPort::new(PortConfig {
+        to_peer: WireConfig::instant(),
+        from_peer: WireConfig::instant(),
+        ..PortConfig::default()
+    });
+    port.set_side(Path::Synthetic, SideState::Up);
+    let (directed, promiscuous) = (0x1, 0x20);
+    let own = frame(1, 60);
+    let mut other = own.clone();
+    other[5] ^= 1;
+    let address = MacAddress(*own.first_chunk().unwrap());
+    let mut delivered = |filter, address, frame: &[u8]| {
+        port.set_filter(filter);
+        port.set_address(address);
+        assert_eq!(port.peer_transmit(frame, at(0)), Offered::Accepted);
+        port.poll(at(0));
+        port.next_for_guest(Path::Synthetic, at(0)).is_some()
+    };
+    assert!(delivered(directed, Some(address), &own));
+    assert!(!delivered(directed, Some(address), &other));
+    assert!(delivered(directed | promiscuous, Some(address), &other));
+    assert!(!delivered(0x8, Some(address), &own), "broadcasts only");
+    assert!(delivered(directed, None, &other), "nobody else is there");
+    for cause in [DropCause::Filtered, DropCause::Foreign] {
+        assert_eq!(port.counters().dropped_from_peer.by(cause), 1, "{cause}");
+    }
+    assert_eq!(port.counters().unaccounted(), (0, 0));
 }
 
 #[test]

@@ -86,6 +86,8 @@ pub(super) struct NicDevice<D: Doorbell, P> {
     pub(super) moving: bool,
     /// The host or a port rang.
     pub(super) rung: bool,
+    /// What it is to hear, if that is not what it heard at first.
+    filter: Option<PacketFilter>,
     /// What earlier openings did.
     past: AdapterCounters,
     past_queues: Vec<QueueTotals>,
@@ -112,6 +114,7 @@ impl<D: Doorbell, P: VfPort> NicDevice<D, P> {
             unbinding: None,
             moving: false,
             rung: false,
+            filter: None,
             past: AdapterCounters::default(),
             past_queues: Vec::new(),
             opening_queues: BTreeMap::new(),
@@ -244,14 +247,27 @@ impl<M: Machine> Guest<M> {
         adapter.is_some_and(|adapter| adapter.nic_mut().nic_mut().set_mac(mac, now).is_ok())
     }
 
-    /// Has a NIC hear what it hears at first, or nothing. False if that cannot be done now.
-    pub fn listen(&mut self, number: usize, on: bool, now: Instant) -> bool {
-        let filter = if on { self.nic_config.filter } else { PacketFilter::empty() };
-        let nic = self.nics.get_mut(number);
-        let adapter = nic.and_then(|nic| nic.adapter_mut());
-        adapter.is_some_and(|adapter| {
-            adapter.nic_mut().nic_mut().set_packet_filter(filter, now).is_ok()
-        })
+    /// Has a NIC hear what the filter says from now on, or as soon as it can be asked for; its VF follows.
+    pub fn listen(&mut self, number: usize, filter: PacketFilter, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        nic.filter = Some(filter);
+        self.apply_filter(number, now);
+    }
+
+    fn apply_filter(&mut self, number: usize, now: Instant) {
+        let Some(nic) = self.nics.get_mut(number) else { return };
+        let Some(filter) = nic.filter else { return };
+        let Some(card) = nic.adapter_mut().map(|adapter| adapter.nic_mut().nic_mut()) else {
+            return;
+        };
+        if card.config().filter == filter {
+            return;
+        }
+        // A NIC that starts up, or whose host has not answered yet, is asked again after it.
+        if let Err(error) = card.set_packet_filter(filter, now) {
+            tracing::debug!(%error, number, "the packet filter");
+        }
+        nic.rung = true;
     }
 
     /// The channel is open: the host is told of the buffers.
@@ -449,6 +465,13 @@ impl<M: Machine> Guest<M> {
                 if let Some(mac) = self.address(number) {
                     self.events.push_back(What::Address { nic: number, mac, taken });
                 }
+            }
+            NicEvent::Set { oid: Oid::CURRENT_PACKET_FILTER, status } => {
+                if status != Status::SUCCESS {
+                    let why = format!("the host refuses the packet filter, status {status}");
+                    self.fail(format!("nic{number}: {why}"));
+                }
+                self.apply_filter(number, now);
             }
             NicEvent::Link { .. }
             | NicEvent::Set { .. }

@@ -69,6 +69,7 @@ impl<'a> Server<'a> {
         for nic in &mut plan.nics {
             // A guest that coalesces has no use for checksums of what it is given as one.
             nic.nic.policy.offloads.stale_checksums = true;
+            nic.nic.policy.own_unicast = true;
         }
         Ok(Self {
             args,
@@ -340,8 +341,9 @@ fn account(host: &Host, nics: usize) -> Account {
             // A guest counts what was joined as one.
             let joined = host.nic_counters(nic).map_or(0, |counters| counters.coalesced);
             account.given += port.synthetic.to_guest + port.vf.to_guest - joined;
-            // What a wire brings before a guest listens, or when it does so no more, no switch has lost.
-            let unheard = port.dropped_from_peer.by(DropCause::SyntheticDown);
+            // What a wire brings before a guest listens, or when it does so no more, no switch has lost, nor what is for others.
+            let drops = port.dropped_from_peer;
+            let unheard = drops.by(DropCause::SyntheticDown) + drops.by(DropCause::Foreign);
             account.dropped += port.dropped() - unheard;
         }
         let perished = host.perished(nic);

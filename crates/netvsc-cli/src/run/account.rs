@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyperv_host::Host;
 use hyperv_host::host::Perished;
+use hyperv_host::switch::DropCause;
 use vmbus::Instant;
 
 use super::counters::NicLine;
@@ -21,7 +22,7 @@ pub struct Account {
     pub given: u64,
     /// Frames that the guest's NICs passed up.
     pub passed_up: u64,
-    /// Frames that the switch dropped.
+    /// Frames that the switch dropped, but for those to others' addresses.
     pub dropped: u64,
     /// Frames that went down with VFs.
     pub perished: Perished,
@@ -52,7 +53,8 @@ impl Account {
                 // A guest counts what was joined as one.
                 let joined = host.nic_counters(number).map_or(0, |counters| counters.coalesced);
                 account.given += port.synthetic.to_guest + port.vf.to_guest - joined;
-                account.dropped += port.dropped();
+                let foreign = port.dropped_from_peer.by(DropCause::Foreign);
+                account.dropped += port.dropped() - foreign;
             }
             let perished = host.perished(number);
             account.perished.sent_surprise += perished.sent_surprise;

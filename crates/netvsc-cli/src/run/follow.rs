@@ -2,12 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netvsc::MacAddress;
+use netvsc::rndis::PacketFilter;
+use netvsc::{MacAddress, NicConfig};
 use netvsc_linux::Tap;
 use netvsc_linux::netlink::{Connection, Event, Monitor, NetlinkError, Topics};
-use rustix::io::Errno;
-use rustix::net::netdevice::name_to_index;
-use rustix::net::{AddressFamily, SocketType};
 
 /// How an interface stands. What cannot be read, as when it is in another network namespace, is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,11 +13,23 @@ pub(super) struct Settings {
     pub(super) mac: Option<MacAddress>,
     pub(super) mtu: Option<u32>,
     pub(super) up: Option<bool>,
+    /// Somebody wants every frame: a bridge that it is a port of, a VLAN or the like with another address, or a tracer.
+    pub(super) promiscuous: Option<bool>,
 }
 
 impl Settings {
-    pub(super) fn of(tap: &Tap) -> Self {
-        Self { mac: tap.mac().ok(), mtu: tap.mtu().ok(), up: tap.is_up().ok() }
+    fn of(tap: &Tap, kernel: &mut Connection) -> Self {
+        // Among the flags is only what was set with `ip link`.
+        let link = tap.index().ok().and_then(|index| kernel.link(index).ok().flatten());
+        let promiscuous = link.and_then(|link| link.promiscuity).map(|number| number > 0);
+        Self { mac: tap.mac().ok(), mtu: tap.mtu().ok(), up: tap.is_up().ok(), promiscuous }
+    }
+
+    /// What the NIC is to hear. Every group in any case, whether or not the kernel is in it.
+    pub(super) fn filter(&self) -> PacketFilter {
+        let mut filter = NicConfig::default().filter;
+        filter.set(PacketFilter::PROMISCUOUS, self.promiscuous == Some(true));
+        if self.up == Some(false) { PacketFilter::empty() } else { filter }
     }
 }
 
@@ -29,7 +39,7 @@ pub(super) fn fit_segments(tap: &Tap, longest: u32) {
     if longest == 0 {
         return;
     }
-    let fitted = index_of(tap).map_err(|error| error.to_string()).and_then(|index| {
+    let fitted = tap.index().map_err(|error| error.to_string()).and_then(|index| {
         let mut connection = Connection::open().map_err(|error| error.to_string())?;
         connection.set_longest_segment(index, longest).map_err(|error| error.to_string())
     });
@@ -38,24 +48,25 @@ pub(super) fn fit_segments(tap: &Tap, longest: u32) {
     }
 }
 
-fn index_of(tap: &Tap) -> Result<u32, Errno> {
-    // Any socket of this namespace may ask.
-    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
-    name_to_index(socket, tap.name().as_str())
-}
-
 /// An ear for changes of one interface. Those that are made in another network namespace are not heard.
 #[derive(Debug)]
 pub(super) struct Follow {
     monitor: Monitor,
+    kernel: Connection,
     last: Settings,
 }
 
 impl Follow {
     /// Listens. What the interface is like now is no news.
     pub(super) fn new(tap: &Tap) -> Result<Self, NetlinkError> {
-        let monitor = Monitor::open(Topics::LINKS)?;
-        Ok(Self { monitor, last: Settings::of(tap) })
+        let (monitor, mut kernel) = (Monitor::open(Topics::LINKS)?, Connection::open()?);
+        let last = Settings::of(tap, &mut kernel);
+        Ok(Self { monitor, kernel, last })
+    }
+
+    /// How the interface stood when it was looked at last.
+    pub(super) fn last(&self) -> &Settings {
+        &self.last
     }
 
     /// How the interface stands, if that has changed since the last call.
@@ -66,15 +77,16 @@ impl Follow {
         if !links.iter().any(news) {
             return Ok(None);
         }
-        let found = Settings::of(tap);
+        let found = Settings::of(tap, &mut self.kernel);
         let changed = found != self.last;
         self.last = found;
         Ok(changed.then_some(found))
     }
 
-    /// The interface was set to what it is now by this program: no news.
+    /// The interface was set to what it is now by this program: no news. Who wants its frames is others' doing, and remains news.
     pub(super) fn note(&mut self, tap: &Tap) {
-        self.last = Settings::of(tap);
+        let promiscuous = self.last.promiscuous;
+        self.last = Settings { promiscuous, ..Settings::of(tap, &mut self.kernel) };
     }
 }
 

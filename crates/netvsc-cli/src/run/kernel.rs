@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use smoltcp::wire::Ipv4Address;
 use vmbus::Instant;
 
+use super::follow::{Follow, Settings};
 use super::plan::Plan;
 use super::stage::Stage;
 use super::{NICS, host_event};
@@ -47,6 +48,8 @@ const PEER_MAC: MacAddress = MacAddress([0x02, 0, 0, 0, 1, 0]);
 struct Session {
     stage: Stage,
     near: Line,
+    /// What somebody does to its interface.
+    follow: Option<Follow>,
     far: Far,
     /// The first NIC can carry frames. Before that, the kernel keeps what it has: this is a cable that is not plugged in yet.
     ready: bool,
@@ -89,10 +92,14 @@ impl Session {
         let near = Line::open_with_queues(tap, args.uio.queues)?;
         let far = args.peer_tap.as_ref().map(Line::open).transpose()?;
         let now = Instant::ZERO;
-        let plan = Plan::new(args.seed, NICS, true).with_queues(args.uio.queues);
+        let mut plan = Plan::new(args.seed, NICS, true).with_queues(args.uio.queues);
+        for nic in &mut plan.nics {
+            nic.nic.policy.own_unicast = true;
+        }
         let mac = plan.nics.first().map_or(plan.emulated, |nic| nic.nic.mac);
         near.tap().set_mac(mac)?;
         near.tap().set_up(true)?;
+        let follow = Follow::new(near.tap()).ok();
         let far = match far {
             Some(line) => {
                 line.tap().set_up(true)?;
@@ -107,7 +114,7 @@ impl Session {
         })?;
         // The kernel takes long segments as they are.
         stage.world.host.set_peer_cuts(0, matches!(far, Far::Line(_)));
-        Ok(Self { stage, near, far, ready: false, started: Clock::now() })
+        Ok(Self { stage, near, follow, far, ready: false, started: Clock::now() })
     }
 
     fn now(&self) -> Instant {
@@ -177,10 +184,12 @@ impl Session {
         });
         let mut moved = self.near.drain()?;
         let ready = &mut self.ready;
+        let was_ready = *ready;
         moved |= self.stage.handle_events(now, |nic| {
             *ready |= nic == 0;
             Ok(())
         })?;
+        moved |= self.follow(now, !was_ready)?;
         moved |= self.carry_far(now, open && self.ready)?;
         if open {
             moved |= self.stage.follow_scripts(now, |_| 0)?;
@@ -195,6 +204,24 @@ impl Session {
             }
         }
         Ok(moved)
+    }
+
+    /// Somebody may have changed the interface: the NIC follows with its address, and hears what the interface wants. Of `new` it
+    /// is all to be told.
+    fn follow(&mut self, now: Instant, new: bool) -> Result<bool, Error> {
+        let Some(follow) = self.follow.as_mut().filter(|_| self.ready) else { return Ok(false) };
+        let news = follow.poll(self.near.tap())?;
+        if news.is_none() && !new {
+            return Ok(false);
+        }
+        let guest = &mut self.stage.world.guest;
+        let settings = *follow.last();
+        if let Some(mac) = settings.mac.filter(|mac| guest.address(0) != Some(*mac)) {
+            guest.ask_address(0, mac, now);
+        }
+        // A frame that comes while the interface is down is refused by the kernel, and counted there.
+        guest.listen(0, Settings { up: None, ..settings }.filter(), now);
+        Ok(true)
     }
 
     /// What whoever asks is told.
@@ -281,6 +308,8 @@ impl Session {
         let lines = [Some(&self.near), far].into_iter().flatten();
         let polls = lines.flat_map(|line| line.polls(ready));
         let polls = polls.chain(door.and_then(|door| door.poll(now)));
+        let news = self.follow.iter().map(|follow| (follow.as_fd(), PollFlags::IN));
+        let polls = polls.chain(news);
         fds.extend(polls.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),

@@ -22,6 +22,8 @@ pub struct Link {
     pub kind: u16,
     /// Interface flags, among them RUNNING (0x40) and LOWER_UP (0x10000), which sysfs does not tell.
     pub flags: u32,
+    /// How many want every frame of it (`IFLA_PROMISCUITY`). A bridge's wish is not among the flags.
+    pub promiscuity: Option<u32>,
     /// Its MAC now; none if its address is no MAC, as InfiniBand's.
     pub mac: Option<MacAddress>,
     /// Its permanent MAC (`IFLA_PERM_ADDRESS`); none if the driver tells none.
@@ -118,6 +120,7 @@ impl Link {
             LinkAttribute::ParentDevName(name) => self.parent = Some(name),
             LinkAttribute::ParentDevBusName(name) => self.parent_bus = Some(name),
             LinkAttribute::OperState(state) => self.operstate = Some(state.to_string()),
+            LinkAttribute::Promiscuity(number) => self.promiscuity = Some(number),
             LinkAttribute::Carrier(carrier) => self.carrier = Some(carrier != 0),
             LinkAttribute::Qdisc(name) => self.qdisc = Some(name),
             LinkAttribute::NumTxQueues(number) => self.most_queues.0 = Some(number),

@@ -36,6 +36,8 @@ pub(super) enum Request {
     Attached,
     /// `SIOCGIFFLAGS`: the interface's flags (u16).
     Flags,
+    /// `SIOCGIFINDEX`: the interface's number (`c_int`).
+    Index,
     /// `SIOCSIFFLAGS`.
     SetFlags,
     /// `SIOCGIFMTU`: the MTU (`c_int`).
@@ -60,6 +62,7 @@ impl Request {
             Self::Attach => opcode::write::<c_int>(b'T', 202),
             Self::Attached => opcode::read::<c_uint>(b'T', 210),
             Self::Flags => 0x8913,
+            Self::Index => 0x8933,
             Self::SetFlags => 0x8914,
             Self::Mtu => 0x8921,
             Self::SetMtu => 0x8922,
@@ -112,6 +115,10 @@ impl InterfaceRequest {
 
     pub(super) fn flags(&self) -> u16 {
         u16::from_ne_bytes(self.get(0))
+    }
+
+    pub(super) fn index(&self) -> c_int {
+        c_int::from_ne_bytes(self.get(0))
     }
 
     pub(super) fn mtu(&self) -> c_int {

@@ -164,7 +164,7 @@ impl Run<'_> {
         moved |= self.near.drain()?;
         for at in 0..self.session.events.len() {
             match self.session.events.get(at).map(|event| &event.what) {
-                Some(&What::NicReady { nic: 0, mac, mtu, .. }) => self.begin(mac, mtu)?,
+                Some(&What::NicReady { nic: 0, mac, mtu, .. }) => self.begin(mac, mtu, now)?,
                 Some(&What::Address { nic: 0, mac, taken: false }) => {
                     self.near.tap().set_mac(mac)?;
                     self.note();
@@ -188,7 +188,7 @@ impl Run<'_> {
     }
 
     /// The first NIC carries frames: its interface is to look like it.
-    fn begin(&mut self, permanent: MacAddress, mtu: u32) -> Result<(), Error> {
+    fn begin(&mut self, permanent: MacAddress, mtu: u32, now: Instant) -> Result<(), Error> {
         let first = !self.ready;
         self.ready = true;
         let mac = self.session.remote.as_ref().and_then(|remote| remote.guest.address(0));
@@ -208,6 +208,7 @@ impl Run<'_> {
         }
         self.session.mtu = mtu;
         self.note();
+        self.listen(now);
         Ok(())
     }
 
@@ -215,6 +216,13 @@ impl Run<'_> {
     fn note(&mut self) {
         if let Some(follow) = &mut self.follow {
             follow.note(self.near.tap());
+        }
+    }
+
+    /// The NIC is to hear what its interface wants.
+    fn listen(&mut self, now: Instant) {
+        if let (Some(follow), Some(remote)) = (&self.follow, &mut self.session.remote) {
+            remote.guest.listen(0, follow.last().filter(), now);
         }
     }
 
@@ -229,9 +237,7 @@ impl Run<'_> {
         if let Some(mac) = found.mac.filter(|mac| guest.address(0) != Some(*mac)) {
             guest.ask_address(0, mac, now);
         }
-        if let Some(up) = found.up {
-            guest.listen(0, up, now);
-        }
+        guest.listen(0, found.filter(), now);
         if let Some(mtu) = found.mtu.filter(|mtu| *mtu != self.session.mtu) {
             guest.change_mtu(0, mtu, now);
         }

@@ -8,7 +8,7 @@ use netvsc::adapter::{AdapterCounters, AdapterEvent};
 use netvsc::failover::Cause;
 use netvsc::nic::{NicEvent, NicOffloads, SettingError};
 use netvsc::rndis::scaling::KEY_SIZE;
-use netvsc::rndis::{Oid, PacketFilter, Status};
+use netvsc::rndis::{Oid, Status};
 use netvsc::{MacAddress, NicConfig};
 use netvsc_linux::uio::{Binding, Interrupt};
 use rustix::event::PollFlags;
@@ -78,8 +78,6 @@ pub(super) struct UioNic {
     mac: Option<MacAddress>,
     ready: bool,
     rung: bool,
-    /// The interface is to be up, and the NIC to receive.
-    up: bool,
     life: Life,
     /// What cards did that are gone.
     past: AdapterCounters,
@@ -117,7 +115,6 @@ impl UioNic {
             mac: None,
             ready: false,
             rung: false,
-            up: true,
             life: Life::Working,
             past: AdapterCounters::default(),
             known: false,
@@ -345,7 +342,7 @@ impl UioNic {
             NicEvent::Ready { mac, mtu, version, .. } => {
                 let nvsp = nvsp_name(version);
                 self.tell(What::NicReady { nic, mac, nvsp, mtu });
-                self.begin(mac, mtu)?;
+                self.begin(mac, mtu, now)?;
                 self.known = true;
                 self.facts.push(Fact::Arrived(mac));
             }
@@ -382,7 +379,7 @@ impl UioNic {
     }
 
     /// The NIC carries frames: its interface is to look like it.
-    fn begin(&mut self, permanent: MacAddress, mtu: u32) -> Result<(), Error> {
+    fn begin(&mut self, permanent: MacAddress, mtu: u32, now: Instant) -> Result<(), Error> {
         let first = self.good_mtu.is_none();
         let mac = self.config.address.unwrap_or(permanent);
         (self.ready, self.rung) = (true, true);
@@ -401,6 +398,8 @@ impl UioNic {
         } else if let Some(follow) = &mut self.follow {
             follow.note(tap);
         }
+        // It may have been a bridge's port all along, or have become one meanwhile.
+        self.filter(now);
         Ok(())
     }
 
@@ -426,7 +425,7 @@ impl UioNic {
         if !self.ready || self.life != Life::Working {
             return Ok(());
         }
-        let Settings { mac, mtu, up } = settings;
+        let Settings { mac, mtu, .. } = settings;
         if let Some(mac) = mac.filter(|mac| Some(*mac) != self.mac)
             && let Some(card) = &mut self.card
             && let Err(error) = card.nic().set_mac(mac, now)
@@ -434,10 +433,7 @@ impl UioNic {
             self.fail(&error);
             self.restore_mac();
         }
-        if let Some(up) = up.filter(|up| *up != self.up) {
-            self.up = up;
-            self.filter(now);
-        }
+        self.filter(now);
         if let Some(mtu) = mtu.filter(|mtu| Some(*mtu) != self.good_mtu) {
             self.config.mtu = mtu;
             self.stop(true, now);
@@ -445,16 +441,21 @@ impl UioNic {
         Ok(())
     }
 
+    /// The NIC is to hear what its interface wants, also after it has begun anew. Its VF follows.
     fn filter(&mut self, now: Instant) {
-        let all = NicConfig::default().filter;
-        let filter = if self.up { all } else { PacketFilter::empty() };
-        let Some(card) = &mut self.card else { return };
+        let Some(follow) = &self.follow else { return };
+        let filter = follow.last().filter();
+        self.config.filter = filter;
+        let Some(card) = self.card.as_mut().filter(|_| self.ready) else { return };
+        if card.nic().config().filter == filter {
+            return;
+        }
+        self.rung = true;
         match card.nic().set_packet_filter(filter, now) {
             // Once the host has answered, it is asked again.
             Ok(()) | Err(SettingError::UnderWay(_)) => {}
             Err(error) => self.fail(&error),
         }
-        self.config.filter = filter;
     }
 
     fn restore_mac(&mut self) {
@@ -480,10 +481,10 @@ impl UioNic {
                 }
             }
             Oid::CURRENT_PACKET_FILTER => {
-                let wanted = self.card.as_mut().map(|card| card.nic().config().filter);
-                if wanted.is_some_and(|filter| filter != self.config.filter) {
-                    self.filter(now);
+                if status != Status::SUCCESS {
+                    self.fail(&format!("the host refuses the packet filter, status {status}"));
                 }
+                self.filter(now);
             }
             _ => {}
         }
