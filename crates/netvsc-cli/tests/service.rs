@@ -6,16 +6,17 @@
 mod namespace;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _};
 use std::net::UdpSocket;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use namespace::{in_namespace, ip};
+use namespace::{in_namespace, ip, skipped};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -223,6 +224,68 @@ fn is_connected() -> bool {
         }
     }
     false
+}
+
+/// Tells a test that it is to connect, and where.
+const CONNECT: &str = "NETVSC_TEST_CONNECT";
+
+/// Not a test by itself: connects to a host as the user that it runs as, and waits for what comes.
+#[test]
+fn caller() {
+    let Some(path) = std::env::var_os(CONNECT) else { return };
+    let mut stream = UnixStream::connect(path).expect("the file lets everybody in");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    // A host says nothing before its guest does: what ends this is that it hangs up.
+    let heard = stream.read(&mut [0; 64]);
+    println!("heard: {heard:?}");
+}
+
+#[test]
+fn another_user_is_hung_up_on_even_where_the_file_lets_him_in() {
+    const TEST: &str = "another_user_is_hung_up_on_even_where_the_file_lets_him_in";
+    in_namespace(TEST, || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("s");
+        let mut host = Running::start(&mut host(&socket, &["--without-vfs", "--nics", "1"]));
+        host.wait_for_event("listening");
+        // Everybody may go in and connect, and run a copy of this test: where it was built may be closed to him.
+        let everybody = fs::Permissions::from_mode(0o777);
+        let this = folder.path().join("caller");
+        fs::copy(std::env::current_exe().expect("a test knows its own program"), &this)
+            .expect("a copy");
+        for path in [folder.path(), &socket, &this] {
+            fs::set_permissions(path, everybody.clone()).expect("it is ours");
+        }
+        let call = |uid: &str| {
+            let output = Command::new("setpriv")
+                .args(["--reuid", uid, "--regid", uid, "--clear-groups", "--"])
+                .arg(&this)
+                .args(["--exact", "caller", "--nocapture"])
+                .env(CONNECT, &socket)
+                .stdin(Stdio::null())
+                .output();
+            let output = output.map_err(|error| format!("setpriv cannot be run: {error}"))?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{text}{errors}");
+            Ok::<_, String>(text)
+        };
+        let text = match call("65534") {
+            Ok(text) => text,
+            Err(reason) => return skipped(TEST, &reason),
+        };
+        // That nothing came within the time limit would be an error.
+        assert!(text.contains("heard: Ok(0)"), "{text}");
+        let failed = host.wait_for_event("failed");
+        let what = failed["what"].as_str().expect("text");
+        assert!(what.contains("user 65534 is at the other end"), "{failed}");
+        // It goes on, and serves who it is for.
+        let mut running = Running::start(&mut guest(&socket, &["--tap", "nvt0"]));
+        running.wait_for_event("nic_ready");
+        host.wait_for_event("guest_arrived");
+        assert!(running.end().success());
+        assert!(host.end().success());
+    });
 }
 
 #[test]
