@@ -17,7 +17,7 @@ use vmbus::{Guid, Instant};
 use super::deed::{Act, Deed};
 use super::outcome::Figures;
 use super::script::Script;
-use super::traffic::{Flow, Way};
+use super::traffic::{Flows, Way};
 use crate::event::{Event, What};
 use crate::guest::Tally;
 use crate::run::stage::Stage;
@@ -104,10 +104,12 @@ impl System {
         let Script { mut plan, acts: mut all, rings, final_as_is } = script;
         all.truncate(acts);
         let now = Instant::ZERO;
+        // The ports and the host's key differ from seed to seed, and with them the queues that flows take.
+        let ports = u16::from_be_bytes([plan.key[0], plan.key[1]]);
         let lanes = plan.nics.iter().enumerate().map(|(nic, planned)| Lane {
-            out: Flow::new(nic, Way::Out, peer_mac(nic), planned.nic.mac),
-            back: Flow::new(nic, Way::In, planned.nic.mac, peer_mac(nic)),
-            group: Flow::new(nic, Way::Group, MacAddress::BROADCAST, peer_mac(nic)),
+            out: Flows::new(nic, Way::Out, [peer_mac(nic), planned.nic.mac], ports),
+            back: Flows::new(nic, Way::In, [planned.nic.mac, peer_mac(nic)], ports),
+            group: Flows::new(nic, Way::Group, [MacAddress::BROADCAST, peer_mac(nic)], ports),
             ready: false,
             spoilt: false,
             mac: planned.nic.mac,
@@ -210,7 +212,7 @@ impl System {
                 buffer.clear();
                 fill(buffer);
                 if let (Some(lane), true) = (lanes.get_mut(nic), wrong.is_ok()) {
-                    let to_all = Flow::is_to_all(buffer);
+                    let to_all = Flows::is_to_all(buffer);
                     wrong = if to_all { &mut lane.group } else { &mut lane.back }.arrived(buffer);
                 }
             });

@@ -6,6 +6,7 @@ use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::deed::{Act, Deed};
+use super::outcome::Figures;
 use super::*;
 use crate::run::Plan;
 
@@ -190,6 +191,27 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
     assert!(expected.len() >= 38, "the table has lost its rows: {expected:?}");
     let never: Vec<_> = expected.iter().filter(|kind| !fired.contains_key(*kind)).collect();
     assert!(never.is_empty(), "{never:?} never happened: {fired:?}");
+}
+
+#[test]
+fn with_several_queues_frames_take_several_of_them_both_ways() {
+    let (mut nics, mut sent, mut received) = (0, 0, 0);
+    for seed in 0..24 {
+        let queues = Script::new(seed, Profile::Smoke).plan.queues;
+        let Figures { nics: all, fired, .. } =
+            one(seed, Profile::Smoke, usize::MAX, &mut |_| {}).figures;
+        let count = |kind| fired.get(kind).copied().unwrap_or(0);
+        let spread = [count("sent-on-several-queues"), count("received-on-several-queues")];
+        if queues == 1 {
+            assert_eq!(spread, [0, 0], "seed {seed}");
+            continue;
+        }
+        nics += all as u64;
+        (sent, received) = (sent + spread[0], received + spread[1]);
+    }
+    // One that is on its VF from early on may have had too few frames on its synthetic path.
+    let most = nics * 3 / 4;
+    assert!(nics > 20 && sent >= most && received >= most, "{sent} and {received} of {nics}");
 }
 
 #[test]

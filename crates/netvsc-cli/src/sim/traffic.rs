@@ -1,17 +1,22 @@
 //! Frames that know what they are: whoever gets one can tell whose it is, which of its flow, and whether it was changed.
 
-use std::collections::BTreeSet;
+mod flow;
+mod frame;
 
 use netvsc::MacAddress;
 use rand_core::Rng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-/// EtherType of local experiments.
-const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
-/// Bytes before the filling: addresses, type, NIC, direction, number.
-const HEADER: usize = 14 + 2 + 1 + 8;
+use flow::Flow;
+use frame::{Headers, Kind, Label};
+
 /// Shortest and longest frame.
 const LENGTHS: (u64, u64) = (60, 1514);
+/// The flows of a NIC in each direction. What is not IP takes the first queue; the others are spread over all of them.
+const KINDS: [Kind; 7] =
+    [Kind::Raw, Kind::Udp4, Kind::Tcp4, Kind::Udp6, Kind::Tcp6, Kind::Udp4, Kind::Tcp6];
+/// Those to everybody.
+const GROUP_KINDS: [Kind; 2] = [Kind::Raw, Kind::Udp4];
 
 /// Which way a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,79 +29,46 @@ pub(super) enum Way {
     Group,
 }
 
-/// The frames of one NIC in one direction.
+/// The frames of one NIC in one direction: several flows, each of which keeps its order.
 #[derive(Debug)]
-pub(super) struct Flow {
+pub(super) struct Flows {
     nic: u16,
     way: Way,
-    addresses: [MacAddress; 2],
+    flows: Vec<Flow>,
+    /// The flow of the next frame, or of the last.
+    at: usize,
     /// Frames that are to be sent and were not taken yet.
     wanted: u64,
     /// The next one, made already.
     held: Vec<u8>,
-    sent: u64,
-    /// The number after the highest that arrived.
-    expected: u64,
-    /// Numbers below that have not arrived.
-    missing: BTreeSet<u64>,
-    duplicates: u64,
-    /// Numbers below may come in any order: the way has changed since they were sent.
-    unordered: u64,
-    /// Numbers that went down with what carried them, none of them by a fault of a path.
-    forgiven: BTreeSet<u64>,
 }
 
-/// What the filling of a frame consists of, over and over; frames differ in it, and places within a frame by their number.
-fn filling(nic: u16, number: u64) -> u64 {
-    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(nic)
-}
-
-/// The eight bytes of a filling at their place.
-fn word(filling: u64, place: usize) -> [u8; 8] {
-    (filling ^ (place as u64).wrapping_mul(0x0101_0101_0101_0101)).to_le_bytes()
-}
-
-/// Fills a frame behind its header.
-fn fill(rest: &mut [u8], filling: u64) {
-    for (place, bytes) in rest.chunks_mut(8).enumerate() {
-        bytes.copy_from_slice(&word(filling, place)[..bytes.len()]);
-    }
-}
-
-/// Whether a frame is filled as it should be.
-fn is_filled(rest: &[u8], filling: u64) -> bool {
-    let (words, last) = rest.as_chunks::<8>();
-    let right = words.iter().enumerate().all(|(place, bytes)| *bytes == word(filling, place));
-    right && last == &word(filling, words.len())[..last.len()]
-}
-
-impl Flow {
-    pub(super) fn new(nic: usize, way: Way, to: MacAddress, from: MacAddress) -> Self {
-        Self {
-            nic: u16::try_from(nic).unwrap_or(u16::MAX),
-            way,
-            addresses: [to, from],
-            wanted: 0,
-            held: Vec::new(),
-            sent: 0,
-            expected: 0,
-            missing: BTreeSet::new(),
-            duplicates: 0,
-            unordered: 0,
-            forgiven: BTreeSet::new(),
-        }
+impl Flows {
+    /// None has been sent yet. The ports are `ports` and some after it.
+    pub(super) fn new(nic: usize, way: Way, [to, from]: [MacAddress; 2], ports: u16) -> Self {
+        let nic = u16::try_from(nic).unwrap_or(u16::MAX);
+        let [high, low] = nic.to_be_bytes();
+        let (guest, peer) = ([high, low], [high | 0x80, low]);
+        let (hosts, kinds) = match way {
+            Way::Out => ([peer, guest], &KINDS[..]),
+            Way::In => ([guest, peer], &KINDS[..]),
+            Way::Group => ([[0xff, 0xff], peer], &GROUP_KINDS[..]),
+        };
+        let flows = kinds.iter().zip(0..).map(|(kind, at)| {
+            let ports = [4791, 1024 | ports.wrapping_add(at)];
+            Flow::new(Headers::new(*kind, [to, from], hosts, ports))
+        });
+        Self { nic, way, flows: flows.collect(), at: 0, wanted: 0, held: Vec::new() }
     }
 
     /// The way of the frames has changed: those under way may overtake each other, those sent from here on may not.
     pub(super) fn way_changed(&mut self) {
-        self.unordered = self.sent;
+        self.flows.iter_mut().for_each(Flow::way_changed);
     }
 
     /// What carried the frames is gone: those under way may never arrive.
     pub(super) fn carrier_gone(&mut self) {
-        self.forgiven.extend(&self.missing);
-        self.forgiven.extend(self.expected..self.sent);
-        self.way_changed();
+        self.flows.iter_mut().for_each(Flow::carrier_gone);
     }
 
     /// Frames that are to be sent and were not taken yet.
@@ -116,20 +88,23 @@ impl Flow {
         }
         if self.held.is_empty() {
             let (low, high) = LENGTHS;
-            let len = match self.way {
+            let count = self.flows.len() as u64;
+            let (at, len) = match self.way {
                 // They draw nothing, so that a system with them is the one without them.
-                Way::Group => low,
-                Way::Out | Way::In => low + random.next_u64() % (high - low + 1),
+                Way::Group => (self.sent() % count, low),
+                Way::Out | Way::In => {
+                    let draw = random.next_u64();
+                    // Every other frame is of the same flow as the last one, so that there is something to overtake.
+                    let another = draw >> 63 != 0;
+                    let at = if another { (draw >> 32) % count } else { self.at as u64 };
+                    (at, low + draw % (high - low + 1))
+                }
             };
-            let len = len as usize;
-            self.held.extend(self.addresses[0].0);
-            self.held.extend(self.addresses[1].0);
-            self.held.extend(ETHER_TYPE);
-            self.held.extend(self.nic.to_be_bytes());
-            self.held.push(self.way as u8);
-            self.held.extend(self.sent.to_be_bytes());
-            self.held.resize(len, 0);
-            fill(&mut self.held[HEADER..], filling(self.nic, self.sent));
+            self.at = at as usize;
+            let flow = self.flows.get(self.at)?;
+            let (nic, way) = (self.nic, self.way as u8);
+            let label = Label { nic, way, flow: at as u8, number: flow.sent };
+            label.write(&flow.headers, len as usize, &mut self.held);
         }
         Some(&self.held)
     }
@@ -138,67 +113,47 @@ impl Flow {
     pub(super) fn taken(&mut self) {
         self.held.clear();
         self.wanted -= 1;
-        self.sent += 1;
+        if let Some(flow) = self.flows.get_mut(self.at) {
+            flow.sent += 1;
+        }
     }
 
-    /// A frame has arrived at the other end. None may be overtaken, unless the way has changed since it was sent.
+    /// A frame has arrived at the other end. None may be overtaken by another of its flow, unless the way has changed since it was
+    /// sent.
     ///
     /// # Errors
     /// What is wrong with it.
     pub(super) fn arrived(&mut self, frame: &[u8]) -> Result<(), String> {
-        let whose = self.whose();
-        let number = self.read(frame).map_err(|why| format!("{whose}: {why}"))?;
-        if number >= self.sent {
-            return Err(format!("{whose}: frame {number} arrived, {} were sent", self.sent));
-        }
-        if number < self.expected {
-            if self.missing.remove(&number) {
-                self.forgiven.remove(&number);
-                if number >= self.unordered {
-                    return Err(format!("{whose}: frame {number} was overtaken"));
-                }
-            } else {
-                self.duplicates += 1;
-            }
-            return Ok(());
-        }
-        self.forgiven.remove(&number);
-        self.missing.extend(self.expected..number);
-        self.expected = number + 1;
-        Ok(())
-    }
-
-    /// Whether a frame is one of those to everybody.
-    pub(super) fn is_to_all(frame: &[u8]) -> bool {
-        frame.get(16).is_some_and(|way| *way == Way::Group as u8)
-    }
-
-    fn whose(&self) -> String {
-        let way = match self.way {
+        let (nic, way) = (self.nic, self.way);
+        let way = match way {
             Way::Out => "to the peer",
             Way::In => "to the guest",
             Way::Group => "to everybody",
         };
-        format!("nic{} {way}", self.nic)
+        self.read(frame).map_err(|why| format!("nic{nic} {way}: {why}"))
     }
 
-    fn read(&self, frame: &[u8]) -> Result<u64, String> {
-        let Some((header, rest)) = frame.split_at_checked(HEADER) else {
-            return Err(format!(
-                "a frame of {} bytes arrived, none that short was sent",
-                frame.len()
-            ));
+    fn read(&mut self, frame: &[u8]) -> Result<(), String> {
+        let Some(label) = Label::of(frame) else {
+            let len = frame.len();
+            return Err(format!("a frame of {len} bytes arrived that is none of those sent"));
         };
-        let nic = u16::from_be_bytes([header[14], header[15]]);
-        if nic != self.nic || header[16] != self.way as u8 {
-            return Err(format!("a frame of nic{nic} arrived, direction {}", header[16]));
+        let Label { nic, way, flow: at, number } = label;
+        if nic != self.nic || way != self.way as u8 {
+            return Err(format!("a frame of nic{nic} arrived, direction {way}"));
         }
-        let number = header[17..].iter().fold(0, |all, byte| all << 8 | u64::from(*byte));
-        let addressed = header[..6] == self.addresses[0].0 && header[6..12] == self.addresses[1].0;
-        if !addressed || header[12..14] != ETHER_TYPE || !is_filled(rest, filling(nic, number)) {
-            return Err(format!("frame {number} arrived changed"));
+        let Some(flow) = self.flows.get_mut(usize::from(at)) else {
+            return Err(format!("a frame of flow {at} arrived, which there is not"));
+        };
+        if !label.is_on(&flow.headers, frame) {
+            return Err(format!("frame {number} of flow {at} arrived changed"));
         }
-        Ok(number)
+        flow.arrived(number).map_err(|why| format!("flow {at}: {why}"))
+    }
+
+    /// Whether a frame is one of those to everybody.
+    pub(super) fn is_to_all(frame: &[u8]) -> bool {
+        frame.starts_with(&MacAddress::BROADCAST.0)
     }
 
     /// Whether there is nothing more to send.
@@ -207,97 +162,18 @@ impl Flow {
     }
 
     pub(super) fn sent(&self) -> u64 {
-        self.sent
+        self.flows.iter().map(|flow| flow.sent).sum()
     }
 
     /// Frames that were sent and have not arrived, but for those whose carrier is gone.
     pub(super) fn lacking(&self) -> u64 {
-        self.sent - self.expected + self.missing.len() as u64 - self.forgiven.len() as u64
+        self.flows.iter().map(Flow::lacking).sum()
     }
 
     pub(super) fn duplicates(&self) -> u64 {
-        self.duplicates
+        self.flows.iter().map(|flow| flow.duplicates).sum()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use rand_core::SeedableRng;
-
-    use super::*;
-
-    fn flow() -> (Flow, Vec<Vec<u8>>) {
-        let macs = [MacAddress([2; 6]), MacAddress([4; 6])];
-        let mut flow = Flow::new(3, Way::Out, macs[0], macs[1]);
-        let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
-        let mut frames = Vec::new();
-        flow.want(4);
-        while let Some(frame) = flow.front(&mut random) {
-            frames.push(frame.to_vec());
-            flow.taken();
-        }
-        (flow, frames)
-    }
-
-    #[test]
-    fn frames_in_order_are_all_right_and_a_repeated_one_is_counted() {
-        let (mut flow, frames) = flow();
-        for frame in &frames {
-            assert_eq!(flow.arrived(frame), Ok(()));
-        }
-        assert_eq!(flow.arrived(&frames[1]), Ok(()));
-        assert_eq!((flow.lacking(), flow.duplicates()), (0, 1));
-    }
-
-    #[test]
-    fn a_frame_may_be_overtaken_only_if_its_way_has_changed_since_it_was_sent() {
-        let (mut changed, frames) = flow();
-        changed.way_changed();
-        changed.arrived(&frames[1]).unwrap();
-        assert_eq!(changed.arrived(&frames[0]), Ok(()));
-        changed.want(2);
-        let mut random = Xoshiro256PlusPlus::seed_from_u64(2);
-        let later: Vec<_> = std::iter::from_fn(|| {
-            let frame = changed.front(&mut random)?.to_vec();
-            changed.taken();
-            Some(frame)
-        })
-        .collect();
-        changed.arrived(&later[1]).unwrap();
-        assert_eq!(changed.arrived(&frames[3]), Ok(()), "sent before the change");
-        assert!(changed.arrived(&later[0]).unwrap_err().contains("overtaken"));
-    }
-
-    #[test]
-    fn frames_whose_carrier_is_gone_are_not_missing_and_later_ones_are() {
-        let (mut gone, frames) = flow();
-        gone.arrived(&frames[1]).unwrap();
-        gone.carrier_gone();
-        assert_eq!(gone.lacking(), 0);
-        gone.arrived(&frames[3]).unwrap();
-        assert_eq!(gone.lacking(), 0, "those that do arrive count once");
-        gone.want(2);
-        let mut random = Xoshiro256PlusPlus::seed_from_u64(2);
-        while gone.front(&mut random).is_some() {
-            gone.taken();
-        }
-        assert_eq!(gone.lacking(), 2);
-    }
-
-    #[test]
-    fn a_frame_that_is_lost_overtaken_changed_or_a_stranger_is_noticed() {
-        let (mut flow, frames) = flow();
-        flow.arrived(&frames[1]).unwrap();
-        assert_eq!(flow.lacking(), 3);
-        assert!(flow.arrived(&frames[0]).unwrap_err().contains("overtaken"));
-        for at in [0, 6, 12, 20, 40, frames[2].len() - 1] {
-            let mut frame = frames[2].clone();
-            frame[at] ^= 1;
-            assert!(flow.arrived(&frame).is_err(), "{at}");
-        }
-        let mut other = Flow::new(4, Way::Out, MacAddress([2; 6]), MacAddress([4; 6]));
-        other.want(1);
-        assert!(other.arrived(&frames[0]).unwrap_err().contains("nic3"));
-        assert!(flow.arrived(&frames[0][..20]).unwrap_err().contains("20 bytes"));
-    }
-}
+mod tests;

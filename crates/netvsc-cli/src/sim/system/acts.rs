@@ -277,6 +277,12 @@ impl System {
             add("nic-fault-met", faults.map(|fault| world.host.nic_faults(nic, *fault)).sum());
             add("ring-full", world.guest.ring_full(nic));
             add("notice-lost-met", world.host.nic_counters(nic).map_or(0, |it| it.notices_lost));
+            let (sent, received) =
+                world.guest.queue_totals(nic).iter().fold((0, 0), |sum, queue| {
+                    (sum.0 + u64::from(queue.tx_frames > 0), sum.1 + u64::from(queue.rx_frames > 0))
+                });
+            add("sent-on-several-queues", u64::from(sent > 1));
+            add("received-on-several-queues", u64::from(received > 1));
         }
         let faults = Fault::ALL.into_iter();
         add("bus-fault-met", faults.map(|fault| world.host.bus_faults(fault)).sum());

@@ -9,15 +9,15 @@ use rand_core::Rng;
 
 use super::System;
 use crate::guest::Sending;
-use crate::sim::traffic::Flow;
+use crate::sim::traffic::Flows;
 
 /// One NIC's traffic.
 #[derive(Debug)]
 pub(super) struct Lane {
-    pub(super) out: Flow,
-    pub(super) back: Flow,
+    pub(super) out: Flows,
+    pub(super) back: Flows,
     /// Frames to everybody.
-    pub(super) group: Flow,
+    pub(super) group: Flows,
     pub(super) ready: bool,
     /// Its VF has a MAC that is not the NIC's.
     pub(super) spoilt: bool,
@@ -103,9 +103,9 @@ impl System {
             stage.world.guest.flush(nic);
             moved = true;
         }
-        for flow in [&mut lane.back, &mut lane.group] {
+        for flows in [&mut lane.back, &mut lane.group] {
             while lane.ready
-                && let Some(frame) = flow.front(random)
+                && let Some(frame) = flows.front(random)
             {
                 match stage.world.host.peer_transmit(nic, frame, *now) {
                     Offered::Busy => break,
@@ -114,7 +114,7 @@ impl System {
                         return Err(format!("the switch dropped a frame for nic{nic}: {cause}"));
                     }
                 }
-                flow.taken();
+                flows.taken();
                 moved = true;
             }
         }
