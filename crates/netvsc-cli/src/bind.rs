@@ -144,13 +144,21 @@ pub fn run(args: &BindArgs) -> Result<(), Error> {
     // A run that was killed may have left more than the NIC.
     let hushed = if args.uio { Ok(()) } else { unhush(root, args.dry_run) };
     let mut failed = None;
+    let mut refusal = None;
     let outcomes = if args.restore {
         give_all_back(root, &journal, args.dry_run, &mut failed)?
     } else if args.recover {
         recover(args, root, &journal, &mut failed)?
     } else {
-        let device = device(args)?;
-        vec![if args.uio { take_away } else { give_back }(root, device, journal, args.dry_run)?]
+        let device = device(args, &mut refusal)?;
+        let done = if args.uio { take_away } else { give_back };
+        let mut outcome = done(root, device, journal, args.dry_run)?;
+        if args.uio && args.dry_run && !outcome.changes.is_empty() {
+            refusal = refusal.or_else(|| expect_driver(root).err());
+            outcome.error = refusal.as_ref().map(Error::to_string);
+            outcome.text.insert_str(0, &refusal.iter().map(would_be_refused).collect::<String>());
+        }
+        vec![outcome]
     };
     if args.output.json() {
         let devices = &outcomes;
@@ -161,7 +169,8 @@ pub fn run(args: &BindArgs) -> Result<(), Error> {
             print(&outcome.text)?;
         }
     }
-    failed.map_or(hushed, |error| Err(error.into()))
+    // A dry run ends as the real one would.
+    refusal.or(failed.map(Error::from)).map_or(hushed, Err)
 }
 
 /// Gives a NIC to user space.
@@ -267,17 +276,20 @@ fn written(changes: &[Change]) -> Vec<Written> {
     changes.iter().map(of).collect()
 }
 
-/// The GUID of the NIC that is meant, if it may be taken.
-fn device(args: &BindArgs) -> Result<Guid, Error> {
+/// The GUID of the NIC that is meant, if it may be taken. A dry run goes on all the same, with the `refusal`.
+fn device(args: &BindArgs, refusal: &mut Option<Error>) -> Result<Guid, Error> {
     let name = args.name.as_deref().unwrap_or_default();
     let snapshot = take(args.source.sysfs_root.as_deref(), Depth::Checks)?;
     let relations = Relations::of(&snapshot);
     let root = args.source.sysfs_root.as_deref().unwrap_or(Path::new("/"));
     let nic = find_nic(&relations, name, root)?;
-    if args.uio && !args.force && !args.dry_run {
+    if args.uio && !args.force {
         let mut guest = Guest::new(&snapshot, &relations);
         guest.session = snapshot.live.then(session).flatten();
-        spare(nic, &guest)?;
+        match spare(nic, &guest) {
+            Err(error) if args.dry_run => *refusal = Some(error),
+            spared => spared?,
+        }
     }
     Ok(nic.device.guid)
 }
@@ -348,7 +360,20 @@ pub(crate) fn spare(nic: &NicView<'_>, guest: &Guest<'_>) -> Result<(), Error> {
     }
 }
 
-/// Gives back everything that was taken.
+/// Refuses where the kernel has no driver for user space, before anything is written.
+pub(crate) fn expect_driver(root: &Path) -> Result<(), Error> {
+    if root.join("sys/bus/vmbus/drivers").join(UIO_DRIVER).is_dir() {
+        return Ok(());
+    }
+    Err(BindError::NoDriver { driver: UIO_DRIVER.to_owned() }.into())
+}
+
+/// What a dry run says where the real one ends with this error.
+pub(crate) fn would_be_refused(error: &Error) -> String {
+    format!("# would be refused: {error}\n")
+}
+
+/// Gives back everything that was taken; the last failure is kept, and none keeps the others from their turn.
 fn give_all_back(
     root: &Path,
     journal: &Journal,

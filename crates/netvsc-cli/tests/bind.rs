@@ -13,11 +13,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use guest::{Guest, kinds};
+use namespace::{in_namespace, ip};
 use netvsc_linux::uio::{Binding, Journal};
 use vmbus::Guid;
 
 /// The NIC of eth1.
 const ETH1: &str = "7c1e5225-5ca6-7c1e-5225-5ca67c1e5225";
+/// Where the kernel has the driver for user space.
+const UIO_FOLDER: &str = "sys/bus/vmbus/drivers/uio_hv_generic";
 /// What synthetic NICs are.
 const CLASS: &str = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
 
@@ -35,6 +38,7 @@ fn error(output: &Output) -> String {
 #[test]
 fn a_dry_run_shows_the_three_writes_and_makes_none() {
     let guest = kinds::worked_example();
+    guest.folder(UIO_FOLDER);
     let output = bind(&guest, &["--uio", "eth1", "--dry-run"]);
     let text = String::from_utf8(output.stdout).expect("text");
     let lines: Vec<_> = text.lines().collect();
@@ -54,6 +58,7 @@ fn a_dry_run_shows_the_three_writes_and_makes_none() {
 #[test]
 fn json_says_of_each_device_what_is_written_and_what_it_has() {
     let guest = kinds::worked_example();
+    guest.folder(UIO_FOLDER);
     let said = |arguments: &[&str]| {
         let output = bind(&guest, arguments);
         assert!(output.status.success(), "{output:?}");
@@ -104,10 +109,61 @@ fn a_nic_that_carries_the_default_route_is_spared_without_force() {
     guest.route(index.expect("a number").trim().parse().expect("a number"), "default");
     let text = error(&bind(&guest, &["--uio", "eth1"]));
     assert!(text.contains("eth1 carries the default route") && text.contains("--force"), "{text}");
+    // A dry run shows the writes all the same, says so, and ends as that did.
+    let dry = bind(&guest, &["--uio", "eth1", "--dry-run"]);
+    assert_eq!((dry.status.code(), String::from_utf8_lossy(&dry.stderr)), (Some(1), text.into()));
+    let text = String::from_utf8(dry.stdout).expect("text");
+    assert!(text.starts_with("# would be refused: eth1 carries the default route"), "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("echo ")).count(), 3, "{text}");
+    let dry = bind(&guest, &["--uio", "eth1", "--dry-run", "--json"]);
+    let value = schema::valid(&String::from_utf8_lossy(&dry.stdout), "bind-1.json");
+    let why = value["devices"][0]["error"].as_str().expect("why");
+    assert!(dry.status.code() == Some(1) && why.contains("the default route"), "{value}");
     // Its turn comes then, and the other one's anyway.
     for arguments in [&["--uio", "eth1", "--force"][..], &["--uio", "eth0"]] {
         assert!(error(&bind(&guest, arguments)).contains("modprobe"), "{arguments:?}");
     }
+}
+
+// Only of the running system it is known that this is where the session goes: the tree stands in the place of its /sys.
+#[test]
+fn a_nic_that_carries_the_session_is_spared_without_force() {
+    const TEST: &str = "a_nic_that_carries_the_session_is_spared_without_force";
+    in_namespace(TEST, || {
+        let guest = kinds::worked_example();
+        let attribute = |name: &str| {
+            let path = guest.path(&format!("sys/class/net/eth1/{name}"));
+            std::fs::read_to_string(path).expect("it is there").trim().to_owned()
+        };
+        let (index, mac) = (attribute("ifindex"), attribute("address"));
+        ip(&format!("link add eth1 index {index} address {mac} type veth peer name far"));
+        ip("addr add 192.0.2.4/24 dev eth1");
+        ip("link set eth1 up");
+        let sys = guest.path("sys");
+        let session = |ends: Option<&str>, arguments: &[&str]| {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--", "sh", "-c", "mount --bind \"$0\" /sys && exec \"$@\""]);
+            command.arg(&sys).arg(env!("CARGO_BIN_EXE_netvsc")).args(arguments);
+            // Without one of its own the program looks at those above it.
+            command.env("SSH_CONNECTION", ends.unwrap_or("198.51.100.9 50022 198.51.100.4 22"));
+            error(&command.output().expect("unshare of util-linux"))
+        };
+        let (ours, bind) = (Some("192.0.2.9 50022 192.0.2.4 22"), &["bind", "--uio", "eth1"]);
+        let run = &["run", "--host", "uio", "--nic", "eth1"];
+        let carried = "eth1 carries the session that this runs in";
+        for arguments in [&bind[..], run] {
+            let text = session(ours, arguments);
+            assert!(text.contains(carried) && text.contains("--force"), "{text}");
+        }
+        // The address alone may have moved: the way to the other end is enough.
+        let text = session(Some("192.0.2.9 50022 198.51.100.4 22"), bind);
+        assert!(text.contains(carried), "{text}");
+        // Then it is the driver that is missing.
+        for (ends, force) in [(None, &[][..]), (ours, &["--force"])] {
+            let text = session(ends, &[&bind[..], force].concat());
+            assert!(text.contains("modprobe uio_hv_generic"), "{text}");
+        }
+    });
 }
 
 /// A NIC that user space has, and that was called eth7 before; `kept` is the end of its record.
@@ -330,6 +386,7 @@ fn a_journal_that_may_not_be_read_is_told_only_where_it_matters() {
     let bind = ["bind", "--kernel", "--dry-run"];
     // The kernel has every NIC.
     let guest = kinds::worked_example();
+    guest.folder(UIO_FOLDER);
     let folder = locked(&guest);
     for verb in [&run[..], &bind] {
         let Some(output) = anybody(&guest, &[verb, &["nobody"]].concat()) else { return };
@@ -342,6 +399,7 @@ fn a_journal_that_may_not_be_read_is_told_only_where_it_matters() {
     // One is user space's, and may have been called anything.
     let mut guest = taken("no");
     guest.nic("f8615163-0000-1000-2000-00155d000008", "eth0", "00:15:5d:00:00:08");
+    guest.folder(UIO_FOLDER);
     let folder = locked(&guest);
     for verb in [&run[..], &bind] {
         let of = |name| anybody(&guest, &[verb, &[name]].concat()).expect("as before");
@@ -374,6 +432,17 @@ fn a_nic_that_was_taken_is_still_known_by_its_name_and_mac() {
             .expect("the program runs");
         let text = String::from_utf8_lossy(&run.stdout);
         assert!(text.contains("is user space's already"), "{name}: {run:?}");
+        // What a killed run had taken goes back at the end of the next one.
+        let (_, end) = text.split_once("# and at the end:\n").expect("what is written then");
+        assert_eq!(end, String::from_utf8_lossy(&back.stdout), "{name}");
     }
+    let kept = taken("yes");
+    let root = kept.root().to_str().expect("a plain path");
+    let run = Command::new(env!("CARGO_BIN_EXE_netvsc"))
+        .args(["run", "--host", "uio", "--dry-run", "--sysfs-root", root])
+        .output()
+        .expect("the program runs");
+    let text = String::from_utf8_lossy(&run.stdout);
+    assert!(text.ends_with(" is user space's already\n"), "it was left there on purpose: {text}");
     assert!(error(&bind(&guest, &["--kernel", "eth8"])).contains("no such device: `eth8`"));
 }

@@ -783,9 +783,40 @@ fn a_nic_of_the_kernels_is_taken_only_by_name_and_only_if_nobody_needs_it() {
     assert!(text.contains("--tap x is one interface for 2 NICs"), "{text}");
 }
 
+/// Where the kernel has the driver for user space.
+const UIO_FOLDER: &str = "sys/bus/vmbus/drivers/uio_hv_generic";
+
+#[test]
+fn a_dry_run_says_why_the_real_one_would_be_refused_and_ends_like_it() {
+    let guest = kinds::worked_example();
+    let index = std::fs::read_to_string(guest.path("sys/class/net/eth1/ifindex"));
+    guest.route(index.expect("a number").trim().parse().expect("a number"), "default");
+    let dry = |more: &[&str]| {
+        let arguments = [&["--nic", "eth1"], more].concat();
+        let (real, dry) =
+            (run(&guest, &arguments), run(&guest, &[&arguments[..], &["--dry-run"]].concat()));
+        assert_eq!((dry.status.code(), &dry.stderr), (real.status.code(), &real.stderr), "{dry:?}");
+        let text = String::from_utf8(dry.stdout).expect("text");
+        assert_eq!(text.lines().filter(|line| line.starts_with("echo ")).count(), 6, "{text}");
+        let error = String::from_utf8(dry.stderr).expect("text");
+        let why = error.trim_start_matches("netvsc: ");
+        assert!(text.starts_with(&format!("# would be refused: {why}")), "{text}{error}");
+        text
+    };
+    let text = dry(&[]);
+    assert!(text.contains("eth1 carries the default route"), "{text}");
+    assert!(text.contains("modprobe uio_hv_generic"), "what is refused next: {text}");
+    let text = dry(&["--force"]);
+    assert!(!text.contains("default route") && text.contains("modprobe"), "{text}");
+    guest.folder(UIO_FOLDER);
+    let forced = run(&guest, &["--nic", "eth1", "--force", "--dry-run"]);
+    assert!(forced.status.success() && !forced.stdout.starts_with(b"#"), "{forced:?}");
+}
+
 #[test]
 fn a_dry_run_shows_every_write_and_makes_none() {
     let guest = kinds::worked_example();
+    guest.folder(UIO_FOLDER);
     // Twice the same NIC is one, by whatever name.
     let output = run(&guest, &["--nic", "eth1", "--nic", "enP6757s2", "--dry-run"]);
     assert!(output.status.success());

@@ -9,7 +9,7 @@ use netvsc_linux::uio::{Binding, Journal, Record, UIO_DRIVER};
 use vmbus::Guid;
 
 use super::args::UioArgs;
-use crate::bind::{JOURNAL, find_nic, spare};
+use crate::bind::{JOURNAL, expect_driver, find_nic, spare};
 use crate::error::Error;
 use crate::session::session;
 
@@ -21,8 +21,8 @@ pub(super) struct Chosen {
     pub(super) to_bind: bool,
 }
 
-/// The NICs that the options mean, each once.
-pub(super) fn choose(args: &UioArgs) -> Result<Vec<Chosen>, Error> {
+/// The NICs that the options mean, each once; and for a dry run, why the real one would be refused.
+pub(super) fn choose(args: &UioArgs) -> Result<(Vec<Chosen>, Vec<Error>), Error> {
     let snapshot = take(args.sysfs_root.as_deref(), Depth::Checks)?;
     let relations = Relations::of(&snapshot);
     if relations.nics.is_empty() {
@@ -42,16 +42,24 @@ pub(super) fn choose(args: &UioArgs) -> Result<Vec<Chosen>, Error> {
         return Err(Error::ChooseNic { found: names.join(", ") });
     }
     let mut chosen: Vec<Chosen> = Vec::new();
+    let mut refused = Vec::new();
     for nic in nics {
+        if chosen.iter().any(|other| other.guid == nic.device.guid) {
+            continue;
+        }
         let to_bind = !is_ours(nic);
-        if to_bind && !args.force && !args.dry_run {
-            spare(nic, &guest)?;
+        if to_bind && !args.force {
+            match spare(nic, &guest) {
+                Err(error) if args.dry_run => refused.push(error),
+                spared => spared?,
+            }
         }
-        if chosen.iter().all(|other| other.guid != nic.device.guid) {
-            chosen.push(Chosen { guid: nic.device.guid, to_bind });
-        }
+        chosen.push(Chosen { guid: nic.device.guid, to_bind });
     }
-    Ok(chosen)
+    if args.dry_run && chosen.iter().any(|nic| nic.to_bind) {
+        refused.extend(expect_driver(args.sysfs_root.as_deref().unwrap_or(Path::new("/"))).err());
+    }
+    Ok((chosen, refused))
 }
 
 /// Whether user space has it already.
@@ -72,10 +80,24 @@ pub(super) fn bind(chosen: &Chosen, root: &Path) -> Result<Binding, Error> {
 /// What a run would write, at its beginning and at its end.
 pub(super) fn writes(chosen: &[Chosen], root: &Path) -> Result<String, Error> {
     let (mut before, mut after) = (String::new(), String::new());
+    let mut left = Vec::new();
+    if chosen.iter().any(|nic| !nic.to_bind) {
+        match Journal::new(root.join(JOURNAL)).records() {
+            Ok(records) => left = records,
+            Err(error) => {
+                after.push_str(&format!("# what else goes back cannot be read: {error}\n"));
+            }
+        }
+    }
     for nic in chosen {
         let record = Record::of(root, &nic.guid.to_string())?;
         if !nic.to_bind {
             before.push_str(&format!("# {} is user space's already\n", nic.guid));
+            // What a run that was killed had taken goes back, as `Binding::adopt` has it.
+            let left = left.iter().find(|record| record.device == nic.guid && !record.kept);
+            for change in left.into_iter().flat_map(|record| record.changes_back(root)) {
+                after.push_str(&format!("{change}\n"));
+            }
             continue;
         }
         for change in record.changes_to(root, UIO_DRIVER) {

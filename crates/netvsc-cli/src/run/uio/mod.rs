@@ -28,6 +28,7 @@ use vmbus::{Guid, Instant};
 use self::nic::{Setup, UioNic, Voice};
 use self::vf::Vf;
 use crate::args::RunArgs;
+use crate::bind::would_be_refused;
 use crate::capture::Capture;
 use crate::error::Error;
 use crate::event::{Event, What};
@@ -43,10 +44,11 @@ use crate::service::Service;
 /// If there is no NIC, one is needed, the kernel or the host refuses something, or the host takes back the last NIC.
 pub(super) fn run(args: &RunArgs, capture: Option<&Capture>) -> Result<ExitCode, Error> {
     let root = args.uio.sysfs_root.as_deref().unwrap_or(Path::new("/"));
-    let chosen = choose::choose(&args.uio)?;
+    let (chosen, refused) = choose::choose(&args.uio)?;
     if args.uio.dry_run {
-        print(&choose::writes(&chosen, root)?)?;
-        return Ok(ExitCode::SUCCESS);
+        let told: String = refused.iter().map(would_be_refused).collect();
+        print(&(told + &choose::writes(&chosen, root)?))?;
+        return refused.into_iter().next().map_or(Ok(ExitCode::SUCCESS), Err);
     }
     let names = tap_names(args, chosen.len())?;
     let mut service = Service::start(&args.log)?;
