@@ -86,6 +86,7 @@ pub struct BusServer {
     /// Memory refused before all of its description had come; the rest is on its way. The newest come last.
     refused: VecDeque<GpadlId>,
     counters: BusCounters,
+    left_behind: LeftBehind,
     faults: Faults,
     /// What was done to rings.
     ring_faults: BTreeMap<RingFault, u64>,
@@ -115,6 +116,7 @@ impl BusServer {
             events: VecDeque::new(),
             refused: VecDeque::new(),
             counters: BusCounters::default(),
+            left_behind: LeftBehind::default(),
             faults: Faults::default(),
             ring_faults: BTreeMap::new(),
             paused: VecDeque::new(),
@@ -233,6 +235,12 @@ impl BusServer {
     #[must_use]
     pub fn gpadls(&self) -> usize {
         self.devices.values().map(|device| device.gpadls.len()).sum()
+    }
+
+    /// What the guest had not given back when it took its leave, the last time that it did.
+    #[must_use]
+    pub const fn left_behind(&self) -> LeftBehind {
+        self.left_behind
     }
 
     /// Which open device a guest's signal to `connection` is for. `None` is a spurious signal, which is harmless.
@@ -462,6 +470,14 @@ impl BusServer {
 
     /// Stops every device; the connection ends when all have.
     fn reset(&mut self, after: After, now: Instant) {
+        if matches!(after, After::Unload) {
+            let count = |state| self.devices.values().filter(|it| it.state == state).count();
+            self.left_behind = LeftBehind {
+                channels: count(DeviceState::Open),
+                gpadls: self.gpadls(),
+                ids: count(DeviceState::Revoked),
+            };
+        }
         self.resetting = Some(after);
         for (id, device) in &mut self.devices {
             if device.state == DeviceState::Open && !device.stopping {

@@ -359,6 +359,17 @@ impl fmt::Display for DeviceState {
     }
 }
 
+/// What a guest that takes its leave has not given back. One that goes in order leaves nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// Channels that are open.
+    pub channels: usize,
+    /// Pieces of memory that are shared.
+    pub gpadls: usize,
+    /// Ids of channels that are gone.
+    pub ids: usize,
+}
+
 /// What went over the bus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BusCounters {

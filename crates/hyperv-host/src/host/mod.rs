@@ -21,7 +21,7 @@ use vmbus::message::{NIC_CLASS, Payload};
 use vmbus::time::earliest;
 use vmbus::{ChannelId, ConnectionId, GpadlId, Guid, Instant, Pfn, Serial};
 
-use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, HostChannel, OfferSpec};
+use crate::bus::{BusEvent, BusPolicy, BusServer, DeviceId, HostChannel, LeftBehind, OfferSpec};
 use crate::memory::GuestMemory;
 use crate::nic::{GuestView, NicPolicy, NicService, NicServiceConfig, NicServiceEvent};
 use crate::pci::{MOST_PORTS, PciPolicy, PciService, SlotTaken};
@@ -585,6 +585,12 @@ impl Host {
     #[must_use]
     pub fn gpadls(&self) -> usize {
         self.bus.gpadls()
+    }
+
+    /// What the guest had not given back when it took its leave, the last time that it did.
+    #[must_use]
+    pub const fn left_behind(&self) -> LeftBehind {
+        self.bus.left_behind()
     }
 
     fn device(&self, instance: Guid) -> Option<&HostPci> {

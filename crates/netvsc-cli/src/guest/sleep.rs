@@ -16,8 +16,8 @@ use super::nic::NicDevice;
 use super::pci::{NETWORK, PciDevice};
 use super::{Guest, Machine};
 
-/// How long NICs and buses may take to stop.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long NICs and buses may take to stop: longer than a NIC waits for a host that does not let go, and then once more.
+const PATIENCE: Duration = Duration::from_secs(25);
 
 /// How far a guest is on its way to sleep and back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -250,6 +250,11 @@ pub struct SimArgs {
     #[arg(long, conflicts_with_all = ["profile", "until_failure", "shard", "replay"])]
     pub hunt: bool,
 
+    /// Look for them in seeds only, not in scenarios
+    #[cfg(feature = "seeded-bugs")]
+    #[arg(long, requires = "hunt")]
+    pub by_seeds: bool,
+
     /// Draw what happened into this file, as SVG for a browser
     #[arg(long, value_name = "FILE", requires = "one_system")]
     pub timeline: Option<PathBuf>,

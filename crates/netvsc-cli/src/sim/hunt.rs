@@ -52,9 +52,10 @@ enum Place {
     Seed { profile: &'static str, seed: u64 },
 }
 
-/// All of them: the scenarios, then seed by seed the profiles.
-fn places(seeds: Range<u64>) -> Vec<Place> {
-    let named = scenario::all().map(|scenario| Place::Named { scenario: scenario.name });
+/// All of them: the scenarios unless they do not count, then seed by seed the profiles.
+fn places(seeds: Range<u64>, by_seeds: bool) -> Vec<Place> {
+    let named = scenario::all().filter(|_| !by_seeds);
+    let named = named.map(|scenario| Place::Named { scenario: scenario.name });
     let profiles = |seed| {
         let all = Profile::value_variants().iter();
         all.map(move |profile| Place::Seed { profile: profile.word(), seed })
@@ -69,18 +70,19 @@ pub(super) fn run(args: &SimArgs) -> Result<ExitCode, Error> {
     std::panic::set_hook(Box::new(|_| {}));
     let wanted = |bug: &&Bug| args.bug.as_deref().is_none_or(|name| name == bug.name);
     let (mut hunted, mut survivors, mut moved) = (0, Vec::new(), Vec::new());
-    let places = places(args.seeds.first..args.seeds.end);
+    let places = places(args.seeds.first..args.seeds.end, args.by_seeds);
     let jobs = args.jobs.map_or_else(super::processors, std::num::NonZeroUsize::get);
     for bug in BUGS.iter().filter(wanted) {
         bugs::choose(Some(bug.name))?;
         let expected = Place::Named { scenario: bug.found_by };
-        let at_once = expected.shows().map(|by| Found { place: expected, by, before: 0 });
+        let at_once = if args.by_seeds { None } else { expected.shows() };
+        let at_once = at_once.map(|by| Found { place: expected, by, before: 0 });
         let as_expected = at_once.is_some();
         let found = at_once.or_else(|| hunt(&places, jobs));
         hunted += 1;
         match found {
             None => survivors.push(bug.name),
-            Some(_) if !as_expected => moved.push(bug.name),
+            Some(_) if !as_expected && !args.by_seeds => moved.push(bug.name),
             Some(_) => {}
         }
         let Bug { name, file, what, found_by } = *bug;

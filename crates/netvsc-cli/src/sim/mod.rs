@@ -86,11 +86,13 @@ fn one_drawn(
             if recorder.is_some() {
                 system.record();
             }
-            let failure = system.run(tell).err().and_then(failed);
+            let run = system.run(tell);
             if let Some(recorder) = recorder {
                 *recorder = system.recorded();
             }
-            Outcome { seed, figures: system.figures(), failure }
+            let figures = system.figures();
+            let failure = run.and_then(|()| system.leave()).err().and_then(failed);
+            Outcome { seed, figures, failure }
         }
         Err(what) => Outcome { seed, figures: outcome::Figures::default(), failure: failed(what) },
     }

@@ -68,6 +68,8 @@ fn shares_divide_the_seeds_without_rest() {
         bug: None,
         #[cfg(feature = "seeded-bugs")]
         hunt: false,
+        #[cfg(feature = "seeded-bugs")]
+        by_seeds: false,
         list: false,
         scenario: None,
         json: false,

@@ -122,7 +122,8 @@ fn play(
             if let Some(recorder) = recorder {
                 *recorder = system.recorded();
             }
-            Played { figures: system.figures(), failure: run.err() }
+            let figures = system.figures();
+            Played { figures, failure: run.and_then(|()| system.leave()).err() }
         }
         Err(what) => Played { figures: Figures::default(), failure: Some(what) },
     };

@@ -1,11 +1,12 @@
 //! The facts of a system, for the rules of [`invariant`](crate::sim::invariant).
 
+use hyperv_host::bus::LeftBehind;
 use hyperv_host::nic::NicFault;
 use hyperv_host::switch::Path;
 
 use super::System;
 use crate::event::What;
-use crate::sim::invariant::{Books, Moment, PairFacts, pages_bounded, returned};
+use crate::sim::invariant::{Books, Moment, PairFacts, Wrong, pages_bounded, returned};
 
 impl System {
     /// Notices that frames for the guest take another way from here on.
@@ -131,6 +132,19 @@ impl System {
             returned(what, before, after).map_err(|wrong| wrong.to_string())?;
         }
         Ok(())
+    }
+
+    /// That nothing is left of a guest that has taken its leave in order. What it still has itself goes with it.
+    pub(super) fn nothing_left(&mut self) -> Result<(), Wrong> {
+        let host = &self.stage.world.host;
+        let LeftBehind { channels, gpadls, ids } = host.left_behind();
+        returned("channels open", 0, channels)?;
+        returned("pieces of memory shared", 0, gpadls)?;
+        returned("ids of channels that are gone", 0, ids)?;
+        returned("pieces of memory that the host still has", 0, host.gpadls())?;
+        returned("channels in use", 0, self.stage.world.guest.channels())?;
+        drop(self.stage.world.restart_guest());
+        returned("pages shared", 0, self.stage.world.shared_pages())
     }
 
     /// What one side has of the other's buffers when no frame is under way, and should have given back.

@@ -94,6 +94,35 @@ impl System {
         Ok(false)
     }
 
+    /// The guest takes its leave in order, once all is at rest: its NICs stop, its channels close, its buses are turned off, and what it
+    /// shared comes back. Nothing of it may be left then, whatever happened before.
+    ///
+    /// # Errors
+    /// What is left, or that it does not come to an end.
+    pub(in crate::sim) fn leave(&mut self) -> Result<(), String> {
+        let by = self.now + LIVENESS;
+        if !self.stage.world.guest.suspend(self.stage.world.guest_time(self.now)) {
+            return Err("the guest has no connection that it could end".into());
+        }
+        for lane in &mut self.lanes {
+            lane.carrier_gone();
+        }
+        loop {
+            self.settle(&mut |_| {})?;
+            self.check_step()?;
+            if self.stage.world.guest.is_asleep() {
+                break;
+            }
+            let next =
+                self.stage.deadline(self.now).filter(|next| *next < by).ok_or_else(|| {
+                    format!("the guest comes to no end of its leave; {}", self.standing())
+                })?;
+            // There is no traffic to keep up with: one that is due all the time is not asked every microsecond.
+            self.now = next.max(self.now + Duration::from_micros(100));
+        }
+        self.nothing_left().map_err(|wrong| format!("after the guest's leave: {wrong}"))
+    }
+
     fn restore_all(&mut self) -> Result<bool, String> {
         let vfs = if self.shared { 1 } else { self.lanes.len() };
         let mut moved = false;
