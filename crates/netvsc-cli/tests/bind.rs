@@ -379,7 +379,7 @@ fn a_journal_that_may_not_be_read_is_told_only_where_it_matters() {
     let locked = |guest: &Guest| {
         guest.folder("run/netvsc/bind");
         let folder = guest.path("run/netvsc/bind");
-        set_permissions(&folder, Permissions::from_mode(0)).expect("ours");
+        set_permissions(&folder, Permissions::from_mode(0o000)).expect("ours");
         folder
     };
     let run = ["run", "--host", "uio", "--dry-run", "--nic"];
