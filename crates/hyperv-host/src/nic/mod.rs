@@ -366,6 +366,8 @@ impl NicService {
     /// due. At its end the guest has been asked to ring for whatever the service waits for from it.
     pub fn poll(&mut self, now: Instant, guest: GuestView<'_>, port: &mut SwitchPort) {
         self.seen = self.seen.max(now);
+        // Of a channel that has been closed there is no more.
+        self.more = false;
         self.association.handle_deadline(&mut self.config.policy, now);
         let Some(mut link) = self.link.take() else {
             self.act_without_link(port);
@@ -375,7 +377,6 @@ impl NicService {
         for queue in link.queues.iter_mut().flatten() {
             queue.channel.set_time(now);
         }
-        self.more = false;
         let mut packet = std::mem::take(&mut self.packet);
         let outcome = self.serve_all(&mut link, &mut packet, now, guest, port);
         self.packet = packet;

@@ -372,8 +372,7 @@ mod tests {
             let text = text.join("\n");
             let rules = rules(&text);
             let file: Vec<_> = rules.iter().collect();
-            let found = rules.iter().find_map(|rule| rule.obsolete(&seen(drivers), &file));
-            found
+            rules.iter().find_map(|rule| rule.obsolete(&seen(drivers), &file))
         };
         let by_driver = ["ENV{ID_NET_DRIVER}==\"mana\"", "ENV{ID_NET_DRIVER}==\"mlx5_core\""];
         assert_eq!(judged(&by_driver, &["mlx5_core", "mana"]), None);

@@ -255,7 +255,7 @@ mod tests {
         for (found, fifo) in [("a link", false), ("a FIFO", true)] {
             match fifo {
                 true => {
-                    mknodat(CWD, &place, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap()
+                    mknodat(CWD, &place, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
                 }
                 false => std::os::unix::fs::symlink("/etc/passwd", &place).unwrap(),
             }

@@ -304,7 +304,7 @@ fn of_two_that_take_a_device_at_the_same_time_one_gets_it() {
         let own = first.record().unwrap();
         assert_eq!(own.driver.as_deref(), Some(KERNEL_NIC_DRIVER));
         assert_eq!(bus.driver().as_deref(), Some(UIO_DRIVER));
-        assert_eq!(bus.journal().records().unwrap(), [own.clone()]);
+        assert_eq!(bus.journal().records().unwrap(), std::slice::from_ref(own));
         first.restore_by(&mut bus).unwrap();
         assert_eq!(bus.driver().as_deref(), Some(KERNEL_NIC_DRIVER));
     }

@@ -356,4 +356,13 @@ fn one_poll_does_a_bounded_amount_of_work() {
     rig.poll();
     assert_eq!(rig.hear().len(), 4);
     assert_eq!(rig.service.poll_deadline(), None);
+    // What is left when the channel is closed keeps nobody awake.
+    for id in 1..=7 {
+        rig.send(&Outgoing::InBand { transaction_id: id, completion: true, payload: &payload });
+    }
+    rig.poll();
+    assert_eq!(rig.service.poll_deadline(), Some(rig.now));
+    rig.service.close(&mut rig.port);
+    rig.poll();
+    assert_eq!(rig.service.poll_deadline(), None);
 }

@@ -117,8 +117,7 @@ impl System {
                 self.stage.deadline(self.now).filter(|next| *next < by).ok_or_else(|| {
                     format!("the guest comes to no end of its leave; {}", self.standing())
                 })?;
-            // There is no traffic to keep up with: one that is due all the time is not asked every microsecond.
-            self.now = next.max(self.now + Duration::from_micros(100));
+            self.now = next.max(self.now + Duration::from_micros(1));
         }
         self.nothing_left().map_err(|wrong| format!("after the guest's leave: {wrong}"))
     }
