@@ -27,7 +27,7 @@ pub struct Record {
     pub interfaces: Vec<String>,
     /// The permanent MAC of its interface, if that had not been given another one.
     pub mac: Option<MacAddress>,
-    /// Whether it was left with its new driver on purpose ([`Binding::keep`]). Otherwise a run has taken it, and gives it back at its end.
+    /// Whether it was left with its new driver on purpose ([`Binding::keep`](super::Binding::keep)). Otherwise a run has taken it, and gives it back at its end.
     pub kept: bool,
 }
 
