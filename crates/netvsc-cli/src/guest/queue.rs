@@ -40,6 +40,13 @@ impl<M: Machine> Guest<M> {
         adapter.map_or(0, |adapter| adapter.nic().channels())
     }
 
+    /// Whether a NIC is still to have more queues than it has now: they are being opened, or tried again for want of memory.
+    #[must_use]
+    pub fn lacks_queues(&self, nic: usize) -> bool {
+        let nic = self.nics.get(nic);
+        nic.is_some_and(|nic| !nic.opening_queues.is_empty() || !nic.unopened.is_empty())
+    }
+
     /// What each channel of a NIC did, by its number, over all openings.
     #[must_use]
     pub fn queue_totals(&self, nic: usize) -> Vec<QueueTotals> {

@@ -299,7 +299,7 @@ impl System {
                 }
                 self.check_memory()?;
                 // A stranger, or what a guest still has of one, is not there in the end.
-                if self.in_use.is_none() && self.strangers_made == 0 && self.all_on_vf() {
+                if self.in_use.is_none() && self.strangers_made == 0 && self.is_complete() {
                     self.in_use = Some(self.in_use());
                 }
                 Ok(true)

@@ -174,6 +174,12 @@ impl System {
         })
     }
 
+    /// Whether every NIC is on its VF and has all of its queues: one that lacked one had fewer pages in use than later.
+    pub(super) fn is_complete(&self) -> bool {
+        let guest = &self.stage.world.guest;
+        self.all_on_vf() && (0..self.lanes.len()).all(|nic| !guest.lacks_queues(nic))
+    }
+
     pub(super) fn standing(&self) -> String {
         let nics = self.stage.views().into_iter().enumerate().map(|(nic, view)| {
             let host = &self.stage.world.host;
