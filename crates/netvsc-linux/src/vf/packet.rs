@@ -5,9 +5,12 @@
 //! ring free while the frame is still read, so that it would be overwritten. What the kernel has taken is copied, and that is
 //! what is confirmed.
 
+mod config;
+mod ears;
+
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 
 use netvsc::MacAddress;
 use netvsc::nic::TxWork;
@@ -27,6 +30,9 @@ use super::watch::{LinkState, Watch};
 use super::{VfError, failure};
 use crate::mapping::map_file;
 use crate::xdp::Discard;
+
+pub use config::{NotAlone, PacketConfig, PacketCounters, Reception};
+pub use ears::PortEars;
 
 /// ETH_P_ALL: frames of every protocol.
 const EVERYTHING: u16 = 3;
@@ -49,106 +55,6 @@ const SLOTS: usize = 32;
 const QUEUE: usize = 8 << 20;
 /// Bytes that a frame takes there at least, or in a ring, with what the kernel keeps beside it.
 const LEAST: usize = 128;
-
-/// How frames come from the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reception {
-    /// In blocks of a ring that both map. A block that is not full is shown a millisecond after its first frame.
-    Ring {
-        /// Bytes of each block: a power of two from 128 KiB to 4 MiB.
-        block_size: usize,
-        /// Number of blocks: 2 to 1024.
-        blocks: usize,
-    },
-    /// Out of the socket's queue, at once: where what comes by another way must not overtake them.
-    Queue,
-}
-
-/// How a port is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PacketConfig {
-    /// The MAC that the function has from its host; the interface gets it if it has another. Without it the port has the
-    /// interface's permanent one, or the present one if the driver tells none.
-    pub mac: Option<MacAddress>,
-    /// How frames come.
-    pub reception: Reception,
-    /// Whether the port asks for large sends and receives all there is (MTU-sized frames only, if not).
-    pub large_sends: bool,
-    /// Whether frames go past the queueing discipline. A segment that the kernel has to cut for the interface it only takes on
-    /// the usual way: with the first one that it does not take, all frames go there.
-    pub bypass: bool,
-    /// Whether the kernel's stack is to get none of what is received, of which a packet socket has copies. Otherwise a stack that has the NIC's
-    /// addresses as well would take it twice. Whether that could be had is told by [`PacketPort::alone`].
-    pub alone: bool,
-}
-
-impl Default for PacketConfig {
-    /// A ring of 4 MiB, and what is received is for the port alone.
-    fn default() -> Self {
-        let reception = Reception::Ring { block_size: 128 << 10, blocks: 32 };
-        Self { mac: None, reception, large_sends: true, bypass: true, alone: true }
-    }
-}
-
-/// Why the kernel's stack gets what a port receives, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAlone {
-    /// Nobody wanted otherwise.
-    #[error("it was not asked to be kept away")]
-    NotAsked,
-    /// The caller may not keep it away.
-    #[error(
-        "not allowed to attach a program at the interface's entrance ({cause}): run as root or with the capabilities CAP_BPF and CAP_NET_ADMIN"
-    )]
-    NotPermitted {
-        /// What the kernel said.
-        cause: Errno,
-    },
-    /// The kernel cannot keep it away.
-    #[error(
-        "the kernel has no programs at an interface's entrance ({cause}), which come with Linux 6.6"
-    )]
-    NoPrograms {
-        /// What it said.
-        cause: Errno,
-    },
-    /// The kernel does not keep it away.
-    #[error("could not attach a program at the interface's entrance: {cause}")]
-    Refused {
-        /// What it said.
-        cause: Errno,
-    },
-}
-
-impl NotAlone {
-    fn of(cause: Errno) -> Self {
-        match cause {
-            Errno::PERM | Errno::ACCESS => Self::NotPermitted { cause },
-            // A place or a command that it does not know, or an argument longer than it knows any.
-            Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::TOOBIG => {
-                Self::NoPrograms { cause }
-            }
-            cause => Self::Refused { cause },
-        }
-    }
-}
-
-/// What a port has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PacketCounters {
-    /// Frames that the kernel took.
-    pub sent: u64,
-    /// Of frames that it refused for good, such as one longer than the interface's MTU.
-    pub refused: u64,
-    /// Times that it took no more for now.
-    pub pushed_back: u64,
-    /// Frames handed on.
-    pub received: u64,
-    /// Frames that were dropped here since they cannot be handed on: cut off, or with work that cannot be done.
-    pub unusable: u64,
-    /// Frames for which there was no room in the ring.
-    pub dropped: u64,
-}
 
 /// An interface of the kernel as the port of a virtual function. See the [module](super).
 #[derive(Debug)]
@@ -560,18 +466,6 @@ impl VfPort for PacketPort {
     }
 }
 
-impl Reception {
-    fn check(self) -> Result<(), VfError> {
-        let Self::Ring { block_size, blocks } = self else { return Ok(()) };
-        let sizes = (128 << 10)..=(4 << 20);
-        let fits = sizes.contains(&block_size) && block_size.is_power_of_two();
-        match fits && (2..=1024).contains(&blocks) {
-            true => Ok(()),
-            false => Err(VfError::Ring { block_size, blocks }),
-        }
-    }
-}
-
 /// Where frames come from.
 #[derive(Debug)]
 enum Source {
@@ -636,35 +530,6 @@ impl PacketCounters {
     }
 }
 
-/// What to wait for on a port's behalf, wherever the port is. It does not keep the port.
-#[derive(Clone, Debug)]
-pub struct PortEars {
-    parts: Vec<Weak<OwnedFd>>,
-    stuck: Arc<AtomicBool>,
-}
-
-impl PortEars {
-    pub(crate) fn of<'a>(
-        parts: impl IntoIterator<Item = &'a Arc<OwnedFd>>,
-        stuck: &Arc<AtomicBool>,
-    ) -> Self {
-        let parts = parts.into_iter().map(Arc::downgrade).collect();
-        Self { parts, stuck: stuck.clone() }
-    }
-
-    /// Descriptors that are readable when there are frames, or the interface has changed; none once the port is gone.
-    #[must_use]
-    pub fn descriptors(&self) -> Vec<Arc<OwnedFd>> {
-        self.parts.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// Whether frames wait that the kernel has not taken: try again a little later, by [`VfPort::flush`].
-    #[must_use]
-    pub fn is_stuck(&self) -> bool {
-        self.stuck.load(Ordering::Relaxed)
-    }
-}
-
 /// A packet socket that receives nothing yet.
 pub(super) fn packet_socket() -> Result<OwnedFd, VfError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -674,22 +539,4 @@ pub(super) fn packet_socket() -> Result<OwnedFd, VfError> {
 
 fn set(socket: &OwnedFd, setting: Setting, value: i32, doing: &'static str) -> Result<(), VfError> {
     request::set(socket, setting, &value).map_err(failure(doing))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_capability_is_told_from_an_old_kernel() {
-        let said = |cause: Errno| NotAlone::of(cause).to_string();
-        for cause in [Errno::PERM, Errno::ACCESS] {
-            assert!(said(cause).contains("CAP_BPF") && !said(cause).contains("6.6"));
-        }
-        for cause in [Errno::INVAL, Errno::NOSYS, Errno::TOOBIG] {
-            assert!(said(cause).contains("Linux 6.6") && !said(cause).contains("CAP_BPF"));
-        }
-        let other = said(Errno::NOMEM);
-        assert!(!other.contains("6.6") && !other.contains("CAP_BPF"), "{other}");
-    }
 }
