@@ -455,32 +455,26 @@ mod tests {
     }
     #[test]
     fn a_tap_that_cannot_be_had_after_all_keeps_its_header() {
-        in_namespace(
-            "tap::tests::a_tap_that_cannot_be_had_after_all_keeps_its_header",
-            || {
-                use rustix::process::{Resource, getrlimit, setrlimit};
-                use std::os::fd::AsRawFd;
+        in_namespace("tap::tests::a_tap_that_cannot_be_had_after_all_keeps_its_header", || {
+            use rustix::process::{Resource, getrlimit, setrlimit};
+            use std::os::fd::AsRawFd;
 
-                ip("tuntap add mode tap name nvt0 vnet_hdr");
-                let name: TapName = "nvt0".parse().unwrap();
-                let free = {
-                    let queue = open_device(&name).unwrap();
-                    attach(&queue, &name, OFFLOADS).unwrap();
-                    assert_eq!(set_header_size(&queue, 12), Ok(Some(10)));
-                    queue.as_raw_fd()
-                };
-                // There is a descriptor for the queue and none for the socket that is needed as well.
-                let before = getrlimit(Resource::Nofile);
-                let current = Some(u64::try_from(free).unwrap() + 1);
-                setrlimit(Resource::Nofile, rustix::process::Rlimit { current, ..before }).unwrap();
-                let refused = Tap::open_with_offloads(&name).expect_err("no descriptors");
-                setrlimit(Resource::Nofile, before).unwrap();
-                assert!(
-                    matches!(refused, TapError::Other { cause: Errno::MFILE, .. }),
-                    "{refused}"
-                );
-                assert_eq!(header_of(&name), 12);
-            },
-        );
+            ip("tuntap add mode tap name nvt0 vnet_hdr");
+            let name: TapName = "nvt0".parse().unwrap();
+            let free = {
+                let queue = open_device(&name).unwrap();
+                attach(&queue, &name, OFFLOADS).unwrap();
+                assert_eq!(set_header_size(&queue, 12), Ok(Some(10)));
+                queue.as_raw_fd()
+            };
+            // There is a descriptor for the queue and none for the socket that is needed as well.
+            let before = getrlimit(Resource::Nofile);
+            let current = Some(u64::try_from(free).unwrap() + 1);
+            setrlimit(Resource::Nofile, rustix::process::Rlimit { current, ..before }).unwrap();
+            let refused = Tap::open_with_offloads(&name).expect_err("no descriptors");
+            setrlimit(Resource::Nofile, before).unwrap();
+            assert!(matches!(refused, TapError::Other { cause: Errno::MFILE, .. }), "{refused}");
+            assert_eq!(header_of(&name), 12);
+        });
     }
 }

@@ -1,6 +1,6 @@
 //! embassy-net on a NIC: one task runs the card, one the stack, and one fetches a page from behind the virtual switch.
 //!
-//! `cargo run -p netvsc-cli --example embassy` ends when it has the page. No task is polled that nobody woke, and time goes on only when all of them sleep.
+//! `cargo run -p hyperv-host --example embassy` ends when it has the page. No task is polled that nobody woke, and time goes on only when all of them sleep.
 
 use std::cell::{Cell, RefCell};
 use std::error::Error;
