@@ -1,4 +1,4 @@
-//! The program `netvsc`, as a library: for its own tests, benches and examples. Nothing here is promised to stay as it is; what
+//! The program `netvsc`, as a library: for its own tests and benches. Nothing here is promised to stay as it is; what
 //! others build on are the crates `vmbus`, `vpci`, `netvsc` and `hyperv-host`.
 
 use std::io::Write as _;
