@@ -85,7 +85,7 @@ fn frames_go_over_the_interface_while_it_is_the_vf_and_only_then() {
         let name = file.to_str().expect("a plain path");
         let mut setup = Setup::new("vf-capture", &[], &["--pcap", name]);
         let capture = Capture::on("vfh");
-        let (over_vf, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
+        let over_vf = setup.transfer(|_| thread::sleep(Duration::from_millis(300))).bytes;
         let seen = capture.end();
         assert!(over_vf > 1 << 20 && seen >= over_vf, "{seen} of {over_vf} bytes over the VF");
         setup.flood(echoes());
@@ -93,7 +93,7 @@ fn frames_go_over_the_interface_while_it_is_the_vf_and_only_then() {
         ip("link set vfg down");
         setup.run.wait_for(ON_SYNTHETIC, 1);
         let capture = Capture::on("vfh");
-        let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
+        let bytes = setup.transfer(|_| thread::sleep(Duration::from_millis(300))).bytes;
         setup.flood(echoes());
         let seen = capture.end();
         assert!(bytes > 1 << 20 && seen == 0, "{seen} of {bytes} bytes over the VF");

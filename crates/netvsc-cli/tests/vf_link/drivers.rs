@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::namespace::{in_namespace, ip};
 use crate::processes::{PROGRAM, limited};
-use crate::setup::{Setup, make_pair, start_host, start_run};
+use crate::setup::{Setup, Transfer, make_pair, start_host, start_run};
 
 #[test]
 fn af_xdp_is_used_where_it_needs_no_copies_or_where_it_is_asked_for() {
@@ -22,7 +22,8 @@ fn af_xdp_is_used_where_it_needs_no_copies_or_where_it_is_asked_for() {
             let mut setup = Setup::new("vf-xdp", &[], &["--vf-driver", "xdp"]);
             assert_eq!(setup.run.has_said("AF_XDP, native, copied, 1 queues in, 1 out"), 1);
             assert!(ip("link show vfg").contains("xdp"));
-            let (bytes, _) = setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
+            let Transfer { bytes, .. } =
+                setup.transfer(|_| thread::sleep(Duration::from_millis(300)));
             let summary = setup.finish();
             assert!(bytes > 1 << 20 && summary["frames_vf"].as_u64() > Some(1000), "{summary}");
             assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");

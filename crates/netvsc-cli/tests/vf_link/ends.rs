@@ -10,10 +10,11 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto};
 use sha2::{Digest, Sha256};
 
 use crate::SILENCE;
+use crate::processes::clock;
 
 const PORT: &str = "192.0.2.2:5001";
-/// What a connection may be silent for at an orderly switch.
-const STALL: Duration = Duration::from_millis(200);
+/// Shorter silences are no silences, in microseconds.
+pub const LEAST: u64 = 5000;
 
 pub fn send(until: &Path) {
     let address = PORT.parse().expect("an address");
@@ -33,30 +34,39 @@ pub fn send(until: &Path) {
     stream.shutdown(Shutdown::Write).expect("the connection is alive");
     let mut end = [0; 1];
     assert_eq!(stream.read(&mut end).expect("the other side ends"), 0);
-    println!("result: {:x?} {sent} 0 0", digest.finalize().as_slice());
+    println!("result: {:x?} {sent}", digest.finalize().as_slice());
 }
 
+/// Receives all there is, and tells of each silence when it began and ended.
 pub fn receive() {
     let listener = TcpListener::bind(PORT).expect("the address is there");
     println!("listening");
     let (mut stream, _) = listener.accept().expect("someone calls");
     stream.set_read_timeout(Some(SILENCE)).expect("a limit");
-    let (mut digest, mut total) = (Sha256::new(), 0);
-    let (mut last, mut longest, mut stalls) = (Instant::now(), Duration::ZERO, 0);
+    let (mut digest, mut total, mut silences) = (Sha256::new(), 0, Vec::new());
     let mut buffer = vec![0; 256 << 10];
+    let (mut first, mut last) = (0, 0);
     loop {
         let len = stream.read(&mut buffer).expect("data within the time limit");
+        let now = clock();
+        if total == 0 {
+            println!("it comes");
+            first = now;
+        } else if now - last >= LEAST {
+            silences.push((last, now));
+        }
+        last = now;
         if len == 0 {
             break;
         }
-        longest = longest.max(last.elapsed());
-        stalls += usize::from(total > 0 && last.elapsed() > STALL);
-        last = Instant::now();
         digest.update(&buffer[..len]);
         total += len;
     }
-    let digest = digest.finalize();
-    println!("result: {:x?} {total} {} {stalls}", digest.as_slice(), longest.as_millis());
+    println!("result: {:x?} {total}", digest.finalize().as_slice());
+    println!("span: {first} {last}");
+    for (start, end) in silences {
+        println!("silence: {start} {end}");
+    }
 }
 
 /// Echo requests as fast as they are answered, as `ping -f` sends them: no more than a window of them is under way.

@@ -2,13 +2,11 @@
 
 use std::process::Command;
 
-use serde_json::Value;
-
 use crate::ROLE;
 use crate::ends::DATAGRAMS;
 use crate::namespace::{Neighbour, in_namespace, ip};
-use crate::processes::{LIMITED, PROGRAM, Process, helper_in, inside, limited};
-use crate::setup::{make_pair, of_ip, settle, start_host, start_run};
+use crate::processes::{LIMITED, Line, PROGRAM, Process, helper_in, inside, limited};
+use crate::setup::{make_pair, of_ip, settle, start_host, start_run, summary};
 
 #[test]
 fn each_datagram_arrives_once_where_tap_and_vf_are_in_one_namespace() {
@@ -73,16 +71,16 @@ fn in_one_namespace(driver: &str, less: bool) {
             Command::new(&this).args(["--exact", "helper", "--nocapture"]).env(ROLE, role),
         )
     };
-    let once = |said: Vec<String>| {
+    let once = |said: Vec<Line>| {
         let result = format!("result: {}", DATAGRAMS + 1);
         assert!(said.iter().any(|line| line.ends_with(&result)), "{driver}: {said:?}");
     };
-    let mut counter = own("count");
+    let counter = own("count");
     counter.wait_for("listening", 1);
     helper_in(&peer, "datagrams 192.0.2.1:5002").end();
     once(counter.end());
     // At the host's end other interfaces than the VF's have its address: what is for all is for each of them.
-    let mut counter = helper_in(&peer, "count");
+    let counter = helper_in(&peer, "count");
     counter.wait_for("listening", 1);
     own("datagrams 192.0.2.255:5002").end();
     once(counter.end());
@@ -90,8 +88,8 @@ fn in_one_namespace(driver: &str, less: bool) {
     for step in ["set vfg down", "set vfg name enP9s1", "set enP9s1 up"] {
         ip(&format!("link {step}"));
     }
-    let summary = run.stop();
-    let summary: Value = serde_json::from_str(summary.last().expect("a line")).expect("JSON");
+    let said = run.stop();
+    let summary = summary(&said);
     assert!(summary["frames_vf"].as_u64() >= Some(DATAGRAMS.into()), "{summary}");
     assert_eq!(filter("enP9s1"), before, "given back under its new name");
     host.stop();

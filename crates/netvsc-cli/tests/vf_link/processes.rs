@@ -1,22 +1,52 @@
 //! The processes of a test.
 
 use std::io::{BufRead, BufReader};
+use std::ops::Deref;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::namespace::Neighbour;
 use crate::{ROLE, SILENCE};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_netvsc");
 
+/// A line that a process said, and when it came, by [`clock`].
+#[derive(Debug)]
+pub struct Line {
+    pub at: u64,
+    text: String,
+}
+
+impl Deref for Line {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Microseconds of a clock that all processes of a test share, in whatever network namespace.
+pub fn clock() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+}
+
+/// What a process has said so far, and whether it says no more.
+#[derive(Default)]
+struct Said {
+    lines: Vec<Line>,
+    ended: bool,
+}
+
 /// A process that is killed if the test dies before it.
 pub struct Process {
     pub child: Child,
-    said: Arc<Mutex<Vec<String>>>,
+    said: Arc<(Mutex<Said>, Condvar)>,
     reader: Option<thread::JoinHandle<()>>,
 }
 
@@ -25,42 +55,57 @@ impl Process {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it runs");
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let lines = said.clone();
+        let said = Arc::new((Mutex::new(Said::default()), Condvar::new()));
+        let shared = said.clone();
         let reader = thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                lines.lock().expect("nobody panics").push(line);
+            let (said, more) = &*shared;
+            for text in stdout.lines().map_while(Result::ok) {
+                said.lock().expect("nobody panics").lines.push(Line { at: clock(), text });
+                more.notify_all();
             }
+            said.lock().expect("nobody panics").ended = true;
+            more.notify_all();
         });
         Self { child, said, reader: Some(reader) }
     }
 
     pub fn has_said(&self, what: &str) -> usize {
-        let said = self.said.lock().expect("nobody panics");
-        said.iter().filter(|line| line.contains(what)).count()
+        let said = self.said.0.lock().expect("nobody panics");
+        said.lines.iter().filter(|line| line.contains(what)).count()
     }
 
-    pub fn wait_for(&mut self, what: &str, times: usize) {
+    /// Waits until what it has said has something in it, which is looked for whenever it says more.
+    pub fn wait_until<T>(&self, what: &str, look: impl Fn(&[Line]) -> Option<T>) -> T {
+        let (said, more) = &*self.said;
         let end = Instant::now() + SILENCE;
-        while self.has_said(what) < times {
-            let ended = self.child.try_wait().expect("a child");
-            let said = self.said.lock().expect("nobody panics").join("\n");
-            assert!(Instant::now() < end && ended.is_none(), "no `{what}`, {ended:?}:\n{said}");
-            thread::sleep(Duration::from_millis(5));
+        let mut said = said.lock().expect("nobody panics");
+        loop {
+            if let Some(found) = look(&said.lines) {
+                return found;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero() && !said.ended, "no `{what}`: {:#?}", said.lines);
+            said = more.wait_timeout(said, left).expect("nobody panics").0;
         }
     }
 
+    pub fn wait_for(&self, what: &str, times: usize) {
+        self.wait_until(what, |said| {
+            (said.iter().filter(|line| line.contains(what)).count() >= times).then_some(())
+        });
+    }
+
     /// Everything that it said, once it has ended well.
-    pub fn end(mut self) -> Vec<String> {
+    pub fn end(mut self) -> Vec<Line> {
         let status = self.child.wait().expect("a child");
         self.reader.take().expect("once").join().expect("text");
-        let said = std::mem::take(&mut *self.said.lock().expect("nobody panics"));
-        let tail = said.iter().rev().take(5).rev().cloned().collect::<Vec<_>>().join("\n");
-        assert!(status.success(), "{status}:\n{tail}");
+        let said = std::mem::take(&mut self.said.0.lock().expect("nobody panics").lines);
+        let tail = &said[said.len().saturating_sub(5)..];
+        assert!(status.success(), "{status}: {tail:#?}");
         said
     }
 
-    pub fn stop(self) -> Vec<String> {
+    pub fn stop(self) -> Vec<Line> {
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it is running");
         self.end()
     }

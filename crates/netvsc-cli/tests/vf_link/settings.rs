@@ -2,11 +2,9 @@
 
 use std::process::Command;
 
-use serde_json::Value;
-
 use crate::namespace::{in_namespace, ip};
 use crate::processes::{PROGRAM, until};
-use crate::setup::{ON_VF, make_pair, of_ip, start, start_host, start_run};
+use crate::setup::{ON_VF, make_pair, of_ip, start, start_host, start_run, summary};
 
 #[test]
 fn the_kernels_ipv6_keeps_silent_on_the_vf_while_the_run_has_it() {
@@ -14,7 +12,7 @@ fn the_kernels_ipv6_keeps_silent_on_the_vf_while_the_run_has_it() {
         make_pair(1500);
         assert_eq!(of_ip("ipv6", "vfg", "disable_ipv6"), "0", "nothing to see");
         let of_host = ["--churn", "300ms"];
-        let (mut run, host, _) = start(Command::new(PROGRAM), 1500, "vf-ipv6", &of_host, &[]);
+        let (run, host, _) = start(Command::new(PROGRAM), 1500, "vf-ipv6", &of_host, &[]);
         // The host has had it back twice.
         run.wait_for(ON_VF, 3);
         assert_eq!(greetings("vfg"), 0);
@@ -49,8 +47,7 @@ fn what_the_kernel_says_between_two_runs_is_no_guests() {
                 until("the kernel speaks", || greetings("vfg") >= before + 2);
                 let run = start_run(Command::new(PROGRAM), &base, 1500, &["--vf-driver", driver]);
                 let said = run.stop();
-                let summary: Value =
-                    serde_json::from_str(said.last().expect("a line")).expect("JSON");
+                let summary = summary(&said);
                 for what in ["frames_lost_orderly", "frames_duplicated"] {
                     assert_eq!(summary[what], 0, "{driver}, round {round}: {summary}");
                 }

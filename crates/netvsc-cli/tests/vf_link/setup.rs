@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::namespace::{Neighbour, exists, ip};
-use crate::processes::{PROGRAM, Process, helper_in, inside};
+use crate::processes::{Line, PROGRAM, Process, helper_in, inside};
 
 /// Host and guest with a veth pair between them, and the kernel's TCP over TAPs in two namespaces.
 pub struct Setup {
@@ -52,7 +52,7 @@ pub fn start_host(mut host: Command, name: &str, of_host: &[&str]) -> (Process, 
     let socket = base.with_extension("sock");
     let socket = socket.to_str().expect("a plain path");
     let options = ["host", "--json", "--listen", socket, "--peer-tap", "nvt1", "--vf-peer", "vfh"];
-    let mut host = Process::start(host.args(options).args(of_host));
+    let host = Process::start(host.args(options).args(of_host));
     host.wait_for("listening", 1);
     (host, base)
 }
@@ -62,7 +62,7 @@ pub fn start_run(mut run: Command, base: &Path, mtu: u32, of_run: &[&str]) -> Pr
     let at = format!("unix:{}", base.with_extension("sock").display());
     let options = ["run", "--json", "--host", &at, "--tap", "nvt0", "--vf-link", "vfg"];
     let more = ["--mtu", &mtu.to_string()];
-    let mut run = Process::start(run.args(options).args(more).args(of_run));
+    let run = Process::start(run.args(options).args(more).args(of_run));
     run.wait_for(ON_VF, 1);
     run
 }
@@ -89,46 +89,71 @@ impl Setup {
         assert!(said.iter().any(|line| line.ends_with(&format!("result: {count}"))), "{said:?}");
     }
 
-    /// Sends while `meanwhile` goes on; the bytes that arrived, whole, and the longest silence.
-    pub fn transfer(&mut self, meanwhile: impl FnOnce(&mut Self)) -> (u64, Duration) {
-        let (bytes, silence, _) = self.transfer_with_stalls(meanwhile);
-        (bytes, silence)
-    }
-
-    /// The same, and how many silences were longer than [`STALL`].
-    pub fn transfer_with_stalls(
-        &mut self,
-        meanwhile: impl FnOnce(&mut Self),
-    ) -> (u64, Duration, u64) {
+    /// Sends while `meanwhile` goes on. What arrived is what was sent.
+    pub fn transfer(&mut self, meanwhile: impl FnOnce(&mut Self)) -> Transfer {
         let _ = std::fs::remove_file(&self.stop);
-        let mut listener = helper_in(&self.peer, "receive");
+        let listener = helper_in(&self.peer, "receive");
         listener.wait_for("listening", 1);
         let sender = helper_in(&self.guest, &format!("send {}", self.stop.display()));
+        // A connection that is not made yet waits a second for the next attempt.
+        listener.wait_for("it comes", 1);
         meanwhile(self);
         std::fs::write(&self.stop, "").expect("a file");
-        let result = |said: Vec<String>| {
-            let line = said.iter().find_map(|line| line.split_once("result: "));
-            line.expect("a result").1.to_owned()
-        };
-        let (sent, received) = (result(sender.end()), result(listener.end()));
+        let (sent, received) = (sender.end(), listener.end());
         let _ = std::fs::remove_file(&self.stop);
-        let (sent, _) = sent.rsplit_once(' ').expect("words");
-        let (sent, _) = sent.rsplit_once(' ').expect("words");
-        let (received, stalls) = received.rsplit_once(' ').expect("words");
-        let (whole, silence) = received.rsplit_once(' ').expect("words");
-        assert_eq!(sent, whole, "digest and length");
-        let bytes = whole.rsplit_once(' ').expect("words").1.parse().expect("a number");
-        let silence = Duration::from_millis(silence.parse().expect("a number"));
-        (bytes, silence, stalls.parse().expect("a number"))
+        let [sent, whole] = [&sent, &received].map(|said| told(said, "result: ").next());
+        assert_eq!(sent.expect("a result"), whole.expect("a result"), "digest and length");
+        let (_, bytes) = whole.and_then(|whole| whole.rsplit_once(' ')).expect("words");
+        let span = told(&received, "span: ").map(pair).next().expect("a span");
+        let silences = told(&received, "silence: ").map(pair).collect();
+        Transfer { bytes: bytes.parse().expect("a number"), span, silences }
     }
 
     /// Ends both; the guest's summary.
     pub fn finish(self) -> Value {
+        summary(&self.finish_with_events())
+    }
+
+    /// The same, and all that the guest told before.
+    pub fn finish_with_events(self) -> Vec<Line> {
         let said = self.run.stop();
         self.host.stop();
         assert!(!exists("nvt0") && !exists("nvt1"), "left behind");
-        serde_json::from_str(said.last().expect("a line")).expect("JSON")
+        said
     }
+}
+
+/// A transfer over TCP. Times are those of [`clock`](crate::processes::clock).
+pub struct Transfer {
+    pub bytes: u64,
+    /// When the first byte came, and the end.
+    pub span: (u64, u64),
+    /// From when to when the receiver got nothing.
+    pub silences: Vec<(u64, u64)>,
+}
+
+impl Transfer {
+    pub fn longest(&self) -> Duration {
+        let spans = self.silences.iter().map(|(start, end)| end - start);
+        Duration::from_micros(spans.max().unwrap_or(0))
+    }
+}
+
+/// What stands behind this in lines that have it.
+pub fn told<'a>(said: &'a [Line], what: &str) -> impl Iterator<Item = &'a str> {
+    said.iter().filter_map(move |line| line.split_once(what).map(|(_, rest)| rest))
+}
+
+/// Two numbers.
+pub fn pair(text: &str) -> (u64, u64) {
+    let number = |text: &str| text.parse().expect("a number");
+    let (one, other) = text.split_once(' ').expect("two words");
+    (number(one), number(other))
+}
+
+/// What a guest tells last.
+pub fn summary(said: &[Line]) -> Value {
+    serde_json::from_str(said.last().expect("a line")).expect("JSON")
 }
 
 /// What the guest says when its first NIC is on the VF.
