@@ -16,7 +16,8 @@ const PORT: &str = "192.0.2.2:5001";
 /// Shorter silences are no silences, in microseconds.
 pub const LEAST: u64 = 5000;
 
-pub fn send(until: &Path) {
+/// Sends until the file is there, with a pause after each 32 KiB.
+pub fn send(until: &Path, pause: Duration) {
     let address = PORT.parse().expect("an address");
     let mut stream = TcpStream::connect_timeout(&address, SILENCE).expect("someone answers");
     stream.set_write_timeout(Some(SILENCE)).expect("a limit");
@@ -30,6 +31,9 @@ pub fn send(until: &Path) {
         digest.update(&buffer);
         stream.write_all(&buffer).expect("the other side takes it");
         sent += buffer.len();
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
     }
     stream.shutdown(Shutdown::Write).expect("the connection is alive");
     let mut end = [0; 1];

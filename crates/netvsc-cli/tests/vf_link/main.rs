@@ -14,6 +14,7 @@ mod one_namespace;
 mod processes;
 mod settings;
 mod setup;
+mod streams;
 mod switches;
 mod torments;
 
@@ -36,7 +37,9 @@ fn helper() {
     let Ok(role) = std::env::var(ROLE) else { return };
     match role.split_once(' ') {
         // Until somebody creates the file.
-        Some(("send", until)) => ends::send(Path::new(until)),
+        Some(("send", until)) => ends::send(Path::new(until), Duration::ZERO),
+        Some(("pace", until)) => ends::send(Path::new(until), Duration::from_millis(1)),
+        Some(("capture", until)) => streams::capture(Path::new(until)),
         Some(("flood", count)) => ends::flood(count.parse().expect("a number")),
         Some(("datagrams", to)) => ends::datagrams(to.parse().expect("an address")),
         _ if role == "count" => ends::count(),

@@ -2,10 +2,9 @@
 
 use std::process::Command;
 
-use crate::ROLE;
 use crate::ends::DATAGRAMS;
 use crate::namespace::{Neighbour, in_namespace, ip};
-use crate::processes::{LIMITED, Line, PROGRAM, Process, helper_in, inside, limited};
+use crate::processes::{LIMITED, Line, PROGRAM, helper_here, helper_in, inside, limited};
 use crate::setup::{make_pair, of_ip, settle, start_host, start_run, summary};
 
 #[test]
@@ -65,24 +64,18 @@ fn in_one_namespace(driver: &str, less: bool) {
     ip("addr add 192.0.2.1/24 dev nvt0");
     let script = "ip addr add 192.0.2.2/24 broadcast 192.0.2.255 dev nvt1 && ip link set nvt1 up";
     assert!(inside(&peer, "sh").args(["-c", script]).status().expect("sh runs").success());
-    let this = std::env::current_exe().expect("a test knows its own program");
-    let own = |role: &str| {
-        Process::start(
-            Command::new(&this).args(["--exact", "helper", "--nocapture"]).env(ROLE, role),
-        )
-    };
     let once = |said: Vec<Line>| {
         let result = format!("result: {}", DATAGRAMS + 1);
         assert!(said.iter().any(|line| line.ends_with(&result)), "{driver}: {said:?}");
     };
-    let counter = own("count");
+    let counter = helper_here("count");
     counter.wait_for("listening", 1);
     helper_in(&peer, "datagrams 192.0.2.1:5002").end();
     once(counter.end());
     // At the host's end other interfaces than the VF's have its address: what is for all is for each of them.
     let counter = helper_in(&peer, "count");
     counter.wait_for("listening", 1);
-    own("datagrams 192.0.2.255:5002").end();
+    helper_here("datagrams 192.0.2.255:5002").end();
     once(counter.end());
     assert_eq!(filter("vfg"), "1");
     for step in ["set vfg down", "set vfg name enP9s1", "set enP9s1 up"] {

@@ -84,7 +84,13 @@ impl Process {
                 return found;
             }
             let left = end.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero() && !said.ended, "no `{what}`: {:#?}", said.lines);
+            if left.is_zero() || said.ended {
+                let tail = said.lines[said.lines.len().saturating_sub(20)..].iter();
+                let tail: Vec<_> = tail.map(|line| line.text.clone()).collect();
+                // Whoever reads it goes on meanwhile.
+                drop(said);
+                panic!("no `{what}`:\n{}", tail.join("\n"));
+            }
             said = more.wait_timeout(said, left).expect("nobody panics").0;
         }
     }
@@ -135,11 +141,17 @@ pub fn inside(namespace: &Neighbour, program: &str) -> Command {
 
 pub fn helper_in(namespace: &Neighbour, role: &str) -> Process {
     let this = std::env::current_exe().expect("a test knows its own program");
-    Process::start(
-        inside(namespace, this.to_str().expect("a plain path"))
-            .args(["--exact", "helper", "--nocapture"])
-            .env(ROLE, role),
-    )
+    helper(&mut inside(namespace, this.to_str().expect("a plain path")), role)
+}
+
+/// A helper in the namespace of the test.
+pub fn helper_here(role: &str) -> Process {
+    let this = std::env::current_exe().expect("a test knows its own program");
+    helper(&mut Command::new(this), role)
+}
+
+fn helper(command: &mut Command, role: &str) -> Process {
+    Process::start(command.args(["--exact", "helper", "--nocapture"]).env(ROLE, role))
 }
 
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {

@@ -89,12 +89,26 @@ impl Setup {
         assert!(said.iter().any(|line| line.ends_with(&format!("result: {count}"))), "{said:?}");
     }
 
+    /// A path that no other test has.
+    pub fn path(&self, extension: &str) -> PathBuf {
+        self.stop.with_extension(extension)
+    }
+
     /// Sends while `meanwhile` goes on. What arrived is what was sent.
     pub fn transfer(&mut self, meanwhile: impl FnOnce(&mut Self)) -> Transfer {
+        self.transfer_by("send", meanwhile)
+    }
+
+    /// The same at 32 MB a second at the most, which a capture can follow.
+    pub fn paced_transfer(&mut self, meanwhile: impl FnOnce(&mut Self)) -> Transfer {
+        self.transfer_by("pace", meanwhile)
+    }
+
+    fn transfer_by(&mut self, role: &str, meanwhile: impl FnOnce(&mut Self)) -> Transfer {
         let _ = std::fs::remove_file(&self.stop);
         let listener = helper_in(&self.peer, "receive");
         listener.wait_for("listening", 1);
-        let sender = helper_in(&self.guest, &format!("send {}", self.stop.display()));
+        let sender = helper_in(&self.guest, &format!("{role} {}", self.stop.display()));
         // A connection that is not made yet waits a second for the next attempt.
         listener.wait_for("it comes", 1);
         meanwhile(self);

@@ -160,7 +160,9 @@ fn churn(times: usize) -> Silences {
     // The first two of three removals are orderly.
     let mut setup = Setup::new("vf-eject", &["--churn", "400ms"], &[]);
     let transfer = setup.transfer(|setup| {
-        setup.run.wait_for(ASKED, times);
+        for time in 1..=times {
+            setup.run.wait_for(ASKED, time);
+        }
         // With one torn away after the second, and all that the last brings about.
         let came = setup.run.has_said(ON_VF);
         setup.run.wait_for(ON_VF, came + 2);
