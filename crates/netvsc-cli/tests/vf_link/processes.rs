@@ -111,6 +111,12 @@ impl Process {
         said
     }
 
+    /// Kills it, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it is running");
+        self.child.wait().expect("a child");
+    }
+
     pub fn stop(self) -> Vec<Line> {
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it is running");
         self.end()
