@@ -5,14 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use crate::ends::DATAGRAMS;
-use crate::long;
 use crate::namespace::{Neighbour, exists, in_namespace, ip};
 use crate::processes::{PROGRAM, helper_here, helper_in, inside, until};
 use crate::setup::{ON_VF, Setup, make_pair, of_ip, settle, start_host, start_run};
+use crate::{alone, long};
 
 /// How often a process is killed, each of the two every other time.
 fn kills() -> usize {
-    if long() { 50 } else { 4 }
+    if long() { 100 } else { 4 }
 }
 
 /// The settings that are changed on a VF's interface.
@@ -47,6 +47,7 @@ fn settings_come_back_after_a_run_and_a_host_that_were_killed() {
 
 #[test]
 fn either_is_killed_in_the_middle_of_tcp_and_the_next_one_carries_on() {
+    let _alone = alone();
     in_namespace(
         "killed::either_is_killed_in_the_middle_of_tcp_and_the_next_one_carries_on",
         || {
@@ -85,7 +86,7 @@ fn interrupt(setup: &mut Setup, round: usize) {
     listener.wait_for("it comes", 1);
     // At any point of a transfer.
     thread::sleep(Duration::from_millis([0, 3, 20, 70, 150][round % 5]));
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         setup.run.kill();
         setup.host.wait_for(r#""event":"guest_left""#, 1);
         assert_eq!(setup.host.has_said(r#""clean":true"#), 1, "what was the guest's");

@@ -19,6 +19,7 @@ mod switches;
 mod torments;
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What a process of this test is to do; see [`helper`].
@@ -29,6 +30,12 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// Whether there is time for many.
 fn long() -> bool {
     std::env::var_os("NETVSC_LONG").is_some()
+}
+
+/// In the long form those that take long go one after the other: what one measures is not what another does to the machine.
+fn alone() -> Option<MutexGuard<'static, ()>> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    long().then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Not a test by itself: what processes of these tests run, each in its namespace.

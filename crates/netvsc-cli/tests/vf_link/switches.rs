@@ -5,10 +5,10 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::long;
 use crate::namespace::{in_namespace, ip};
 use crate::processes::Line;
 use crate::setup::{ON_VF, Setup, Transfer, summary};
+use crate::{alone, long};
 
 /// What a connection may be silent for at an orderly switch, in microseconds.
 const STALL: u64 = 200_000;
@@ -178,6 +178,7 @@ fn churn(times: usize) -> Silences {
 
 #[test]
 fn nothing_is_lost_when_the_host_asks_for_the_vf() {
+    let _alone = alone();
     in_namespace("switches::nothing_is_lost_when_the_host_asks_for_the_vf", || {
         if long() {
             let asked = churn(100);

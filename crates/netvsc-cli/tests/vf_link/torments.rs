@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
-use crate::long;
 use crate::namespace::{Neighbour, in_namespace, ip};
 use crate::processes::{Line, inside};
 use crate::setup::{ON_SYNTHETIC, ON_VF, Setup, make_pair, summary};
 use crate::switches::noticed;
+use crate::{alone, long};
 
 /// What happens to the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +23,42 @@ enum Torment {
 impl Torment {
     const ALL: [Self; 5] =
         [Self::Down, Self::PeersCarrier, Self::Renamed, Self::Moved, Self::Deleted];
+
+    fn begin(self, elsewhere: &Neighbour) {
+        match self {
+            Self::Down => drop(ip("link set vfg down")),
+            Self::PeersCarrier => drop(ip("link set vfh down")),
+            Self::Renamed => {
+                ip("link set vfg down");
+                ip("link set vfg name enP9s1");
+                ip("link set enP9s1 up");
+            }
+            Self::Moved => drop(ip(&format!("link set vfg netns {}", elsewhere.pid()))),
+            Self::Deleted => drop(ip("link del vfg")),
+        }
+    }
+
+    /// As it was before, but that it does not carry frames yet.
+    fn turn_back(self) {
+        if self == Self::Renamed {
+            ip("link set enP9s1 down");
+            ip("link set enP9s1 name vfg");
+        }
+    }
+
+    fn end(self, mtu: u32, elsewhere: &Neighbour) {
+        match self {
+            Self::Down | Self::Renamed => drop(ip("link set vfg up")),
+            Self::PeersCarrier => drop(ip("link set vfh up")),
+            Self::Moved => {
+                let back = format!("link set vfg netns {}", std::process::id());
+                let output = inside(elsewhere, "ip").args(back.split(' ')).output();
+                let output = output.expect("ip runs");
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            }
+            Self::Deleted => make_pair(mtu),
+        }
+    }
 }
 
 /// How often each of them hits the interface while frames go over it.
@@ -36,6 +72,7 @@ const NO_CARRIER: &str =
 
 #[test]
 fn tcp_survives_whatever_happens_to_the_interface() {
+    let _alone = alone();
     in_namespace("torments::tcp_survives_whatever_happens_to_the_interface", || {
         tormented("vf-torment", 1500, "packet");
     });
@@ -43,6 +80,7 @@ fn tcp_survives_whatever_happens_to_the_interface() {
 
 #[test]
 fn tcp_survives_it_past_the_kernels_stack_too() {
+    let _alone = alone();
     in_namespace("torments::tcp_survives_it_past_the_kernels_stack_too", || {
         tormented("vf-torment-xdp", 1500, "xdp");
     });
@@ -50,6 +88,7 @@ fn tcp_survives_it_past_the_kernels_stack_too() {
 
 #[test]
 fn tcp_survives_it_with_large_frames() {
+    let _alone = alone();
     in_namespace("torments::tcp_survives_it_with_large_frames", || {
         tormented("vf-torment-large", 9000, "xdp");
     });
@@ -87,61 +126,25 @@ fn tormented(name: &str, mtu: u32, driver: &str) {
     }
 }
 
-/// Torments the interface once the guest is on it, and waits until it is on it again; whether that was what took the guest off it.
+/// Waits until the last path that the guest told is this one; how many lines it had told then.
+fn on(setup: &Setup, path: &'static str) -> usize {
+    setup.run.wait_until(path, |said| {
+        let is_path = |line: &&Line| line.contains(ON_VF) || line.contains(ON_SYNTHETIC);
+        said.iter().rfind(is_path)?.contains(path).then_some(said.len())
+    })
+}
+
+/// Torments the interface once the guest is on it, and waits until it is on it again. Whether it was this that took the guest off it.
 fn strike(torment: Torment, setup: &Setup, mtu: u32, elsewhere: &Neighbour) -> bool {
-    // How many lines there are, so that what comes is known from what was.
-    let on = |word: &'static str| {
-        setup.run.wait_until(word, move |said| {
-            let is_path = |line: &&Line| line.contains(ON_VF) || line.contains(ON_SYNTHETIC);
-            said.iter().rfind(is_path)?.contains(word).then_some(said.len())
-        })
-    };
-    // How long it stays like that.
-    let rest = || thread::sleep(Duration::from_millis(120));
-    let before = on(ON_VF);
-    // All is as before but for what the last step does, and frames do not go over it.
-    let last = match torment {
-        Torment::Down => {
-            ip("link set vfg down");
-            rest();
-            "link set vfg up"
-        }
-        Torment::PeersCarrier => {
-            ip("link set vfh down");
-            rest();
-            "link set vfh up"
-        }
-        Torment::Renamed => {
-            ip("link set vfg down");
-            ip("link set vfg name enP9s1");
-            ip("link set enP9s1 up");
-            rest();
-            ip("link set enP9s1 down");
-            ip("link set enP9s1 name vfg");
-            "link set vfg up"
-        }
-        Torment::Moved => {
-            ip(&format!("link set vfg netns {}", elsewhere.pid()));
-            rest();
-            on(ON_SYNTHETIC);
-            let back = format!("link set vfg netns {}", std::process::id());
-            let output = inside(elsewhere, "ip").args(back.split(' ')).output().expect("ip runs");
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            ""
-        }
-        Torment::Deleted => {
-            ip("link del vfg");
-            rest();
-            on(ON_SYNTHETIC);
-            make_pair(mtu);
-            ""
-        }
-    };
-    if !last.is_empty() {
-        on(ON_SYNTHETIC);
-        ip(last);
-    }
-    on(ON_VF);
+    let before = on(setup, ON_VF);
+    torment.begin(elsewhere);
+    // As long as it takes to get used to it.
+    thread::sleep(Duration::from_millis(120));
+    torment.turn_back();
+    // Otherwise what is told next could be of before.
+    on(setup, ON_SYNTHETIC);
+    torment.end(mtu, elsewhere);
+    on(setup, ON_VF);
     setup.run.wait_until("a path", |said| {
         let off = said[before..].iter().find(|line| line.contains(ON_SYNTHETIC))?;
         Some(off.contains(NO_CARRIER))
