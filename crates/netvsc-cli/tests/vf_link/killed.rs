@@ -84,6 +84,8 @@ fn interrupt(setup: &mut Setup, round: usize) {
     listener.wait_for("listening", 1);
     let sender = helper_in(&setup.guest, &format!("send {}", setup.path("never").display()));
     listener.wait_for("it comes", 1);
+    let held = |name| packet_sockets(name) > 0 || has_program(name);
+    assert!(held("vfg") && held("vfh"), "nothing to see");
     // At any point of a transfer.
     thread::sleep(Duration::from_millis([0, 3, 20, 70, 150][round % 5]));
     if round.is_multiple_of(2) {

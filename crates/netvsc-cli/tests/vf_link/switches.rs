@@ -90,8 +90,8 @@ pub struct Silences {
 impl Silences {
     /// At the switches of this class during a transfer.
     ///
-    /// A silence is that of the first switch off the VF that it touches: of which a part of it lies before the next switch and in
-    /// the second after this one. One that touches none is that of a switch to the VF if it lies whole in that switch's time.
+    /// A switch has the time up to the next one, but a second at the most. A silence is that of the first switch off the VF in whose time some of
+    /// it lies; if there is none, that of a switch to the VF in whose time all of it lies.
     pub fn at(class: Class, switches: &[Switch], transfer: &Transfer) -> Self {
         let (first, last) = transfer.span;
         let until = |number: usize| {
