@@ -124,7 +124,9 @@ fn segments_that_are_cut_here_are_whole_frames_with_right_headers() {
             found.extend_from_slice(&segment[tcp + 20..]);
         }
         assert_eq!((found, sent.len()), (data, 3));
-        assert_eq!((card.counters().frames_accepted, card.counters().frames_cut), (1, 2));
+        let counters = card.counters();
+        assert_eq!((counters.frames_accepted, counters.frames_cut), (1, 2));
+        assert_eq!(counters.segments_accepted, 2);
     }
 }
 
@@ -250,6 +252,7 @@ fn what_a_path_does_not_do_to_headers_with_options_is_done_here() {
         let work = TxWork { large_send: Some(send), ..TxWork::NONE };
         card.transmit_with(&work.of(&[&frame]), at(1)).unwrap();
         assert_eq!((wire.borrow().sent.len(), card.counters().frames_cut), (1, 0), "three pieces");
+        assert_eq!(card.counters().segments_accepted, 2, "whoever cuts it");
         card.transmit_with(&work.of(&[&frame[..frame.len() - 100]]), at(1)).unwrap();
         assert_eq!((wire.borrow().sent.len(), card.counters().frames_cut), (3, 1), "only two");
         // With options.

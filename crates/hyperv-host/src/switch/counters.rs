@@ -93,6 +93,8 @@ impl Drops {
 pub struct SideCounters {
     /// Frames taken from the guest on this side, those dropped at once included.
     pub from_guest: u64,
+    /// Frames that those are more than that for a peer that cuts for itself: of every segment that was left to it, its pieces less one.
+    pub from_guest_segments: u64,
     /// Bytes of those frames.
     pub from_guest_bytes: u64,
     /// Frames handed to the guest on this side.
@@ -134,6 +136,14 @@ pub struct PortCounters {
     pub resteered: u64,
     /// Times that frames of the peer began to take another path: the data path changed, or the VF came or went.
     pub turns: u64,
+}
+
+impl SideCounters {
+    /// Frames of the guest as a wire would carry them, with segments cut.
+    #[must_use]
+    pub const fn from_guest_cut(&self) -> u64 {
+        self.from_guest + self.from_guest_segments
+    }
 }
 
 impl PortCounters {

@@ -185,6 +185,8 @@ impl SwitchPort {
             return Offered::Busy;
         }
         side.counters.from_guest += 1;
+        let pieces = uncut.map_or(1, |uncut| uncut.pieces(frame.len()));
+        side.counters.from_guest_segments += pieces as u64 - 1;
         side.counters.from_guest_bytes += frame.len() as u64;
         if let Some(cause) = cause {
             self.counters.dropped_from_guest.count(cause);

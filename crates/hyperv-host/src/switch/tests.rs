@@ -539,5 +539,8 @@ fn a_segment_for_a_peer_that_cuts_is_one_frame_with_what_is_left_to_it() {
     assert_eq!(port.peer_receive_uncut(Instant::ZERO), Some((vec![2; 60], None)));
     let counters = port.counters();
     assert_eq!((counters.synthetic.from_guest, counters.to_peer), (3, 2));
+    // 59,946 bytes behind the headers: 42 pieces, and as many of the one that was dropped.
+    let wide = 59_946u64.div_ceil(config.max_frame as u64);
+    assert_eq!(counters.synthetic.from_guest_cut(), 42 + wide + 1);
     assert_eq!(counters.unaccounted(), (0, 0));
 }

@@ -164,9 +164,7 @@ impl<'a> Server<'a> {
         // What the guest had sent when it asked has arrived now.
         if asked && let Some(host) = guest.host() {
             let mut account = account(host, self.plan.nics.len());
-            let (arrived, given) = self.link.as_ref().map_or((0, 0), VfLink::pieces);
-            account.arrived += arrived;
-            account.given += given;
+            account.given += self.link.as_ref().map_or(0, VfLink::given_segments);
             guest.account(account);
         }
         if let Some(host) = guest.host() {
@@ -337,7 +335,7 @@ fn account(host: &Host, nics: usize) -> Account {
     let mut account = Account::default();
     for nic in 0..nics {
         if let Some(port) = host.port_counters(nic) {
-            account.arrived += port.synthetic.from_guest + port.vf.from_guest;
+            account.arrived += port.synthetic.from_guest_cut() + port.vf.from_guest_cut();
             // A guest counts what was joined as one.
             let joined = host.nic_counters(nic).map_or(0, |counters| counters.coalesced);
             account.given += port.synthetic.to_guest + port.vf.to_guest - joined;

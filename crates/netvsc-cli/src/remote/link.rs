@@ -34,8 +34,8 @@ pub(crate) struct VfLink {
     arrived: VecDeque<(Vec<u8>, Option<Uncut>)>,
     /// A frame for the guest for which the kernel had no room.
     held: Option<(Vec<u8>, Option<Uncut>)>,
-    /// Frames that segments were beyond the first of each: of the guest's, and for it. The switch counts each segment as one.
-    pieces: (u64, u64),
+    /// Frames that segments for the guest were beyond the first of each. The switch counts each segment as one.
+    given_segments: u64,
     /// When the VF was there last.
     seen: Option<Instant>,
     hush: Hush,
@@ -49,9 +49,10 @@ impl VfLink {
         let wrong = |error: &dyn std::fmt::Display| Error::Run(format!("{name}: {error}"));
         let monitor = Monitor::open(Topics::LINKS).map_err(|error| wrong(&error))?;
         let (arrived, held, seen) = (VecDeque::new(), None, None);
-        let (name, port, pieces) = (name.into(), None, (0, 0));
+        let (name, port, given_segments) = (name.into(), None, 0);
         let (hush, notes) = (Hush::new(Path::new("/")), Vec::new());
-        let mut link = Self { name, monitor, port, arrived, held, pieces, seen, hush, notes };
+        let mut link =
+            Self { name, monitor, port, arrived, held, given_segments, seen, hush, notes };
         let taken = link.take();
         link.port = Some(taken.map_err(|error| Error::Run(format!("{}: {error}", link.name)))?);
         Ok(link)
@@ -89,12 +90,11 @@ impl VfLink {
         if let Some(port) = &mut self.port
             && self.arrived.is_empty()
         {
-            let (arrived, pieces) = (&mut self.arrived, &mut self.pieces.0);
+            let arrived = &mut self.arrived;
             let mut take = |frame: &[u8], uncut: Option<Uncut>| {
                 let offered = if !arrived.is_empty() {
                     Offered::Busy
                 } else if on_the_way {
-                    *pieces += more(frame, uncut);
                     hand_on(host, frame, uncut, now)
                 } else {
                     // Nobody has a VF: what the kernel says there by itself is for nobody.
@@ -133,7 +133,8 @@ impl VfLink {
                     self.held = Some((frame, uncut));
                     break;
                 }
-                self.pieces.1 += more(&frame, uncut);
+                let pieces = uncut.map_or(1, |uncut| uncut.pieces(frame.len()));
+                self.given_segments += pieces as u64 - 1;
                 host.recycle(NIC, frame);
                 moved = true;
             }
@@ -172,7 +173,7 @@ impl VfLink {
     /// Another guest, which has no VF yet. What waits here is none of its frames: the guest before had sent it, or was to have it, or the
     /// kernel said it by itself while nobody was there.
     pub(crate) fn renew(&mut self) {
-        self.pieces = (0, 0);
+        self.given_segments = 0;
         self.arrived.clear();
         (self.held, self.seen) = (None, None);
         if let Some(port) = &mut self.port {
@@ -180,9 +181,9 @@ impl VfLink {
         }
     }
 
-    /// Frames that the switch has not counted since segments are one each for it: the guest's, and those for it.
-    pub(crate) fn pieces(&self) -> (u64, u64) {
-        self.pieces
+    /// Frames for the guest that the switch has not counted, since a segment is one for it.
+    pub(crate) fn given_segments(&self) -> u64 {
+        self.given_segments
     }
 
     /// What to wait for.
@@ -204,11 +205,6 @@ fn hand_on(host: &mut Host, frame: &[u8], uncut: Option<Uncut>, now: Instant) ->
         Some(uncut) => host.vf_transmit_uncut(NIC, frame, uncut, now),
         None => host.vf_transmit(NIC, frame, now),
     }
-}
-
-/// Frames that it is beyond the first.
-fn more(frame: &[u8], uncut: Option<Uncut>) -> u64 {
-    uncut.map_or(0, |uncut| uncut.pieces(frame.len()) as u64 - 1)
 }
 
 /// Has the port carry whatever its interface can: the MTU is its owner's to choose.

@@ -14,7 +14,7 @@ use crate::guest::{Blackouts, Guest, Machine};
 /// Totals of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Account {
-    /// Frames that the guest's upper layer handed to its NICs and that were taken.
+    /// Frames that the guest's upper layer handed to its NICs and that were taken; a large send is as many as its segments.
     pub accepted: u64,
     /// Frames of the guest that arrived at the switch.
     pub arrived: u64,
@@ -49,7 +49,7 @@ impl Account {
         let mut account = Self::of_guest(guest);
         for number in 0..guest.nics() {
             if let Some(port) = host.port_counters(number) {
-                account.arrived += port.synthetic.from_guest + port.vf.from_guest;
+                account.arrived += port.synthetic.from_guest_cut() + port.vf.from_guest_cut();
                 // A guest counts what was joined as one.
                 let joined = host.nic_counters(number).map_or(0, |counters| counters.coalesced);
                 account.given += port.synthetic.to_guest + port.vf.to_guest - joined;
@@ -87,7 +87,7 @@ impl Account {
         let mut account = Self { blackouts: guest.blackouts().clone(), ..Self::default() };
         for number in 0..guest.nics() {
             let counters = guest.counters(number);
-            account.accepted += counters.frames_accepted;
+            account.accepted += counters.frames_accepted + counters.segments_accepted;
             account.passed_up += counters.frames_received;
             account.frames_vf += counters.frames_vf;
             account.frames_synthetic += counters.frames_synthetic;

@@ -119,7 +119,9 @@ fn frames_by_path(name: &str, mtu: u32, driver: &str) {
     });
     let summary = setup.finish();
     ip("link del vfg");
-    assert_eq!(summary["frames_lost_orderly"], 0, "{summary}");
+    for what in ["frames_lost_orderly", "frames_duplicated"] {
+        assert_eq!(summary[what], 0, "{what}: {summary}");
+    }
     // The run's own capture, which is whole now, knows the synthetic path, too.
     let of_run = Streams::of_run(&file);
     let _ = std::fs::remove_file(&file);

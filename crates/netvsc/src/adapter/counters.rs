@@ -7,6 +7,8 @@
 pub struct AdapterCounters {
     /// Frames taken from the upper layer.
     pub frames_accepted: u64,
+    /// Frames that those are more than that on a wire: of every large send among them, its segments less one, whoever cuts it.
+    pub segments_accepted: u64,
     /// Frames sent on VFs.
     pub frames_vf: u64,
     /// Frames sent on the synthetic path, those sent again included.
@@ -41,6 +43,7 @@ impl core::ops::Add for AdapterCounters {
     fn add(self, other: Self) -> Self {
         Self {
             frames_accepted: self.frames_accepted + other.frames_accepted,
+            segments_accepted: self.segments_accepted + other.segments_accepted,
             frames_vf: self.frames_vf + other.frames_vf,
             frames_synthetic: self.frames_synthetic + other.frames_synthetic,
             frames_cut: self.frames_cut + other.frames_cut,

@@ -32,15 +32,17 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             Some(_) => self.large_send,
             None => self.frame_size.min(self.most_of(frame.head) + tag),
         };
-        if len > most || !self.can_be_done(&frame.work.of(&pieces), len) {
+        let segments = self.segments(&frame.work.of(&pieces), frame.len(), len);
+        let Some(segments) = segments.filter(|_| len <= most) else {
             return self.taken(Err(Refused::Never), len, most).map(|()| Lending::Copied);
-        }
+        };
         if self.outlet(now) == Outlet::Path(Path::Synthetic) {
             match self.lend(frame, now) {
                 // The host cannot read it there.
                 Err(Refused::Never) => {}
                 result => {
                     self.taken(result.map(|_| ()), len, most)?;
+                    self.counters.segments_accepted += segments as u64 - 1;
                     return Ok(result.unwrap_or(Lending::Copied));
                 }
             }

@@ -56,26 +56,30 @@ impl<N: Synthetic, P: VfPort> Adapter<N, P> {
             Some(_) => self.large_send,
             None => self.frame_size.min(self.most_of(head) + tag),
         };
-        if len > most || !self.can_be_done(frame, len) {
+        let Some(segments) = self.segments(frame, frame.len(), len).filter(|_| len <= most) else {
             return self.taken(Err(Refused::Never), len, most);
-        }
+        };
         let result = match self.outlet(now) {
             Outlet::Draining => Err(Refused::Full(Lack::Drain)),
             Outlet::Path(Path::Vf) => self.work_vf(frame, len, now),
             Outlet::Path(Path::Synthetic) => self.work_synthetic(frame, now),
         };
-        self.taken(result, len, most)
+        self.taken(result, len, most)?;
+        self.counters.segments_accepted += segments as u64 - 1;
+        Ok(())
     }
 
-    /// Whether both paths can send it, so that neither refuses it later.
-    pub(super) fn can_be_done(&self, frame: &TxFrame<'_>, len: usize) -> bool {
+    /// Frames on the wire that one of `bare` bytes is, `len` with its tag: one at least. `None` if not both paths can send it, so that
+    /// neither refuses it later.
+    pub(super) fn segments(&self, frame: &TxFrame<'_>, bare: usize, len: usize) -> Option<usize> {
         let head = frame.pieces.first().copied().unwrap_or_default();
         if frame.vlan.is_some() && cut::has_tag(head) {
-            return false;
+            return None;
         }
-        let most = self.most_of(head);
-        let fits = |send| Cut::new(head, send).is_ok_and(|cut| cut.longest(len) <= most);
-        cut::check(frame).is_ok() && frame.large_send.is_none_or(fits)
+        cut::check(frame).ok()?;
+        let Some(send) = frame.large_send else { return Some(1) };
+        let cut = Cut::new(head, send).ok().filter(|cut| cut.longest(len) <= self.most_of(head))?;
+        Some(cut.count(bare))
     }
 
     /// Where the next frame goes, now that everybody has been asked.

@@ -69,6 +69,7 @@ impl Side {
             turned_away: false,
             counters: SideCounters {
                 from_guest: 0,
+                from_guest_segments: 0,
                 from_guest_bytes: 0,
                 to_guest: 0,
                 to_guest_bytes: 0,
