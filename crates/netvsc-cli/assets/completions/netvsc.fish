@@ -101,7 +101,9 @@ kexec\t'1 to 3 NICs; the guest is replaced by another one, with its VFs in place
 famine\t'1 to 4 NICs; allocations of the guest fail'
 reset\t'1 to 4 NICs that the guest resets, also while they are on their VFs, alone or all of them around a pause of the machine'
 storm\t'1 to 4 NICs with rings of a page or two, and a host that is slow and completes wrongly'
-lossy\t'1 to 4 NICs; what the host says by itself gets lost, VFs stall, or send and do not confirm'"
+lossy\t'1 to 4 NICs; what the host says by itself gets lost, VFs stall, or send and do not confirm'
+operators\t'1 to 4 NICs; people in the guest change MTUs and MACs, move VFs\' ports, reset NICs, and have the guest sleep'
+old-hosts\t'1 to 4 NICs at hosts that speak NVSP 1 to 6.1, with MTUs of all sizes; the older half uses no VFs'"
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l jobs -d 'How many seeds run at a time; without it, one per processor' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l shard -d 'Only this share of the seeds, such as 0/4 for every fourth' -r
 complete -c netvsc -n "__fish_netvsc_using_subcommand sim; and not __fish_seen_subcommand_from merge help" -l replay -d 'One seed, with all its events' -r

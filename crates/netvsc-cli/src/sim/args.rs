@@ -98,6 +98,10 @@ pub enum Profile {
     Storm,
     /// 1 to 4 NICs; what the host says by itself gets lost, VFs stall, or send and do not confirm
     Lossy,
+    /// 1 to 4 NICs; people in the guest change MTUs and MACs, move VFs' ports, reset NICs, and have the guest sleep
+    Operators,
+    /// 1 to 4 NICs at hosts that speak NVSP 1 to 6.1, with MTUs of all sizes; the older half uses no VFs
+    OldHosts,
 }
 
 impl Profile {
@@ -119,6 +123,8 @@ impl Profile {
             Self::Reset => "reset",
             Self::Storm => "storm",
             Self::Lossy => "lossy",
+            Self::Operators => "operators",
+            Self::OldHosts => "old-hosts",
         }
     }
 }

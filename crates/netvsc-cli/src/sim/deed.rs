@@ -79,6 +79,8 @@ pub(super) enum Deed {
     Starve(usize),
     /// Somebody in the guest changes the NIC's MAC.
     ChangeMac,
+    /// Somebody in the guest changes the NIC's MTU, for which it begins anew.
+    ChangeMtu(u32),
     /// The port of the NIC's VF leaves and arrives anew, its function does not: its driver starts again, or it moves into another
     /// network namespace.
     MovePort,
@@ -125,6 +127,7 @@ impl Deed {
             Self::Hibernate(_) => "hibernate",
             Self::Starve(_) => "no-memory",
             Self::ChangeMac => "mac-change",
+            Self::ChangeMtu(_) => "mtu-change",
             Self::MovePort => "port-move",
             Self::Burst(_) => "burst",
             Self::See(_) => "look",
@@ -195,6 +198,7 @@ impl fmt::Display for Deed {
             Self::Hibernate(span) => write!(f, "the guest goes to sleep for {span:?}"),
             Self::Starve(count) => write!(f, "{count} allocations of the guest fail"),
             Self::ChangeMac => f.write_str("somebody in the guest gives it another MAC"),
+            Self::ChangeMtu(mtu) => write!(f, "somebody in the guest gives it an MTU of {mtu}"),
             Self::MovePort => f.write_str("the VF's port leaves and arrives anew"),
             Self::Burst(frames) => write!(f, "the guest sends {frames} frames at once"),
             Self::See(state) => write!(f, "expected to be {state} now"),

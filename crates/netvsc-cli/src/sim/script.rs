@@ -6,6 +6,7 @@ use hyperv_host::bus::{Fault, IdPolicy, OfferOrder};
 use hyperv_host::host::Disassociation;
 use hyperv_host::nic::{NicFault, Notice, SwitchAnswer};
 use hyperv_host::vf::VfPace;
+use netvsc::nvsp::Version;
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use vmbus::Serial;
@@ -22,6 +23,8 @@ pub(super) struct Script {
     pub(super) acts: Vec<Act>,
     /// Pages of each ring of the NICs, if they are smaller than usual.
     pub(super) rings: Option<usize>,
+    /// The MTU that NICs of the guest start with, if it is not the usual one.
+    pub(super) mtu: Option<u32>,
     /// Nothing is mended in the end, since what this leads to is right as it is.
     pub(super) final_as_is: bool,
 }
@@ -44,6 +47,19 @@ fn queues(seed: u64, profile: Profile) -> u16 {
     }
 }
 
+/// An MTU: the smallest, the usual one, one that VFs take here, one that only the synthetic path takes, the largest. Hosts make one
+/// that is larger than 9,202 smaller.
+fn any_mtu(random: &mut Xoshiro256PlusPlus) -> u32 {
+    match below(random, 8) {
+        0 => 68,
+        1 => 68 + below(random, 1433) as u32,
+        2 | 3 => 1500,
+        4 | 5 => 1500 + below(random, 531) as u32,
+        6 => 9000 + below(random, 217) as u32,
+        _ => 2031 + below(random, 6970) as u32,
+    }
+}
+
 impl Script {
     pub(super) fn new(seed: u64, profile: Profile) -> Self {
         let mut random = Plan::new(seed, 0, false).random;
@@ -56,7 +72,9 @@ impl Script {
             | Profile::Famine
             | Profile::Reset
             | Profile::Storm
-            | Profile::Lossy => (1, 4),
+            | Profile::Lossy
+            | Profile::Operators
+            | Profile::OldHosts => (1, 4),
             Profile::Kexec => (1, 3),
             Profile::AzureBoot => (1, 8),
             Profile::Servicing => (2, 8),
@@ -72,7 +90,8 @@ impl Script {
         let disks = below(&mut random, 3) as u8;
         let plan = Plan::new(seed, nics, false).with_devices(layout, disks);
         let plan = plan.with_queues(queues(seed, profile));
-        let mut script = Self { plan, acts: Vec::new(), rings: None, final_as_is: false };
+        let mut script =
+            Self { plan, acts: Vec::new(), rings: None, mtu: None, final_as_is: false };
         match profile {
             Profile::Smoke | Profile::Ports | Profile::Scale => script.mix(&mut random, 24),
             Profile::AzureBoot => script.boot(&mut random),
@@ -86,6 +105,8 @@ impl Script {
             Profile::Reset => script.reset(&mut random),
             Profile::Storm => script.storm(&mut random),
             Profile::Lossy => script.lossy(&mut random),
+            Profile::Operators => script.operators(&mut random),
+            Profile::OldHosts => script.old_hosts(&mut random),
         }
         script
     }
@@ -326,6 +347,33 @@ impl Script {
             self.add(after, 0, Deed::Rest);
             self.mix(random, 4);
         }
+    }
+
+    /// People in the guest change what they can, while the host does as it likes.
+    fn operators(&mut self, random: &mut Xoshiro256PlusPlus) {
+        self.mix(random, 16);
+        let count = 2 + below(random, 8);
+        self.strew(random, count, |_, _, random| match below(random, 14) {
+            0..=4 => Deed::ChangeMtu(any_mtu(random)),
+            5 | 6 => Deed::ChangeMac,
+            7 | 8 => Deed::MovePort,
+            9 => Deed::Renew,
+            10 => Deed::Suspend(micros(random, 1, 20_000_000)),
+            11 => Deed::Hibernate(micros(random, 1, 20_000_000)),
+            12 => Deed::Link(false),
+            _ => Deed::Link(true),
+        });
+    }
+
+    /// Hosts of all ages, and MTUs of all sizes.
+    fn old_hosts(&mut self, random: &mut Xoshiro256PlusPlus) {
+        for nic in &mut self.plan.nics {
+            let newest = Version::ALL[below(random, Version::ALL.len() as u64) as usize];
+            let spoken = Version::ALL.into_iter().filter(|version| *version <= newest);
+            nic.nic.policy.versions = spoken.collect();
+        }
+        self.mtu = Some(any_mtu(random));
+        self.mix(random, 24);
     }
 
     /// Small rings, a slow host, and one that does not complete what was sent as it should.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use netvsc::MacAddress;
+use netvsc::nvsp::Version;
 use rand_core::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use vmbus::time::earliest;
@@ -20,6 +21,7 @@ use super::script::Script;
 use super::traffic::{Flows, Way};
 use crate::event::{Event, What};
 use crate::guest::Tally;
+use crate::run::NicPlan;
 use crate::run::stage::Stage;
 use crate::scenario::Script as Quiet;
 use crate::timeline::Recorder;
@@ -83,6 +85,7 @@ pub(super) struct System {
     /// Messages of the host that the guest may refuse.
     nonsense: usize,
     rings: Option<usize>,
+    mtu: Option<u32>,
     steps: u64,
     trace: u64,
     buffer: Vec<u8>,
@@ -95,13 +98,18 @@ fn peer_mac(nic: usize) -> MacAddress {
     MacAddress([0x02, 0, 0, 0, 1, nic as u8])
 }
 
+/// Whether guest and host of a NIC speak a version in which the guest asks for VFs. Version 4 has the messages, and no guest asks then.
+fn knows_vfs(planned: &NicPlan) -> bool {
+    planned.nic.policy.versions.iter().any(|spoken| *spoken >= Version::V5)
+}
+
 impl System {
     /// The system of a script, of which the host follows the first `acts` acts.
     ///
     /// # Errors
     /// If the host refuses a step of the set-up.
     pub(super) fn new(script: Script, acts: usize) -> Result<Self, String> {
-        let Script { mut plan, acts: mut all, rings, final_as_is } = script;
+        let Script { mut plan, acts: mut all, rings, mtu, final_as_is } = script;
         all.truncate(acts);
         let now = Instant::ZERO;
         // The ports and the host's key differ from seed to seed, and with them the queues that flows take.
@@ -113,6 +121,10 @@ impl System {
             ready: false,
             spoilt: false,
             mac: planned.nic.mac,
+            mtu: 0,
+            narrowed: false,
+            knows_vfs: knows_vfs(planned),
+            sees_vfs: planned.vf.offer_first || knows_vfs(planned),
             answers: planned.nic.policy.switch_script.iter().copied().collect(),
             told_lies: false,
             resent_before: 0,
@@ -145,6 +157,7 @@ impl System {
             starved: 0,
             nonsense: 0,
             rings,
+            mtu,
             steps: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             buffer: Vec::new(),
@@ -168,7 +181,7 @@ impl System {
     /// # Errors
     /// What was wrong first.
     pub(super) fn run(&mut self, tell: &mut dyn FnMut(&Event)) -> Result<(), String> {
-        self.set_rings();
+        self.equip();
         let started = self.stage.world.guest.start(self.now);
         started.map_err(|error| error.to_string())?;
         loop {
@@ -246,6 +259,9 @@ impl System {
                 recorder.event(&event);
             }
             match event.what {
+                What::NicReady { nic, mtu, .. } => {
+                    self.lanes.get_mut(nic).into_iter().for_each(|lane| lane.set_mtu(mtu));
+                }
                 What::NicGone { nic, .. } => {
                     self.lanes.get_mut(nic).into_iter().for_each(Lane::carrier_gone);
                 }

@@ -10,7 +10,7 @@ use super::outcome::Figures;
 use super::*;
 use crate::run::Plan;
 
-const PROFILES: [Profile; 14] = [
+const PROFILES: [Profile; 16] = [
     Profile::Smoke,
     Profile::AzureBoot,
     Profile::Servicing,
@@ -25,6 +25,8 @@ const PROFILES: [Profile; 14] = [
     Profile::Reset,
     Profile::Storm,
     Profile::Lossy,
+    Profile::Operators,
+    Profile::OldHosts,
 ];
 
 #[test]
@@ -91,7 +93,7 @@ fn shares_divide_the_seeds_without_rest() {
 fn acted(acts: Vec<Act>) -> System {
     let plan = Plan::new(34, 1, false);
     let mut system =
-        System::new(Script { plan, acts, rings: None, final_as_is: false }, usize::MAX)
+        System::new(Script { plan, acts, rings: None, mtu: None, final_as_is: false }, usize::MAX)
             .expect("a host");
     assert_eq!(system.run(&mut |_| {}), Ok(()));
     system
@@ -121,6 +123,19 @@ fn what_a_host_sends_to_a_vf_that_it_says_it_has_left_is_lost_by_its_lie_and_by_
     // The same without the lie: the guest switches first, and nothing is lost.
     let books = lie(Deed::Rest).books(0).expect("a NIC");
     assert!(!books.lied && books.missing_in == 0 && books.dropped_in == 0, "{books:?}");
+}
+
+#[test]
+fn a_nic_whose_frames_its_vf_cannot_take_is_on_its_synthetic_path_until_it_can() {
+    let system = acted(vec![
+        act(900, Deed::See("accelerated")),
+        act(10, Deed::ChangeMtu(9000)),
+        act(900, Deed::See("paired")),
+        act(10, Deed::ChangeMtu(2030)),
+        act(900, Deed::See("accelerated")),
+        act(10, Deed::ChangeMtu(2031)),
+    ]);
+    assert_eq!(system.figures().fired.get("mtu-change"), Some(&3));
 }
 
 #[test]
@@ -176,6 +191,8 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
         (Profile::Reset, 8),
         (Profile::Storm, 8),
         (Profile::Lossy, 12),
+        (Profile::Operators, 12),
+        (Profile::OldHosts, 8),
     ];
     for (profile, seeds) in profiles {
         for seed in 0..seeds {
@@ -196,7 +213,7 @@ fn whatever_can_befall_a_system_befalls_some_of_the_first_seeds() {
         assert!(!kinds.is_empty(), "no kind of act does this: {row}");
         expected.extend(kinds);
     }
-    assert!(expected.len() >= 38, "the table has lost its rows: {expected:?}");
+    assert!(expected.len() >= 41, "the table has lost its rows: {expected:?}");
     let never: Vec<_> = expected.iter().filter(|kind| !fired.contains_key(*kind)).collect();
     assert!(never.is_empty(), "{never:?} never happened: {fired:?}");
 }

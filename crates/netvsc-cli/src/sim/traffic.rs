@@ -10,8 +10,10 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use flow::Flow;
 use frame::{Headers, Kind, Label};
 
-/// Shortest and longest frame.
-const LENGTHS: (u64, u64) = (60, 1514);
+/// The shortest frame, if the NIC takes it.
+const SHORTEST: u64 = 60;
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
 /// The flows of a NIC in each direction. What is not IP takes the first queue; the others are spread over all of them.
 const KINDS: [Kind; 7] =
     [Kind::Raw, Kind::Udp4, Kind::Tcp4, Kind::Udp6, Kind::Tcp6, Kind::Udp4, Kind::Tcp6];
@@ -35,6 +37,8 @@ pub(super) struct Flows {
     nic: u16,
     way: Way,
     flows: Vec<Flow>,
+    /// The longest frame that the NIC takes.
+    longest: usize,
     /// The flow of the next frame, or of the last.
     at: usize,
     /// Frames that are to be sent and were not taken yet.
@@ -58,7 +62,16 @@ impl Flows {
             let ports = [4791, 1024 | ports.wrapping_add(at)];
             Flow::new(Headers::new(*kind, [to, from], hosts, ports))
         });
-        Self { nic, way, flows: flows.collect(), at: 0, wanted: 0, held: Vec::new() }
+        let (flows, longest) = (flows.collect(), ETHERNET + 1500);
+        Self { nic, way, flows, longest, at: 0, wanted: 0, held: Vec::new() }
+    }
+
+    /// The NIC has this MTU: frames from here on are no longer.
+    pub(super) fn set_mtu(&mut self, mtu: u32) {
+        self.longest = ETHERNET + mtu as usize;
+        if self.held.len() > self.longest {
+            self.held.clear();
+        }
     }
 
     /// The way of the frames has changed: those under way may overtake each other, those sent from here on may not.
@@ -87,7 +100,7 @@ impl Flows {
             return None;
         }
         if self.held.is_empty() {
-            let (low, high) = LENGTHS;
+            let (low, high) = (SHORTEST, (self.longest as u64).max(SHORTEST));
             let count = self.flows.len() as u64;
             let (at, len) = match self.way {
                 // They draw nothing, so that a system with them is the one without them.
@@ -100,6 +113,9 @@ impl Flows {
                     (at, low + draw % (high - low + 1))
                 }
             };
+            // An MTU as small as can be leaves no room for the label behind the headers of TCP over IPv6.
+            let fits = |flow: &Flow| flow.headers.shortest() <= self.longest;
+            let at = if self.flows.get(at as usize).is_some_and(fits) { at } else { 0 };
             self.at = at as usize;
             let flow = self.flows.get(self.at)?;
             let (nic, way) = (self.nic, self.way as u8);

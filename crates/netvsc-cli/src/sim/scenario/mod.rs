@@ -87,7 +87,7 @@ impl Scenario {
         });
         let acts = acts.collect();
         let (plan, rings) = (setup::plan(self.setup), setup::rings(self.setup));
-        Script { plan, acts, rings, final_as_is: self.final_as_is }
+        Script { plan, acts, rings, mtu: None, final_as_is: self.final_as_is }
     }
 
     /// Plays it; `tell` hears of every event. What happens is recorded if there is a place for it.

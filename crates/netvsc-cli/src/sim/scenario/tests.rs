@@ -13,8 +13,13 @@ fn every_scenario_ends_as_it_should() {
 
 #[test]
 fn no_expectation_is_met_where_nothing_happens() {
-    let quiet =
-        Script { plan: setup::plan(&[]), acts: Vec::new(), rings: None, final_as_is: false };
+    let quiet = Script {
+        plan: setup::plan(&[]),
+        acts: Vec::new(),
+        rings: None,
+        mtu: None,
+        final_as_is: false,
+    };
     let (played, told) = play(quiet, None, &mut |_| {});
     assert_eq!(played.failure, None);
     let met =

@@ -13,7 +13,9 @@ use vpci::slot::DevFn;
 
 use super::lanes::PATIENCE;
 use super::{Nap, System};
+use crate::embedded::EmbeddedMachine;
 use crate::event::What;
+use crate::guest::Guest;
 use crate::sim::deed::{Act, Deed, Stranger};
 
 /// A jump of a clock by this much or more makes a guest or a host give up waiting.
@@ -69,6 +71,9 @@ impl System {
             Deed::Starve(count) => {
                 self.stage.world.starve(count);
                 true
+            }
+            Deed::ChangeMtu(mtu) => {
+                self.begin_anew(act.nic, |guest, now| guest.change_mtu(act.nic, mtu, now))
             }
             Deed::ChangeMac => self.stage.world.guest.change_mac(act.nic, now),
             Deed::MovePort => self.stage.world.guest.move_port(act.nic, now),
@@ -197,22 +202,34 @@ impl System {
         }
         self.nap = Nap::None;
         self.stage.restart_guest(farewell, self.now).map_err(|error| error.to_string())?;
-        self.set_rings();
+        self.equip();
         Ok(true)
     }
 
-    /// The guest's next NICs have rings as the script wants them.
-    pub(super) fn set_rings(&mut self) {
+    /// The guest's next NICs have rings and an MTU as the script wants them.
+    pub(super) fn equip(&mut self) {
         if let Some(pages) = self.rings {
             self.stage.world.guest.set_nic_rings(pages);
         }
+        if let Some(mtu) = self.mtu {
+            self.stage.world.guest.set_mtu(mtu);
+        }
     }
 
-    /// The guest resets a NIC. Nothing that it sends may be lost; what is sent to it meanwhile finds nobody.
+    /// The guest resets a NIC.
     fn renew(&mut self, nic: usize) -> bool {
+        self.begin_anew(nic, |guest, now| guest.renew_nic(nic, now))
+    }
+
+    /// A NIC begins anew if `how` has it do so. Nothing that it sends may be lost; what is sent to it meanwhile finds nobody.
+    fn begin_anew(
+        &mut self,
+        nic: usize,
+        how: impl FnOnce(&mut Guest<EmbeddedMachine>, Instant) -> bool,
+    ) -> bool {
         let now = self.stage.world.guest_time(self.now);
         let Some(lane) = self.lanes.get_mut(nic).filter(|lane| lane.ready) else { return false };
-        if !self.stage.world.guest.renew_nic(nic, now) {
+        if !how(&mut self.stage.world.guest, now) {
             return false;
         }
         (lane.ready, lane.away) = (false, true);

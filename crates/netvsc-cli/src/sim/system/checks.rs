@@ -5,6 +5,7 @@ use hyperv_host::nic::NicFault;
 use hyperv_host::switch::Path;
 
 use super::System;
+use super::lanes::Lane;
 use crate::event::What;
 use crate::sim::invariant::{Books, Moment, PairFacts, Wrong, pages_bounded, returned};
 
@@ -97,6 +98,7 @@ impl System {
             dropped_in: port.dropped_from_peer.total(),
             torn: perished.received_surprise,
             left: perished.received_orderly,
+            outgrown: if lane.narrowed { guest.counters(nic).frames_lost } else { 0 },
             lied: lane.lied(self.answers_left(nic)),
             away: lane.away,
         })
@@ -111,7 +113,8 @@ impl System {
             if self.final_as_is {
                 continue;
             }
-            if host.data_path(nic) != Some(Path::Vf) {
+            let on_vf = self.lanes.get(nic).is_none_or(Lane::may_use_vf);
+            if host.data_path(nic) != Some(if on_vf { Path::Vf } else { Path::Synthetic }) {
                 return Err(format!("host and guest disagree; {}", self.standing()));
             }
         }
@@ -122,7 +125,9 @@ impl System {
         let right = |pair: &crate::event::PairLine| {
             host.vf_serial(pair.nic).is_some_and(|serial| serial.0 == pair.serial)
         };
-        if pairs.len() != self.lanes.len() || !pairs.iter().all(right) {
+        if pairs.len() != self.lanes.iter().filter(|lane| lane.sees_vfs).count()
+            || !pairs.iter().all(right)
+        {
             return Err(format!("wrong pairs in the end: {pairs:?}"));
         }
         let Some(before) = self.in_use else { return Ok(()) };

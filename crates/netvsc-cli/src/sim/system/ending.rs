@@ -39,6 +39,10 @@ impl System {
             let _ = self.stage.world.host.set_vf_link(nic, true);
             let _ = self.stage.world.host.set_vf_pace(nic, VfPace::Prompt);
         }
+        for lane in &mut self.lanes {
+            // Its serial may name another NIC, and then it is rightly in no pair: the next one has a serial of its own.
+            lane.spoilt |= lane.sees_vfs && !lane.knows_vfs;
+        }
         self.stage.world.starve(0);
         self.stage.world.host.bus_policy_mut().reply_delay = Duration::from_micros(200);
         self.expel_strangers(self.now);
@@ -72,7 +76,7 @@ impl System {
         let idle = |lane: &Lane| lane.out.is_idle() && lane.back.is_idle() && lane.group.is_idle();
         let quiet = (0..self.lanes.len()).all(|nic| self.stage.is_quiet(nic));
         let rested = quiet && self.strangers.is_empty() && self.lanes.iter().all(idle);
-        let as_it_should = self.final_as_is || self.all_on_vf();
+        let as_it_should = self.final_as_is || self.all_in_place();
         if rested && as_it_should && self.kept().is_ok() {
             if burst {
                 self.phase = Phase::Over;
@@ -167,17 +171,27 @@ impl System {
         }
     }
 
-    pub(super) fn all_on_vf(&self) -> bool {
-        (0..self.lanes.len()).all(|nic| {
-            self.stage.world.host.vf_place(nic) == VfPlace::InUse
-                && self.stage.world.guest.view(nic).state == "accelerated"
+    /// Whether every NIC is at work, paired and on its VF. One that can use none is on its synthetic path, and says so.
+    pub(super) fn all_in_place(&self) -> bool {
+        self.lanes.iter().enumerate().all(|(nic, lane)| {
+            let view = self.stage.world.guest.view(nic);
+            let may = lane.may_use_vf();
+            let place = match (may, lane.sees_vfs) {
+                (true, _) => VfPlace::InUse,
+                (false, true) => VfPlace::Offered,
+                (false, false) => VfPlace::Moving,
+            };
+            let paired = !view.pair.is_empty() == lane.sees_vfs;
+            let placed = self.stage.world.host.vf_place(nic) == place;
+            let accelerated = view.state == "accelerated";
+            placed && accelerated == may && (may || lane.ready && paired)
         })
     }
 
-    /// Whether every NIC is on its VF and has all of its queues: one that lacked one had fewer pages in use than later.
+    /// Whether every NIC is in its place and has all of its queues: one that lacked one had fewer pages in use than later.
     pub(super) fn is_complete(&self) -> bool {
         let guest = &self.stage.world.guest;
-        self.all_on_vf() && (0..self.lanes.len()).all(|nic| !guest.lacks_queues(nic))
+        self.all_in_place() && (0..self.lanes.len()).all(|nic| !guest.lacks_queues(nic))
     }
 
     pub(super) fn standing(&self) -> String {

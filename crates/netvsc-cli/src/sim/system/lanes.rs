@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyperv_host::nic::SwitchAnswer;
 use hyperv_host::switch::Offered;
+use hyperv_host::vf::layout::LONGEST_FRAME;
 use netvsc::MacAddress;
 use rand_core::Rng;
 
@@ -22,6 +23,14 @@ pub(super) struct Lane {
     /// Its VF has a MAC that is not the NIC's.
     pub(super) spoilt: bool,
     pub(super) mac: MacAddress,
+    /// As the NIC said it when it was ready last.
+    pub(super) mtu: u32,
+    /// It has had a larger one before.
+    pub(super) narrowed: bool,
+    /// Whether guest and host speak a version in which the guest asks for VFs.
+    pub(super) knows_vfs: bool,
+    /// Whether the guest gets to see its VFs: a host that never announces them offers those only that it offers before.
+    pub(super) sees_vfs: bool,
     /// How the host answers the first switches, by the script.
     pub(super) answers: Vec<SwitchAnswer>,
     /// The host has told a path that was not so.
@@ -39,7 +48,24 @@ pub(super) struct Lane {
 /// How long a guest waits for a switch before it goes on without.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The largest MTU of the hosts' VFs: their frames have room for Ethernet header and tag besides.
+const VF_MTU: u32 = LONGEST_FRAME as u32 - 18;
+
 impl Lane {
+    /// The NIC has this MTU, in both directions.
+    pub(super) fn set_mtu(&mut self, mtu: u32) {
+        self.narrowed |= mtu < self.mtu;
+        self.mtu = mtu;
+        for flows in [&mut self.out, &mut self.back, &mut self.group] {
+            flows.set_mtu(mtu);
+        }
+    }
+
+    /// Whether the NIC is to use its VF. Where the host knows of none, or the VF cannot take the NIC's frames, it is not.
+    pub(super) fn may_use_vf(&self) -> bool {
+        self.knows_vfs && self.mtu <= VF_MTU
+    }
+
     /// The host may have dropped frames by what it said of the path, or did not do; `left` answers of its script are to come.
     pub(super) fn lied(&self, left: usize) -> bool {
         let excuse = |answer: &SwitchAnswer| match answer {

@@ -94,3 +94,23 @@ fn a_frame_that_is_lost_overtaken_changed_or_a_stranger_is_noticed() {
     assert!(other.arrived(&frames[0]).unwrap_err().contains("nic3"));
     assert!(flows.arrived(&frames[0][..20]).unwrap_err().contains("20 bytes"));
 }
+
+#[test]
+fn frames_are_as_long_as_the_mtu_lets_them_and_no_longer() {
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(68);
+    let mut flows = Flows::new(3, Way::In, MACS, 9);
+    flows.want(4096);
+    for (mtu, least) in [(9000, 8000), (68, 80), (1500, 1400)] {
+        // What was made and not taken yet may be too long for the next one.
+        flows.front(&mut random).expect("a frame");
+        flows.set_mtu(mtu);
+        let mut longest = 0;
+        for _ in 0..200 {
+            let frame = flows.front(&mut random).expect("a frame").to_vec();
+            flows.taken();
+            longest = longest.max(frame.len());
+            assert_eq!(flows.arrived(&frame), Ok(()));
+        }
+        assert!((least..=14 + mtu as usize).contains(&longest), "{mtu}: {longest}");
+    }
+}
