@@ -125,6 +125,16 @@ fn what_a_host_sends_to_a_vf_that_it_says_it_has_left_is_lost_by_its_lie_and_by_
     assert!(!books.lied && books.missing_in == 0 && books.dropped_in == 0, "{books:?}");
 }
 
+// Found by seeds 5004071 and 5008388 of the profile reset: the NIC has stopped, and only its channel is still to close.
+#[test]
+fn a_guest_may_go_to_sleep_while_its_nics_start() {
+    for (seed, acts) in [(5_004_071, 2), (5_008_388, 2)] {
+        let outcome = one(seed, Profile::Reset, acts, &mut |_| {});
+        assert_eq!(outcome.failure, None);
+        assert_eq!(outcome.figures.fired.get("hibernate"), Some(&1));
+    }
+}
+
 #[test]
 fn a_nic_whose_frames_its_vf_cannot_take_is_on_its_synthetic_path_until_it_can() {
     let system = acted(vec![

@@ -181,7 +181,7 @@ impl System {
                 (false, true) => VfPlace::Offered,
                 (false, false) => VfPlace::Moving,
             };
-            let paired = !view.pair.is_empty() == lane.sees_vfs;
+            let paired = view.pair.is_empty() != lane.sees_vfs;
             let placed = self.stage.world.host.vf_place(nic) == place;
             let accelerated = view.state == "accelerated";
             placed && accelerated == may && (may || lane.ready && paired)
