@@ -156,7 +156,7 @@ impl Machine for RemoteMachine {
                 continue;
             }
             let port = SimulatedPort::open(window, &*self.arena, VF_DEPTH);
-            opened.push(RemotePort::Simulated(Box::new(port.map_err(|error| error.to_string())?)));
+            opened.push(RemotePort::simulated(port.map_err(|error| error.to_string())?));
             open.push(Window { bus, page: at, doorbell, interrupt });
         }
         Ok(opened)

@@ -1,5 +1,7 @@
 //! The port of a VF in a guest whose host is another process: registers in shared memory, or an interface of the kernel's.
 
+mod closing;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,19 +10,27 @@ use netvsc::nic::TxWork;
 use netvsc::rndis::packet::LargeSend;
 use netvsc::{MacAddress, PathOffloads, PortError, PortLink, PortSettings, VfPort};
 use netvsc_linux::netlink::{Connection, Event, Link, Monitor, NetlinkError, Topics};
-use netvsc_linux::vf::{PacketConfig, PacketPort, PortEars, Reception};
+use netvsc_linux::vf::{PacketConfig, PacketPort, PortEars, Reception, VfError};
 use netvsc_linux::xdp::{XdpConfig, XdpPort};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmbus::{Guid, Instant};
 
 use super::hush::{self, Hush};
+use closing::Closing;
 
 /// How soon frames are tried again that the kernel did not take.
 const AGAIN: Duration = Duration::from_micros(500);
 
-/// A port of either kind.
+/// A port of any kind. One over an interface of the kernel's is closed behind the back of whoever drops it.
 #[derive(Debug)]
-pub enum RemotePort {
+pub struct RemotePort {
+    /// There until it is dropped.
+    kind: Option<Kind>,
+    closing: Closing,
+}
+
+#[derive(Debug)]
+enum Kind {
     /// Of the simulated device.
     Simulated(Box<SimulatedPort>),
     /// An interface, through the kernel's stack.
@@ -30,66 +40,86 @@ pub enum RemotePort {
 }
 
 impl RemotePort {
-    fn port(&mut self) -> &mut dyn VfPort {
-        match self {
-            Self::Simulated(port) => &mut **port,
-            Self::Packet(port) => &mut **port,
-            Self::Xdp(port) => &mut **port,
+    /// The port of a simulated device.
+    pub(super) fn simulated(port: SimulatedPort) -> Self {
+        Self { kind: Some(Kind::Simulated(Box::new(port))), closing: Closing::default() }
+    }
+
+    fn port(&mut self) -> Option<&mut dyn VfPort> {
+        match &mut self.kind {
+            Some(Kind::Simulated(port)) => Some(&mut **port),
+            Some(Kind::Packet(port)) => Some(&mut **port),
+            Some(Kind::Xdp(port)) => Some(&mut **port),
+            None => None,
+        }
+    }
+}
+
+impl Drop for RemotePort {
+    fn drop(&mut self) {
+        match self.kind.take() {
+            Some(Kind::Packet(port)) => self.closing.close(port),
+            Some(Kind::Xdp(port)) => self.closing.close(port),
+            Some(Kind::Simulated(_)) | None => {}
         }
     }
 }
 
 impl VfPort for RemotePort {
     fn permanent_mac(&self) -> Option<MacAddress> {
-        match self {
-            Self::Simulated(port) => port.permanent_mac(),
-            Self::Packet(port) => port.permanent_mac(),
-            Self::Xdp(port) => port.permanent_mac(),
+        match self.kind.as_ref()? {
+            Kind::Simulated(port) => port.permanent_mac(),
+            Kind::Packet(port) => port.permanent_mac(),
+            Kind::Xdp(port) => port.permanent_mac(),
         }
     }
 
     fn link(&mut self) -> PortLink {
-        self.port().link()
+        self.port().map_or(PortLink::Gone, VfPort::link)
     }
 
     fn configure(&mut self, settings: PortSettings) -> Result<(), PortError> {
-        self.port().configure(settings)
+        self.port().ok_or(PortError::Gone)?.configure(settings)
     }
 
     fn offloads(&self) -> PathOffloads {
-        match self {
-            Self::Simulated(port) => port.offloads(),
-            Self::Packet(port) => port.offloads(),
-            Self::Xdp(port) => port.offloads(),
+        match &self.kind {
+            Some(Kind::Simulated(port)) => port.offloads(),
+            Some(Kind::Packet(port)) => port.offloads(),
+            Some(Kind::Xdp(port)) => port.offloads(),
+            None => PathOffloads::default(),
         }
     }
 
     fn transmit_with(&mut self, frame: &[u8], work: &TxWork) -> Result<(), PortError> {
-        self.port().transmit_with(frame, work)
+        self.port().ok_or(PortError::Gone)?.transmit_with(frame, work)
     }
 
     fn transmit(&mut self, frame: &[u8]) -> Result<(), PortError> {
-        match self {
-            Self::Simulated(port) => port.transmit(frame),
-            Self::Packet(port) => port.transmit(frame),
-            Self::Xdp(port) => port.transmit(frame),
+        match &mut self.kind {
+            Some(Kind::Simulated(port)) => port.transmit(frame),
+            Some(Kind::Packet(port)) => port.transmit(frame),
+            Some(Kind::Xdp(port)) => port.transmit(frame),
+            None => Err(PortError::Gone),
         }
     }
 
     fn flush(&mut self) {
-        self.port().flush();
+        if let Some(port) = self.port() {
+            port.flush();
+        }
     }
 
     fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> usize {
-        self.port().receive(sink)
+        self.port().map_or(0, |port| port.receive(sink))
     }
 
     fn receive_whole(&mut self, sink: &mut dyn FnMut(&[u8], Option<LargeSend>)) -> usize {
-        self.port().receive_whole(sink)
+        self.port().map_or(0, |port| port.receive_whole(sink))
     }
 
     fn confirmed(&mut self) -> u64 {
-        self.port().confirmed()
+        self.port().map_or(0, VfPort::confirmed)
     }
 }
 
@@ -139,6 +169,10 @@ pub struct KernelLink {
     pub(super) bus: Option<Guid>,
     /// The port over it: number of the interface, and what to wait for.
     open: Option<(u32, PortEars)>,
+    /// Those over it before.
+    closing: Closing,
+    /// The number of the one whose driver cannot do without copies: trying costs as much as a switch, so it is not tried again.
+    copies: Option<u32>,
     /// The kernel's IP is kept off it.
     hush: Hush,
     /// When frames are tried again.
@@ -153,8 +187,9 @@ impl KernelLink {
     pub(crate) fn new(interface: &VfInterface, root: &Path) -> Result<Self, NetlinkError> {
         let monitor = Monitor::open(Topics::LINKS)?;
         let (interface, notes) = (interface.clone(), Vec::new());
-        let (bus, open, hush, again) = (None, None, Hush::new(root), None);
-        Ok(Self { interface, notes, monitor, bus, open, hush, again, losses: 0, up: true })
+        let (bus, open, copies, hush, again) = (None, None, None, Hush::new(root), None);
+        let (closing, losses, up) = (Closing::default(), 0, true);
+        Ok(Self { interface, notes, monitor, bus, open, closing, copies, hush, again, losses, up })
     }
 
     /// The name under which it comes.
@@ -181,16 +216,19 @@ impl KernelLink {
     /// Takes the interface as the port of a function whose host gave it this MAC.
     pub(crate) fn open(&mut self, bus: Guid, mac: MacAddress) -> Result<RemotePort, String> {
         self.bus = Some(bus);
+        self.closing.wait();
         self.hush();
-        let (port, index, ears) = self.drive(mac)?;
+        let (kind, index, ears) = self.drive(mac)?;
         self.open = Some((index, ears));
-        Ok(port)
+        Ok(RemotePort { kind: Some(kind), closing: self.closing.clone() })
     }
 
     /// Takes the interface by the best means that there are.
-    fn drive(&mut self, mac: MacAddress) -> Result<(RemotePort, u32, PortEars), String> {
+    fn drive(&mut self, mac: MacAddress) -> Result<(Kind, u32, PortEars), String> {
         let VfInterface { name, driver } = &self.interface;
-        if matches!(driver, VfDriver::Auto | VfDriver::Xdp) {
+        let hopeless =
+            *driver == VfDriver::Auto && self.copies.is_some() && self.copies == index_of(name);
+        if matches!(driver, VfDriver::Auto | VfDriver::Xdp) && !hopeless {
             let copies = *driver == VfDriver::Xdp;
             match XdpPort::open(name, XdpConfig { mac: Some(mac), copies, ..XdpConfig::default() })
             {
@@ -202,9 +240,12 @@ impl KernelLink {
                         "{name}: AF_XDP, {place}, {copied}, {queues} queues in, {senders} out"
                     ));
                     let (index, ears) = (port.index(), port.ears());
-                    return Ok((RemotePort::Xdp(Box::new(port)), index, ears));
+                    return Ok((Kind::Xdp(Box::new(port)), index, ears));
                 }
-                Err(why) => self.notes.push(format!("{name}: AF_PACKET, no AF_XDP: {why}")),
+                Err(why) => {
+                    self.copies = matches!(why, VfError::Copies).then(|| index_of(name)).flatten();
+                    self.notes.push(format!("{name}: AF_PACKET, no AF_XDP: {why}"));
+                }
             }
         }
         // Frames out of a ring come later than what the host says meanwhile on the synthetic path: only for who asks for it.
@@ -214,7 +255,7 @@ impl KernelLink {
         let port = PacketPort::open(name, config).map_err(|error| error.to_string())?;
         self.notes.extend(hush::note(&port));
         let (index, ears) = (port.index(), port.ears());
-        Ok((RemotePort::Packet(Box::new(port)), index, ears))
+        Ok((Kind::Packet(Box::new(port)), index, ears))
     }
 
     /// Its function is gone.
@@ -317,6 +358,12 @@ impl KernelLink {
         let named = links.iter().any(|link| link.name == self.interface.name);
         changes.push(if named { Change::There } else { Change::Left });
     }
+}
+
+/// The number of the interface of this name, if there is one.
+fn index_of(name: &str) -> Option<u32> {
+    let links = Connection::open().and_then(|mut kernel| kernel.links()).ok()?;
+    links.iter().find(|link| link.name == name).map(|link| link.index)
 }
 
 #[cfg(test)]

@@ -78,6 +78,9 @@ pub enum VfError {
         /// What it said.
         cause: Errno,
     },
+    /// The driver shares no memory with sockets, and copies are not wanted.
+    #[error("could not do without copies: the driver shares no memory with sockets")]
+    Copies,
     /// The kernel cannot be asked about links.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

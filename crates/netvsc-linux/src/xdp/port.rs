@@ -100,7 +100,7 @@ impl XdpPort {
             .map_err(|cause| obstacle(("attach a program that hands frames over", cause)))?;
         let lanes = open_lanes(index, config.depth).map_err(obstacle)?;
         if !config.copies && lanes.iter().any(|lane| !lane.joint.zero_copy) {
-            return Err(obstacle(("do without copies", Errno::OPNOTSUPP)));
+            return Err(VfError::Copies);
         }
         for (queue, lane) in (0..).zip(&lanes) {
             redirection

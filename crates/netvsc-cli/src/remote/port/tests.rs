@@ -9,7 +9,11 @@ const MAC: MacAddress = MacAddress([0x02, 0x15, 0x5d, 0, 0, 7]);
 const BUS: Guid = Guid::nil();
 
 fn link() -> KernelLink {
-    let interface = VfInterface { name: "vfg".into(), driver: VfDriver::Packet };
+    link_by(VfDriver::Packet)
+}
+
+fn link_by(driver: VfDriver) -> KernelLink {
+    let interface = VfInterface { name: "vfg".into(), driver };
     // Nobody kills these runs, so nobody reads what they write down.
     let root = tempfile::tempdir().expect("a directory");
     KernelLink::new(&interface, root.path()).expect("netlink")
@@ -78,4 +82,27 @@ fn a_port_whose_interface_goes_unheard_is_gone() {
         assert_eq!(news(&mut link), [Change::Gone, Change::There]);
         assert!(!link.is_open());
     });
+}
+
+#[test]
+fn af_xdp_is_tried_once_with_a_driver_that_cannot_do_without_copies() {
+    in_namespace(
+        "remote::port::tests::af_xdp_is_tried_once_with_a_driver_that_cannot_do_without_copies",
+        || {
+            let mut link = link_by(VfDriver::Auto);
+            let tries = |link: &mut KernelLink| {
+                drop(link.open(BUS, MAC).expect("an interface"));
+                link.forget(BUS);
+                let notes = link.take_notes();
+                notes.iter().filter(|note| note.contains("could not do without copies")).count()
+            };
+            ip("link add vfg type veth peer name vfh");
+            assert_eq!(tries(&mut link), 1);
+            assert_eq!(tries(&mut link), 0, "the same again");
+            // Another interface of that name may have another driver.
+            ip("link del vfg");
+            ip("link add vfg type veth peer name vfh");
+            assert_eq!(tries(&mut link), 1);
+        },
+    );
 }
