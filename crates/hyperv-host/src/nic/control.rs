@@ -217,8 +217,8 @@ impl NicService {
                 self.apply_filter(link, port);
                 self.events.push_back(NicServiceEvent::Halted);
             }
-            GuestMessage::Query { request_id, oid, .. } => {
-                let answer = self.query(link, oid);
+            GuestMessage::Query { request_id, oid, info } => {
+                let answer = self.query(link, oid, info);
                 let status = *answer.as_ref().err().unwrap_or(&Status::SUCCESS);
                 let info = &answer.unwrap_or_default();
                 link.control.push(HostMessage::QueryComplete { request_id, status, info }, due);

@@ -2,7 +2,8 @@
 
 use netvsc::nvsp::{Capabilities, Version};
 use netvsc::rndis::object::{ADDRESS_PARAMETER, LinkState, Parameter, encode_friendly_name};
-use netvsc::rndis::offload::Encapsulation;
+use netvsc::rndis::offload::{Encapsulation, OffloadCapabilities};
+use netvsc::rndis::scaling::ScalingCapabilities;
 use netvsc::rndis::{Oid, Status};
 
 use super::offers::{self, Offloads};
@@ -20,9 +21,18 @@ impl NicService {
     }
 
     /// The answer to a query, or the status that says why there is none.
-    pub(super) fn query(&self, link: &Link, oid: Oid) -> Result<Vec<u8>, Status> {
+    pub(super) fn query(&self, link: &Link, oid: Oid, input: &[u8]) -> Result<Vec<u8>, Status> {
         if let Some(status) = self.refusal(oid) {
             return Err(status);
+        }
+        // A guest says with these which form of the object it knows, and has room for.
+        let known = match oid {
+            Oid::OFFLOAD_HARDWARE_CAPABILITIES => OffloadCapabilities::is_question(input),
+            Oid::RSS_CAPABILITIES => ScalingCapabilities::is_question(input),
+            _ => true,
+        };
+        if !known {
+            return Err(Status::INVALID_DATA);
         }
         let word = |value: u32| Ok(value.to_le_bytes().to_vec());
         let frame = link.setup.frame();

@@ -300,7 +300,7 @@ impl<D: Doorbell> Nic<D> {
             self.query(Oid::OFFLOAD_HARDWARE_CAPABILITIES, &form);
         }
         if self.config.queues > 1 && version >= nvsp::Version::V5 {
-            self.query(Oid::RSS_CAPABILITIES, &[]);
+            self.query(Oid::RSS_CAPABILITIES, &ScalingCapabilities::question());
         }
         Ok(())
     }
@@ -352,7 +352,10 @@ impl<D: Doorbell> Nic<D> {
                 self.stats.bad.value += u64::from(name.is_none());
                 self.name = name.map(|name| name.chars().filter(|it| !it.is_control()).collect());
             }
-            oid => self.learned_number(oid, u32::from_le_bytes(value(oid, info)?))?,
+            oid => match info.first_chunk() {
+                Some(number) => self.learned_number(oid, u32::from_le_bytes(*number))?,
+                None => self.stats.bad.value += 1,
+            },
         }
         Ok(())
     }

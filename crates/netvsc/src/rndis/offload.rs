@@ -175,12 +175,17 @@ impl OffloadCapabilities {
         }
     }
 
-    /// The header by which a guest of this version says, as input of the query, which form it knows.
+    /// The form that a guest of this version knows, as input of the query: a header, and nothing in as many bytes as that says
+    /// (Linux `rndis_filter.c`, FreeBSD `hn_rndis.c`).
     #[must_use]
-    pub const fn question(version: Version) -> [u8; 4] {
-        let (revision, size) = Self::form(version);
-        let [low, high] = size.to_le_bytes();
-        [CAPABILITIES, revision, low, high]
+    pub fn question(version: Version) -> Vec<u8> {
+        Self::default().encode(version)
+    }
+
+    /// Whether the input of a query is such a form, as long as it says at least.
+    #[must_use]
+    pub fn is_question(input: &[u8]) -> bool {
+        is_object(input, CAPABILITIES)
     }
 
     /// Takes the value of the query apart. Newer and longer forms are read as far as they are known.
@@ -220,14 +225,15 @@ impl OffloadCapabilities {
     /// The bytes in the form of a version. Coalescing is in that of versions from 5 on only.
     #[must_use]
     pub fn encode(&self, version: Version) -> Vec<u8> {
-        let (_, size) = Self::form(version);
+        let (revision, size) = Self::form(version);
         let mut bytes = vec![0; usize::from(size)];
         let mut put = |at: usize, field: &[u8]| {
             if let Some(place) = bytes.get_mut(at..at + field.len()) {
                 place.copy_from_slice(field);
             }
         };
-        put(0, &Self::question(version));
+        let [low, high] = size.to_le_bytes();
+        put(0, &[CAPABILITIES, revision, low, high]);
         for (ip, sum, send, coalescing) in [(&self.ipv4, 4, 80, 144), (&self.ipv6, 20, 92, 145)] {
             for (at, set) in [(sum, ip.transmit), (sum + 8, ip.receive)] {
                 if !set.is_empty() {
@@ -245,6 +251,13 @@ impl OffloadCapabilities {
         put(104, &self.large_send_ipv6.bits().to_le_bytes());
         bytes
     }
+}
+
+/// Whether bytes begin with the header of an NDIS object of this kind, and are as long as it says at least.
+pub(super) fn is_object(bytes: &[u8], kind: u8) -> bool {
+    let said = bytes.first_chunk().map(|[_, _, low, high]| u16::from_le_bytes([*low, *high]));
+    bytes.first() == Some(&kind)
+        && said.is_some_and(|said| (4..=bytes.len()).contains(&said.into()))
 }
 
 /// Whether something that has no direction is on.

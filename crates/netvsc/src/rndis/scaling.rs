@@ -2,7 +2,10 @@
 //! [`Oid::RSS_CAPABILITIES`](super::Oid::RSS_CAPABILITIES) and [`Oid::RSS_PARAMETERS`](super::Oid::RSS_PARAMETERS)
 //! (PROTOCOL §9.4).
 
+use alloc::vec;
 use alloc::vec::Vec;
+
+use super::offload::is_object;
 
 /// Bytes of a key.
 pub const KEY_SIZE: usize = 40;
@@ -44,6 +47,11 @@ bitflags::bitflags! {
     }
 }
 
+/// Bytes of the capabilities, and the header that says so: revision 2.
+const SIZE: u16 = 18;
+const HEADER: [u8; 4] = [CAPABILITIES, 2, SIZE as u8, 0];
+/// Entries of a table of the usual size.
+const ENTRIES: u16 = 128;
 /// What of the host's hashing there is: the flags of the capabilities.
 const HASHES: u32 = 0x1 | 0x100 | 0x200;
 
@@ -59,7 +67,22 @@ pub struct ScalingCapabilities {
 }
 
 impl ScalingCapabilities {
-    /// Takes the value of the query apart; `None` if it makes no sense.
+    /// What goes along with the query: the object without a value (Linux `rndis_filter.c`, FreeBSD `hn_rndis.c`).
+    #[must_use]
+    pub fn question() -> Vec<u8> {
+        let mut bytes = vec![0; usize::from(SIZE)];
+        bytes.splice(..4, HEADER);
+        bytes
+    }
+
+    /// Whether the input of a query is such an object, as long as it says at least.
+    #[must_use]
+    pub fn is_question(input: &[u8]) -> bool {
+        is_object(input, CAPABILITIES)
+    }
+
+    /// Takes the value of the query apart; `None` if it makes no sense. Older hosts do not say how many entries their table has: they
+    /// are 128 then.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let half = |at: usize| Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
@@ -67,13 +90,13 @@ impl ScalingCapabilities {
         if *bytes.first()? != CAPABILITIES {
             return None;
         }
-        Some(Self { interrupts: word(8)?, queues: word(12)?, entries: half(16)? })
+        Some(Self { interrupts: word(8)?, queues: word(12)?, entries: half(16).unwrap_or(ENTRIES) })
     }
 
     /// The value of the query, of a host that hashes by Toeplitz, TCP over IPv4 and IPv6.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::from([CAPABILITIES, 2, 18, 0]);
+        let mut bytes = Vec::from(HEADER);
         for word in [HASHES, self.interrupts, self.queues] {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
@@ -97,7 +120,6 @@ impl Scaling {
     /// Frames of TCP, and of everything else by their addresses, spread evenly over so many channels by a table of 128.
     #[must_use]
     pub fn even(queues: u16, key: [u8; KEY_SIZE]) -> Self {
-        const ENTRIES: u16 = 128;
         let types = HashTypes::IPV4 | HashTypes::TCP_IPV4 | HashTypes::IPV6 | HashTypes::TCP_IPV6;
         Self { types, key, table: (0..ENTRIES).map(|at| at % queues.max(1)).collect() }
     }
@@ -402,7 +424,12 @@ mod tests {
         let read = ScalingCapabilities::decode(&bytes);
         assert_eq!(read, Some(ScalingCapabilities { interrupts: 8, queues: 64, entries: 128 }));
         assert_eq!(read.unwrap().encode(), bytes);
-        assert_eq!(ScalingCapabilities::decode(&bytes[..17]), None);
+        assert_eq!(ScalingCapabilities::decode(&bytes[..16]), read, "an older host's");
+        assert_eq!(ScalingCapabilities::decode(&bytes[..15]), None);
+        let question = ScalingCapabilities::question();
+        assert_eq!((&question[..4], &question[4..]), (&bytes[..4], &[0; 14][..]));
+        assert!(ScalingCapabilities::is_question(&question));
+        assert!(!ScalingCapabilities::is_question(&question[..17]));
         bytes[0] = 0x89;
         assert_eq!(ScalingCapabilities::decode(&bytes), None);
     }

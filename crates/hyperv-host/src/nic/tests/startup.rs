@@ -226,7 +226,12 @@ fn another_rndis_version_is_refused_by_status() {
 
 /// The information in a QUERY answer, and its status.
 fn query(rig: &mut Rig, oid: u32) -> (u32, Vec<u8>) {
-    rig.control(&[4, 9, oid, 0, 20, 0]);
+    query_with(rig, oid, &[])
+}
+
+/// The same with these words as its input.
+fn query_with(rig: &mut Rig, oid: u32, input: &[u32]) -> (u32, Vec<u8>) {
+    rig.control(&[&[4, 9, oid, input.len() as u32 * 4, 20, 0], input].concat());
     let heard = rig.hear_and_complete();
     let Some(Heard::Frames { control: true, ranges, .. }) = heard.last() else {
         panic!("{heard:?}")
@@ -250,13 +255,22 @@ fn queries_are_answered() {
     assert_eq!(query(&mut rig, 0x0001_0207).1.len(), 40);
     let (status, name) = query(&mut rig, 0x0002_0216);
     assert_eq!((status, name.len(), &name[..8]), (0, 512, &b"N\0e\0t\0w\0"[..]));
-    let (status, offload) = query(&mut rig, 0xfc01_020d);
+    // The guest has to say which form of these it knows, and to have room for it.
+    let form = [&[0x009c_03a7][..], &[0; 38]].concat();
+    for input in [&[][..], &form[..1], &form[..38], &[0x009c_0388][..]] {
+        assert_eq!(query_with(&mut rig, 0xfc01_020d, input), (0xc001_0015, vec![]), "{input:?}");
+    }
+    let (status, offload) = query_with(&mut rig, 0xfc01_020d, &form);
     assert_eq!((status, offload.len(), &offload[..4]), (0, 156, &[0xa7, 3, 156, 0][..]));
-    let (status, scaling) = query(&mut rig, 0x0001_0203);
+    let form = [0x0012_0288, 0, 0, 0, 0];
+    for input in [&[][..], &form[..4]] {
+        assert_eq!(query_with(&mut rig, 0x0001_0203, input), (0xc001_0015, vec![]), "{input:?}");
+    }
+    let (status, scaling) = query_with(&mut rig, 0x0001_0203, &form);
     assert_eq!((status, &scaling[..4]), (0, &[0x88, 2, 18, 0][..]));
     assert_eq!(scaling[12..18], [64, 0, 0, 0, 128, 0], "queues and entries");
     rig.service.policy_mut().max_queues = 1;
-    assert_eq!(query(&mut rig, 0x0001_0203).0, 0xc000_00bb, "no RSS: one queue");
+    assert_eq!(query_with(&mut rig, 0x0001_0203, &form).0, 0xc000_00bb, "no RSS: one queue");
     rig.settled(0);
 }
 

@@ -13,6 +13,7 @@ use crate::nic::*;
 use crate::nvsp::Version;
 use crate::nvsp::{Capabilities, GuestMessage, HostMessage, MessageType, ReceiveSection, Status};
 use crate::port::Path;
+use crate::rndis::offload::OffloadCapabilities;
 use crate::rndis::{self, Oid};
 
 fn config(config: NicConfig) -> Shape {
@@ -45,7 +46,8 @@ fn start_up_follows_the_order_of_the_protocol() {
             (rndis::MessageType::SET, Some(Oid::CURRENT_PACKET_FILTER)),
         ]
     );
-    assert_eq!(rig.asked[6].2, [0xa7, 3, 156, 0], "the form that is known");
+    let form = OffloadCapabilities::question(Version::V6_1);
+    assert_eq!(rig.asked[6].2, form, "the form that is known, at its length");
     assert_eq!(rig.asked[7].2, 13u32.to_le_bytes());
     assert_eq!(
         rig.events(),
@@ -342,6 +344,41 @@ fn wrong_rndis_replies_end_start_up() {
         rig.say(&last(first.len() as u32 + 1));
         assert_eq!(rig.try_poll(), Err(error));
     }
+}
+
+// As Linux does, who takes a number only if it has its length.
+#[test]
+fn a_number_that_is_too_short_is_as_good_as_none() {
+    let mut rig = rig();
+    rig.held.rndis = true;
+    rig.settle();
+    rig.say(&rndis::HostMessage::InitializeComplete(rndis::InitializeComplete {
+        request_id: 1,
+        status: rndis::Status::SUCCESS,
+        major: 1,
+        minor: 0,
+        device_flags: 1,
+        medium: 0,
+        max_packets: 1,
+        max_transfer: 0x4000,
+        alignment_factor: 0,
+    }));
+    rig.settle();
+    let questions: Vec<_> = rig.asked[1..].iter().map(|(_, oid, _)| *oid).collect();
+    for (request_id, oid) in (2..).zip(questions) {
+        let info = if oid == Some(Oid::PERMANENT_ADDRESS) { &MAC.0[..] } else { &[1, 2, 3] };
+        let status = rndis::Status::SUCCESS;
+        rig.say(&rndis::HostMessage::QueryComplete { request_id, status, info });
+        rig.settle();
+    }
+    let request_id = rig.asked.len() as u32;
+    rig.say(&rndis::HostMessage::SetComplete { request_id, status: rndis::Status::SUCCESS });
+    rig.settle();
+    let ready = |event: &NicEvent| matches!(event, NicEvent::Ready { mac: MAC, mtu: 1500, .. });
+    assert!(rig.events().iter().any(ready));
+    assert_eq!(rig.nic.info().speed, None);
+    // The MTU, link, speed and offloads; a name has any length.
+    assert_eq!(rig.nic.stats().bad.value, 4);
 }
 
 #[test]

@@ -84,9 +84,18 @@ fn short_and_foreign_objects_are_refused() {
 
 #[test]
 fn the_form_follows_the_version() {
-    assert_eq!(OffloadCapabilities::question(Version::V6_1), [0xa7, 3, 156, 0]);
-    assert_eq!(OffloadCapabilities::question(Version::V4), [0xa7, 2, 144, 0]);
-    assert_eq!(OffloadCapabilities::question(Version::V2), [0xa7, 1, 112, 0]);
+    for (version, revision, size) in
+        [(Version::V6_1, 3, 156), (Version::V4, 2, 144), (Version::V2, 1, 112)]
+    {
+        let question = OffloadCapabilities::question(version);
+        assert_eq!(question[..4], [0xa7, revision, size, 0]);
+        assert_eq!(question[4..], vec![0; usize::from(size) - 4], "a value that is not there yet");
+        assert!(OffloadCapabilities::is_question(&question));
+        assert!(!OffloadCapabilities::is_question(&question[..question.len() - 1]), "cut off");
+        assert!(!OffloadCapabilities::is_question(&question[..3]), "no header");
+    }
+    assert!(!OffloadCapabilities::is_question(&[0x88, 2, 4, 0]), "another object");
+    assert!(!OffloadCapabilities::is_question(&[0xa7, 2, 3, 0]), "shorter than its header");
 }
 
 #[test]
