@@ -44,7 +44,7 @@ pub struct PacketConfig {
     /// the usual way: with the first one that it does not take, all frames go there.
     pub bypass: bool,
     /// Whether the kernel's stack is to get none of what is received, of which a packet socket has copies. Otherwise a stack that has the NIC's
-    /// addresses as well would take it twice. Whether that could be had is told by [`PacketPort::alone`].
+    /// addresses as well would take it twice. Whether that could be had is told by [`PacketPort::alone`](super::PacketPort::alone).
     pub alone: bool,
 }
 

@@ -26,7 +26,7 @@ impl PortEars {
         self.parts.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Whether frames wait that the kernel has not taken: try again a little later, by [`VfPort::flush`].
+    /// Whether frames wait that the kernel has not taken: try again a little later, by [`VfPort::flush`](netvsc::VfPort::flush).
     #[must_use]
     pub fn is_stuck(&self) -> bool {
         self.stuck.load(Ordering::Relaxed)
