@@ -18,7 +18,7 @@ const CLASSES: [(u128, &str); 19] = [
     (0xa9a0f4e7_5a45_4d96_b827_8a841e8c03e6, "[Data Exchange]"),
     (0x35fa2e29_ea23_4236_96ae_3a6ebacba440, "[Backup (volume checkpoint)]"),
     (0x34d14be3_dee4_41c8_9ae7_6b174977c192, "[Guest services]"),
-    (0x525074dc_8985_46e2_8057_a307dc18a502, "[Dynamic memory]"),
+    (0x525074dc_8985_46e2_8057_a307dc18a502, "[Dynamic Memory]"),
     (0xcfa8b69e_5b4a_4cc0_b98b_8ba1a1f3f95a, "Synthetic mouse"),
     (0xf912ad6d_2b17_48ea_bd65_f927a61c7684, "Synthetic keyboard"),
     (0xda0a7802_e377_4aac_8e77_0558eb1073f8, "Synthetic framebuffer adapter"),

@@ -71,6 +71,7 @@ fn sub_channels_are_used(habits: Habits) {
     let mut config = NicServiceConfig::new(MAC);
     config.policy.max_queues = 4;
     let (_far, fake) = Far::with(config, 1500, habits);
+    fake.guest.write("proc/sys/kernel/osrelease", "6.16.0-1001-azure");
     let mut run = Run::start(&fake, &["--queues", "4"]);
     let told = run.wait_for("pairing");
     assert_eq!(told["why"], "4 channels are in use");
@@ -100,6 +101,26 @@ fn sub_channels_are_used(habits: Habits) {
 fn sub_channels_that_the_kernel_opens_are_used() {
     in_namespace("frames::sub_channels_that_the_kernel_opens_are_used", || {
         sub_channels_are_used(Habits::default());
+    });
+}
+
+#[test]
+fn none_is_asked_for_where_its_interrupts_would_crash_the_kernel() {
+    in_namespace("frames::none_is_asked_for_where_its_interrupts_would_crash_the_kernel", || {
+        let mut config = NicServiceConfig::new(MAC);
+        config.policy.max_queues = 4;
+        let (_far, fake) = Far::with(config, 1500, MONITORED);
+        fake.guest.write("proc/sys/kernel/osrelease", "6.12.94-cloud");
+        let mut run = Run::start(&fake, &["--queues", "4"]);
+        let told = run.wait_for("pairing");
+        let why = told["why"].as_str().expect("a reason");
+        assert!(why.contains("one channel") && why.contains("Linux 6.16"), "{why}");
+        settle();
+        converse(256 << 10);
+        assert_eq!(metric(&fake, "netvsc_run_queues{device=\"nvt0\"}"), Some(1.0));
+        run.signal(Signal::TERM);
+        assert!(run.end().success());
+        assert_eq!(fake.end().counters.queues_opened, 0);
     });
 }
 

@@ -150,7 +150,7 @@ impl Device {
             OpenOptions::new().read(true).write(true).open(&path)
         };
         let file = Arc::new(file.map_err(UioError::file(path))?);
-        let rings_all = made || rings_all(root);
+        let rings_all = rings_all(root);
         let opened = Self { name, folder, file, maps, made, rings_all };
         opened.map(MapKind::Rings, "txrx_rings")?;
         Ok(opened)
@@ -200,13 +200,22 @@ impl Device {
         self.buffer(id, "send:N")
     }
 
+    /// Whether sub-channels may be asked for, which is so from Linux 6.16 on. Before that the first interrupt of one crashes the kernel
+    /// (`hv_uio_channel_cb` looks for a device that only primary channels have), unless a later stable release mends it, which its number does not tell.
+    #[must_use]
+    pub fn serves_sub_channels(&self) -> bool {
+        self.rings_all
+    }
+
     /// The sub-channels that there are now, in the order of their numbers. The kernel opens them as the host offers them, so there may
-    /// be more in a moment. One that could not be rung is left out: it has no bit in the monitor page, and the kernel's `write` may ring
-    /// for the primary channel only.
+    /// be more in a moment. None where the kernel does not [serve](Self::serves_sub_channels) them.
     ///
     /// # Errors
     /// [`UioError::File`] if their folder cannot be read, [`UioError::Attribute`] for a number that is none.
     pub fn sub_channels(&self) -> Result<Vec<SubChannel>, UioError> {
+        if !self.serves_sub_channels() {
+            return Ok(Vec::new());
+        }
         let channels = self.folder.join("channels");
         let entries = fs::read_dir(&channels).map_err(UioError::file(&channels))?;
         let mut found = Vec::new();
@@ -232,9 +241,7 @@ impl Device {
             // The primary channel has a folder, too; its rings are the device's. A sub-channel without rings is not open yet.
             if index != 0 && ring.exists() {
                 let monitor = self.monitor_number(&folder)?;
-                if monitor.is_some() || self.rings_all {
-                    found.push(SubChannel { channel, index, ring, monitor });
-                }
+                found.push(SubChannel { channel, index, ring, monitor });
             }
         }
         found.sort_by_key(|sub| sub.index);
@@ -422,7 +429,7 @@ fn is_away(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }
 
-/// Whether this kernel rings for sub-channels by a device's descriptor, which it does from 6.16 on.
+/// Whether this kernel rings for sub-channels by a device's descriptor, and survives their interrupts, which it does from 6.16 on.
 fn rings_all(root: &Path) -> bool {
     let release = read_line(&root.join("proc/sys/kernel/osrelease")).unwrap_or_default();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));

@@ -12,7 +12,7 @@
 //! | kernels | what they do | here |
 //! |---|---|---|
 //! | 6.1, 6.6 | take no device whose channel has no bit in the monitor page; `write` masks and unmasks and never rings | rung by the bit |
-//! | before 6.16 | `write` rings for the primary channel at most | a sub-channel without a bit is left unused ([`Device::sub_channels`]) |
+//! | before 6.16 | `write` rings for the primary channel at most; an interrupt of a sub-channel crashes the kernel | none is asked for ([`Device::serves_sub_channels`]) |
 //! | before 6.17 | mask a channel at each interrupt | a channel that rests unmasks itself in the header of its ring |
 //! | some | show a sub-channel's `ring` before it is open, and map it with ENODEV | it is looked at again ([`Device::sub_channel`]) |
 //! | some | do without `monitor_id` where there is none, others say 255 | both are none |

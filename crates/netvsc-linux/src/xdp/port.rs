@@ -98,7 +98,9 @@ impl XdpPort {
         let obstacle = |(doing, cause)| VfError::from_attempt(doing, cause);
         let redirection = Redirection::attach(index, MOST_QUEUES)
             .map_err(|cause| obstacle(("attach a program that hands frames over", cause)))?;
-        let lanes = open_lanes(index, config.depth).map_err(obstacle)?;
+        // A driver may take sockets without copies for a program of its own only (mlx5), and would send nothing under one of the kernel's.
+        let copied = redirection.attachment == Attachment::Generic;
+        let lanes = open_lanes(index, config.depth, copied).map_err(obstacle)?;
         if !config.copies && lanes.iter().any(|lane| !lane.joint.zero_copy) {
             return Err(VfError::Copies);
         }
@@ -237,10 +239,10 @@ impl XdpPort {
 }
 
 /// A socket for each queue of an interface.
-fn open_lanes(index: u32, depth: u32) -> Result<Vec<Lane>, Obstacle> {
+fn open_lanes(index: u32, depth: u32, copied: bool) -> Result<Vec<Lane>, Obstacle> {
     let mut lanes = Vec::new();
     for queue in 0..MOST_QUEUES {
-        match Lane::open(index, queue, depth, false) {
+        match Lane::open(index, queue, depth, copied) {
             Ok(lane) => lanes.push(lane),
             // There are no more queues.
             Err((_, Errno::INVAL)) if queue > 0 => return Ok(lanes),

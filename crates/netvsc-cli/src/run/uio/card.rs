@@ -55,12 +55,19 @@ impl Card {
         let channel = device.channel()?;
         // From here on masks are the NIC's, in the header of the ring.
         device.unmask().map_err(|source| Error::System { doing: "unmask a NIC", source })?;
+        let queues = if device.serves_sub_channels() { config.queues } else { 1 };
+        let config = NicConfig { queues, ..config };
         let nic = Nic::new(channel, receive, Some(send), config, now);
         let nic = nic.map_err(|error| Error::Run(format!("{guid}: {error}")))?;
         let mut adapter = Adapter::new(QueuedNic::new(nic, key), adapter_config());
         // The kernel takes segments as they are.
         adapter.take_whole(true);
         Ok(Self { adapter, search: None, device })
+    }
+
+    /// Whether the kernel can bear more channels than one.
+    pub(super) fn serves_sub_channels(&self) -> bool {
+        self.device.serves_sub_channels()
     }
 
     pub(super) fn adapter(&mut self) -> &mut Adapter<QueuedNic<UioDoorbell>, RemotePort> {

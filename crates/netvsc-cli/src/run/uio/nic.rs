@@ -131,7 +131,12 @@ impl UioNic {
         let Setup { root, guid, key, number, queues, capture, .. } = &self.setup;
         let mut card = Card::open(root, *guid, self.config.clone(), *key, now)?;
         card.adapter().set_tap(capture.as_ref().map(|file| file.tap(*number, *queues)));
+        let (nic, alone) = (*number, !card.serves_sub_channels());
         self.card = Some(card);
+        if alone && self.config.queues > 1 {
+            let why = "one channel is used: interrupts of others crash kernels before Linux 6.16";
+            self.tell(What::Pairing { nic: Some(nic), why: why.into() });
+        }
         (self.life, self.ready, self.rung) = (Life::Working, false, true);
         Ok(())
     }
